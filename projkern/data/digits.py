@@ -1,0 +1,173 @@
+"""Handwritten digits for SynthMNIST: scikit-learn's embedded ones, MNIST's idx files, or OpenML.
+
+Whatever the source, a digit is a 28x28 image of white ink on black paper with MNIST's margins, so the
+rest of the package sees one format (paper, appendix C.3: "one of the MNIST images").
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Split = Literal["train", "validation"]
+
+SIDE = 28  # height and width of an MNIST digit, pixels
+INK = 20  # MNIST's digits are drawn in the middle 20x20 box of the 28x28 image
+_IDX_PREFIX = {"train": "train", "validation": "t10k"}
+_OPENML_TRAIN = 60_000  # rows of mnist_784 that are MNIST's training files; the rest are its test files
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Digit images and their classes.
+
+    Attributes:
+        images: (n, 28, 28) uint8, 0 is paper, 255 is ink.
+        labels: (n,) int64 in [0, 9].
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 3 or 0 in self.images.shape:
+            got = f"{self.images.dtype} {tuple(self.images.shape)}"
+            raise ValueError(f"images is {got}; it must be uint8 of shape (n, h, w) with n, h, w >= 1")
+        if self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"labels is {tuple(self.labels.shape)}; it must be ({len(self.images)},)")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def check_split(split: str) -> None:
+    """Raise ValueError unless ``split`` is "train" or "validation"."""
+    if split not in get_args(Split):
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(map(repr, get_args(Split)))}")
+
+
+def load_digits(source: str | os.PathLike[str] | None = None, split: Split = "train") -> Digits:
+    """Handwritten digits of one split, in a fixed order.
+
+    Args:
+        source: ``None``: scikit-learn's embedded 1,797 digits (8x8, enlarged to MNIST's format; needs no
+            network), first four fifths for training and last fifth for validation. A directory: MNIST's
+            four idx files, gzipped or not, train files for training and t10k files for validation.
+            ``"openml"``: MNIST downloaded, and cached, by scikit-learn.
+        split: "train" or "validation".
+
+    Returns:
+        :class:`Digits` with 28x28 images: 1,438 + 359 from scikit-learn, 60,000 + 10,000 from MNIST.
+
+    Raises:
+        FileNotFoundError: the directory or one of its idx files is missing.
+        ValueError: unknown split, or an idx file that is truncated, is of the wrong kind or has the wrong
+            counts.
+        ConnectionError: OpenML cannot be reached.
+    """
+    check_split(split)
+    if source is None:
+        return _sklearn_digits(split)
+    if source == "openml":
+        return _openml_digits(split)
+    return _idx_digits(Path(source), split)
+
+
+def _sklearn_digits(split: Split) -> Digits:
+    from sklearn.datasets import load_digits as load
+
+    bunch = load()
+    small = torch.from_numpy(bunch.images).float()[:, None] / 16  # [n, 1, 8, 8]
+    large = F.interpolate(small, size=(INK, INK), mode="bicubic", align_corners=False)
+    large = ((large - 0.5) * 2 + 0.5).clamp(0, 1)  # enlarging blurs: restore pen-like edges
+    images = F.pad(large[:, 0] * 255, [(SIDE - INK) // 2] * 4).round().to(torch.uint8)
+    labels = torch.from_numpy(bunch.target).long()
+    held_out = len(images) // 5
+    part = slice(None, -held_out) if split == "train" else slice(-held_out, None)
+    return Digits(images[part], labels[part])
+
+
+def _openml_digits(split: Split) -> Digits:
+    from sklearn.datasets import fetch_openml
+
+    try:
+        pixels, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False)
+    except OSError as error:
+        raise ConnectionError(
+            f"source is 'openml' and OpenML cannot be reached ({error}); give the directory of MNIST's idx "
+            "files, or None for scikit-learn's embedded digits"
+        ) from error
+    part = slice(None, _OPENML_TRAIN) if split == "train" else slice(_OPENML_TRAIN, None)
+    images = torch.from_numpy(pixels[part].astype(np.uint8)).view(-1, SIDE, SIDE)
+    return Digits(images, torch.from_numpy(labels[part].astype(np.int64)))
+
+
+def _idx_digits(directory: Path, split: Split) -> Digits:
+    if not directory.is_dir():
+        raise FileNotFoundError(
+            f"source is {str(directory)!r}, which is no directory; it must be the directory of MNIST's idx "
+            "files, 'openml', or None for scikit-learn's embedded digits"
+        )
+    images_path = _find_idx(directory, f"{_IDX_PREFIX[split]}-images-idx3-ubyte")
+    labels_path = _find_idx(directory, f"{_IDX_PREFIX[split]}-labels-idx1-ubyte")
+    images, labels = read_idx(images_path, ndim=3), read_idx(labels_path, ndim=1)
+    if len(images) != len(labels):
+        raise ValueError(
+            f"{images_path} has {len(images)} images and {labels_path} has {len(labels)} labels; "
+            "the counts must be equal"
+        )
+    if images.shape[1:] != (SIDE, SIDE) or len(images) == 0:
+        raise ValueError(f"{images_path} is {images.shape}; it must be (n, {SIDE}, {SIDE}) with n >= 1")
+    return Digits(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
+
+
+def _find_idx(directory: Path, name: str) -> Path:
+    for path in (directory / name, directory / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{directory} has neither {name} nor {name}.gz; one of them must be there")
+
+
+def read_idx(path: Path, ndim: int) -> np.ndarray:
+    """Read an idx file of unsigned bytes (MNIST's format), gzipped if its name ends in ".gz".
+
+    The file is the magic number 0x0000080N for N dimensions, N big-endian 32-bit sizes, then the bytes.
+
+    Args:
+        path: the file.
+        ndim: number of dimensions it must have.
+
+    Returns:
+        uint8 array of the shape that the file's header gives, writable.
+
+    Raises:
+        ValueError: the file is truncated, too long, badly compressed or has another magic number.
+    """
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path} is truncated or no gzip file ({error})") from error
+    header = 4 + 4 * ndim
+    if len(data) < header:
+        raise ValueError(f"{path} has {len(data)} bytes; its header alone must have {header}")
+    magic, *shape = (int(v) for v in np.frombuffer(data, ">u4", count=1 + ndim))
+    if magic != 0x0800 + ndim:
+        raise ValueError(
+            f"{path} starts with {magic:#010x}; an idx file of bytes with {ndim} dimension(s) must start "
+            f"with {0x0800 + ndim:#010x}"
+        )
+    expected = header + int(np.prod(shape, dtype=np.int64))
+    if len(data) != expected:
+        raise ValueError(f"{path} has {len(data)} bytes; with the sizes {shape} it must have {expected}")
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()

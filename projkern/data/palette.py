@@ -1,0 +1,218 @@
+"""Colour palettes: k-means clusters of RGB pixels, and images as tokens (paper, section 3.2).
+
+"All 32x32 RGB input images were quantized by separately mapping each pixel into one of 512 discrete
+tokens corresponding to one of the color clusters."
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_CELLS = 32  # the colour cube [-1, 1]^3 is cut into 32^3 cells, each with its list of possible answers
+_FIT_PIXELS = 1 << 16  # k-means sees at most this many pixels
+_FORMAT = "projkern-palette-1"  # part of the cache key: change it when fitting changes
+
+
+class Palette:
+    """A list of RGB colours, the meaning of an image's tokens.
+
+    Args:
+        colors: (K, 3) float, RGB in [-1, 1], K >= 2. Kept as float32.
+
+    Raises:
+        ValueError: another shape, or values that are not finite or leave [-1, 1].
+    """
+
+    def __init__(self, colors: Tensor) -> None:
+        if colors.ndim != 2 or colors.shape[1] != 3 or len(colors) < 2:
+            raise ValueError(f"colors is {tuple(colors.shape)}; it must be (K, 3) with K >= 2")
+        self.colors = colors.detach().to(torch.float32)
+        if not bool((self.colors.abs() <= 1).all()):
+            raise ValueError("colors has values that are not finite or leave [-1, 1]; they must be RGB in it")
+        self._candidates = _cell_candidates(self.colors)
+
+    def __len__(self) -> int:
+        return len(self.colors)
+
+    def __repr__(self) -> str:
+        return f"Palette({len(self)} colours, {self.colors.device})"
+
+    def to(self, device: torch.device | str) -> Palette:
+        """The same palette with its tables on ``device``."""
+        moved = object.__new__(Palette)
+        moved.colors, moved._candidates = self.colors.to(device), self._candidates.to(device)
+        return moved
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The nearest colour of each pixel, by Euclidean distance in RGB; of equals, the first.
+
+        The search is exact: each of 32^3 cells of the colour cube lists all colours that are nearest to
+        some point of it, and only those are compared.
+
+        Args:
+            images: (B, 3, H, W) float on the palette's device, RGB; values beyond [-1, 1] are clipped.
+
+        Returns:
+            (B, H*W) int64, tokens in [0, K), row by row from the top left pixel.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images is {tuple(images.shape)}; it must be (B, 3, H, W)")
+        pixels = images.to(torch.float32).clamp(-1, 1).permute(0, 2, 3, 1).reshape(-1, 3)
+        cell = ((pixels + 1) * (_CELLS / 2)).long().clamp(0, _CELLS - 1)
+        cell = (cell[:, 0] * _CELLS + cell[:, 1]) * _CELLS + cell[:, 2]
+        candidates = self._candidates[cell].long()  # [pixels, C], ascending
+        distance = (self.colors[candidates] - pixels[:, None]).square().sum(-1)
+        nearest = candidates.gather(1, distance.argmin(1, keepdim=True))
+        return nearest.view(len(images), -1)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images of tokens.
+
+        Args:
+            tokens: (B, S*S) or (S*S,) integer in [0, K), square images row by row.
+
+        Returns:
+            (B, 3, S, S) or (3, S, S) float32 in [-1, 1].
+
+        Raises:
+            ValueError: the last dimension is no square.
+            IndexError: a token outside [0, K).
+        """
+        side = int(tokens.shape[-1] ** 0.5 + 0.5) if tokens.ndim else 0
+        if tokens.ndim not in (1, 2) or side * side != tokens.shape[-1]:
+            raise ValueError(f"tokens is {tuple(tokens.shape)}; it must be (B, S*S) or (S*S,)")
+        return self.colors[tokens].unflatten(-2, (side, side)).movedim(-1, -3)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the colours as a .npy file, (K, 3) float32, atomically."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.save(file, self.colors.cpu().numpy(), allow_pickle=False)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Palette:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is damaged or holds something else.
+        """
+        with open(path, "rb") as file:
+            try:
+                array = np.load(file, allow_pickle=False)
+                return cls(torch.from_numpy(array))
+            except (ValueError, EOFError, TypeError, AttributeError, OSError) as error:
+                raise ValueError(f"{path} is no palette ({error}); it must be .npy, (K, 3) float32") from error
+
+
+def fit_palette(images: Tensor, colors: int = 512, seed: int = 0, cache: bool = True) -> Palette:
+    """Cluster the pixels of images into a palette (k-means in RGB), darkest colour first.
+
+    Deterministic. The result is cached on disk under a hash of the pixels and all settings; a damaged
+    cache file is rebuilt with a warning.
+
+    Args:
+        images: (B, 3, H, W) float, RGB in [-1, 1]. Of more than 65,536 pixels, that many are drawn.
+        colors: K >= 2, at most the number of pixels.
+        seed: of the drawing of pixels and of k-means.
+        cache: read and write the cache (see :func:`cache_dir`).
+
+    Returns:
+        :class:`Palette` of K colours, on the CPU.
+
+    Raises:
+        ValueError: ``colors`` out of range, another shape of images, or values that are not finite.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images is {tuple(images.shape)}; it must be (B, 3, H, W)")
+    pixels = images.detach().cpu().float().permute(0, 2, 3, 1).reshape(-1, 3)
+    if not 2 <= colors <= len(pixels):
+        raise ValueError(f"colors is {colors}; it must be from 2 to the number of pixels, {len(pixels)}")
+    if not bool((pixels.abs() <= 1).all()):
+        raise ValueError("images has values that are not finite or leave [-1, 1]; they must be RGB in it")
+    if len(pixels) > _FIT_PIXELS:
+        generator = torch.Generator().manual_seed(seed)
+        pixels = pixels[torch.randperm(len(pixels), generator=generator)[:_FIT_PIXELS]]
+    if not cache:
+        return Palette(_kmeans(pixels, colors, seed))
+
+    key = hashlib.sha256(f"{_FORMAT} {colors} {seed} ".encode() + pixels.numpy().tobytes()).hexdigest()[:32]
+    path = cache_dir() / "palettes" / f"{key}.npy"
+    try:
+        palette = Palette.load(path)
+        if len(palette) == colors:
+            return palette
+        warnings.warn(f"{path} holds {len(palette)} colours, not {colors}: rebuilding it", stacklevel=2)
+    except FileNotFoundError:
+        pass
+    except (ValueError, OSError) as error:
+        warnings.warn(f"damaged palette cache, rebuilding it: {error}", stacklevel=2)
+    palette = Palette(_kmeans(pixels, colors, seed))
+    try:
+        palette.save(path)
+    except OSError as error:
+        warnings.warn(f"the palette could not be cached: {error}", stacklevel=2)
+    return palette
+
+
+def cache_dir() -> Path:
+    """Where projkern caches: $PROJKERN_CACHE, else $XDG_CACHE_HOME/projkern, else ~/.cache/projkern."""
+    if own := os.environ.get("PROJKERN_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "projkern"
+
+
+def _kmeans(pixels: Tensor, colors: int, seed: int) -> Tensor:
+    from sklearn.cluster import MiniBatchKMeans
+
+    model = MiniBatchKMeans(colors, random_state=seed, n_init=1, batch_size=8192, max_iter=20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fewer distinct pixels than colours: repeated colours do no harm
+        model.fit(pixels.numpy())
+    centers = torch.from_numpy(model.cluster_centers_).float().clamp(-1, 1)
+    return centers[centers.sum(1).argsort(stable=True)]
+
+
+def _cell_candidates(colors: Tensor) -> Tensor:
+    """All colours that are nearest to some point of each cell: (32^3, C) int, padded with the first one.
+
+    A colour can be nearest within a cell only if its smallest distance to the cell is at most the
+    smallest, over colours, of the largest distance to it. Both are sums over the three axes.
+    """
+    edges = torch.linspace(-1, 1, _CELLS + 1, dtype=torch.float64)
+    low, high = edges[:-1, None, None], edges[1:, None, None]  # [cells, 1, 1]
+    c = colors.detach().cpu().double()  # [K, 3]
+    near = (low - c).clamp(min=0).maximum(c - high).square()  # [cells, K, 3]
+    far = (c - low).abs().maximum((high - c).abs()).square()
+
+    def total(d: Tensor, i: int) -> Tensor:  # over the cells (i, :, :)
+        return d[i, :, 0] + (d[:, None, :, 1] + d[None, :, :, 2])  # [cells, cells, K]
+
+    possible = torch.cat(
+        [total(near, i) <= total(far, i).amin(-1, keepdim=True) + 1e-6 for i in range(_CELLS)]
+    ).flatten(0, 1)  # [cells^3, K]
+    count = possible.sum(1)
+    cell, color = possible.nonzero(as_tuple=True)
+    slot = torch.arange(len(cell)) - (count.cumsum(0) - count)[cell]
+    first = possible.int().argmax(1)
+    table = first[:, None].repeat(1, int(count.max()))
+    table[cell, slot] = color
+    return table.to(torch.int32).to(colors.device)
