@@ -1,0 +1,204 @@
+"""The projection as torch operators: schema, fake kernels, dispatch to a backend, and gradients.
+
+``projkern::project_forward`` and ``projkern::project_backward`` are opaque to ``torch.compile``. The autograd
+functions stand outside of them. Both are differentiable: the map is trilinear in (W, p, q), so the gradient
+of the backward is made of the same two operators, and every order of derivative follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .plan import Plan, make_plan
+
+_library = torch.library.Library("projkern", "DEF")
+_library.define(
+    "project_forward(Tensor[] weights, Tensor p, Tensor q, int[] entries, ScalarType dtype) -> Tensor"
+)
+_library.define(
+    "project_backward(Tensor[] weights, Tensor p, Tensor q, Tensor[] grads, int[] entries,"
+    " bool need_weights, bool need_p, bool need_q) -> (Tensor[], Tensor, Tensor)"
+)
+_forward = torch.ops.projkern.project_forward.default
+_backward = torch.ops.projkern.project_backward.default
+
+
+def project(weights: list[Tensor], p: Tensor, q: Tensor, entries: list[int], dtype: torch.dtype) -> list[Tensor]:
+    """Project every matrix of ``entries``; no argument is checked here.
+
+    Args:
+        weights: distinct tensors (layers, rows, cols) of one dtype on one device.
+        p: (B, sum of rows over the matrices), q: (B, sum of cols), float32 (float64 for float64 weights).
+        entries: (weight, row_group, col_group) of each projection, flattened.
+        dtype: of the result.
+
+    Returns:
+        One (B, rows / row_group, cols / col_group) for each matrix: the layers of the first entry, of the
+        second, and so on. All are views of one buffer.
+    """
+    return list(_Project.apply(p, q, entries, dtype, *weights))
+
+
+def _plan(weights: list[Tensor], entries: list[int]) -> Plan:
+    shapes = tuple((int(w.shape[0]), int(w.shape[1]), int(w.shape[2])) for w in weights)
+    # Dynamo cannot trace a cached function; it calls this once for each graph.
+    build = make_plan.__wrapped__ if torch.compiler.is_compiling() else make_plan
+    return build(shapes, tuple(zip(entries[::3], entries[1::3], entries[2::3])))
+
+
+@torch.no_grad()
+def _project_forward(
+    weights: list[Tensor], p: Tensor, q: Tensor, entries: list[int], dtype: torch.dtype
+) -> Tensor:
+    plan, batch = _plan(weights, entries), p.shape[0]
+    flat = p.new_empty(sum(plan.output_sizes(batch)), dtype=dtype)
+    backend = backends.select(p.device, weights[0].dtype, dtype)
+    backend.project_forward(plan, [w.contiguous() for w in weights], p.contiguous(), q.contiguous(), flat)
+    plan.zero_padding(flat, batch)
+    return flat
+
+
+@torch.no_grad()
+def _project_backward(
+    weights: list[Tensor],
+    p: Tensor,
+    q: Tensor,
+    grads: list[Tensor],
+    entries: list[int],
+    need_weights: bool,
+    need_p: bool,
+    need_q: bool,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    plan = _plan(weights, entries)
+    # A gradient may arrive with any strides: expanded after a sum, sliced after a concatenation.
+    grads = [g.contiguous() for g in grads]
+    weights = [w.contiguous() for w in weights]
+    d_weights = [torch.empty_like(w) for w in weights] if need_weights else []
+    dp = p.new_empty(p.shape if need_p else 0)
+    dq = q.new_empty(q.shape if need_q else 0)
+    backend = backends.select(p.device, weights[0].dtype, grads[0].dtype)
+    backend.project_backward(
+        plan,
+        weights,
+        p.contiguous(),
+        q.contiguous(),
+        grads,
+        d_weights if need_weights else None,
+        dp if need_p else None,
+        dq if need_q else None,
+    )
+    return d_weights, dp, dq
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("project_forward", _project_forward, _key)
+    _library.impl("project_backward", _project_backward, _key)
+
+
+@torch.library.register_fake("projkern::project_forward", lib=_library)
+def _fake_forward(
+    weights: list[Tensor], p: Tensor, q: Tensor, entries: list[int], dtype: torch.dtype
+) -> Tensor:
+    return p.new_empty(sum(_plan(weights, entries).output_sizes(p.shape[0])), dtype=dtype)
+
+
+@torch.library.register_fake("projkern::project_backward", lib=_library)
+def _fake_backward(
+    weights: list[Tensor],
+    p: Tensor,
+    q: Tensor,
+    grads: list[Tensor],
+    entries: list[int],
+    need_weights: bool,
+    need_p: bool,
+    need_q: bool,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    d_weights = [w.new_empty(w.shape) for w in weights] if need_weights else []
+    return d_weights, p.new_empty(p.shape if need_p else 0), q.new_empty(q.shape if need_q else 0)
+
+
+def _split(entries: list[int], rest: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    count = 1 + max(entries[::3])
+    return list(rest[:count]), list(rest[count:])
+
+
+class _Project(torch.autograd.Function):
+    """(p, q, entries, dtype, *weights) -> one projected matrix a layer and entry, views of one buffer."""
+
+    @staticmethod
+    def forward(p: Tensor, q: Tensor, entries: list[int], dtype: torch.dtype, *weights: Tensor) -> Any:
+        flat = _forward(list(weights), p, q, entries, dtype)
+        return tuple(_plan(list(weights), entries).output_views(flat, p.shape[0]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        p, q, ctx.entries, _, *weights = inputs
+        ctx.save_for_backward(p, q, *weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        p, q, *weights = ctx.saved_tensors
+        need_p, need_q, _, _, *need_weights = ctx.needs_input_grad
+        needs = (any(need_weights), need_p, need_q)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            dp, dq, *d_weights = _ProjectBackward.apply(p, q, ctx.entries, needs, *weights, *grads)
+        else:  # no further derivative is asked for (a compiled graph never has one)
+            d_weights, dp, dq = _backward(weights, p, q, list(grads), ctx.entries, *needs)
+        return (
+            dp if need_p else None,
+            dq if need_q else None,
+            None,
+            None,
+            *(d_weights if needs[0] else [None] * len(weights)),
+        )
+
+
+class _ProjectBackward(torch.autograd.Function):
+    """(p, q, entries, needs, *weights, *grads) -> dp, dq, *d_weights; one not needed is empty."""
+
+    @staticmethod
+    def forward(
+        p: Tensor, q: Tensor, entries: list[int], needs: tuple[bool, bool, bool], *rest: Tensor
+    ) -> Any:
+        weights, grads = _split(entries, rest)
+        d_weights, dp, dq = _backward(weights, p, q, grads, entries, *needs)
+        return dp, dq, *d_weights
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        p, q, ctx.entries, ctx.needs, *rest = inputs
+        ctx.save_for_backward(p, q, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, c_p: Tensor, c_q: Tensor, *c_weights: Tensor) -> Any:
+        """Differentiate <c_W, dW> + <c_p, dp> + <c_q, dq> = <G, F(c_W, p, q) + F(W, c_p, q) + F(W, p, c_q)>."""
+        p, q, *rest = ctx.saved_tensors
+        weights, grads = _split(ctx.entries, rest)
+        terms = [(list(c_weights), p, q), (weights, c_p, q), (weights, p, c_q)]
+        total: list[Tensor | None] = [None] * (2 + len(rest))
+
+        def add(first: int, terms: Any) -> None:
+            for i, term in enumerate(terms, first):
+                so_far = total[i]
+                total[i] = term if so_far is None else so_far + term
+
+        for cotangent, (W_k, p_k, q_k) in enumerate(terms):
+            if not ctx.needs[cotangent]:
+                continue
+            outputs = _Project.apply(p_k, q_k, ctx.entries, grads[0].dtype, *W_k)
+            add(2 + len(weights), outputs)
+            # The cotangent takes the place of one factor; the gradient goes to the two others.
+            needs = (cotangent != 0, cotangent != 1, cotangent != 2)
+            dp, dq, *d_weights = _ProjectBackward.apply(p_k, q_k, ctx.entries, needs, *W_k, *grads)
+            if needs[0]:
+                add(2, d_weights)
+            if needs[1]:
+                add(0, [dp])
+            if needs[2]:
+                add(1, [dq])
+        return *total[:2], None, None, *total[2:]

@@ -1,0 +1,215 @@
+"""The GPT that everything here is made of: source, baseline and projected model are this one function.
+
+GPT-2 blocks with biases, learned positions and an untied head. Position 0 is a start slot: a learned vector,
+or Linear(t) in the conditional baseline (paper, Sec. 3.3.1); the logits at position i predict token i.
+Each linear operator's weights are stacked over layers, (L, N, M), so that one call projects them all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LINEARS = ("attn_qkv", "attn_out", "mlp_in", "mlp_out")
+"""The linear operators of a layer, in the order of every stacked or concatenated quantity."""
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of a GPT.
+
+    Args:
+        vocab_size: number of tokens.
+        n_positions: longest sequence.
+        n_embd: width d.
+        n_layer: number of blocks.
+        n_head: attention heads, each n_embd / n_head wide.
+        dropout: rate on embeddings, attention and residual branches while training.
+        task_dim: None, or the length of t: then the start slot holds Linear(t), and the model is conditional.
+    """
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    dropout: float = 0.0
+    task_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; it was {getattr(self, name)}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd must be a multiple of n_head = {self.n_head}; it was {self.n_embd}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); it was {self.dropout}")
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of each linear operator of a layer."""
+        d = self.n_embd
+        return {"attn_qkv": (3 * d, d), "attn_out": (d, d), "mlp_in": (4 * d, d), "mlp_out": (d, 4 * d)}
+
+
+class Affine(NamedTuple):
+    """A weight and its bias: of a norm (d,), (d,); of a linear operator (N, M), (N,), or one a task: (U, N, M), (U, N)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Layer(NamedTuple):
+    """All that one block computes with."""
+
+    norm_1: Affine
+    attn_qkv: Affine
+    attn_out: Affine
+    norm_2: Affine
+    mlp_in: Affine
+    mlp_out: Affine
+
+
+def _linear(x: Tensor, affine: Affine) -> Tensor:
+    if affine.weight.dim() == 2:
+        return F.linear(x, *affine)
+    return torch.baddbmm(affine.bias[:, None], x, affine.weight.mT)
+
+
+def transformer(x: Tensor, layers: list[Layer], batch: int, n_head: int, dropout: float) -> Tensor:
+    """Run the blocks.
+
+    Args:
+        x: (U, k·T, d): the sequences of U tasks, k each (U = 1 where all share their weights).
+        layers: weights shared by all tasks, or one for each of the U.
+        batch: U·k, the number of sequences.
+        dropout: rate, 0 when not training.
+    """
+    tasks, tokens, width = x.shape
+    for layer in layers:
+        h = F.layer_norm(x, (width,), *layer.norm_1)
+        qkv = _linear(h, layer.attn_qkv).view(batch, -1, 3, n_head, width // n_head)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [batch, head, T, head width]
+        h = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
+        h = _linear(h.transpose(1, 2).reshape(tasks, tokens, width), layer.attn_out)
+        x = x + F.dropout(h, dropout, dropout > 0)
+        h = F.layer_norm(x, (width,), *layer.norm_2)
+        h = _linear(F.gelu(_linear(h, layer.mlp_in), approximate="tanh"), layer.mlp_out)
+        x = x + F.dropout(h, dropout, dropout > 0)
+    return x
+
+
+class Tables(nn.Module):
+    """What a model has besides its linear operators: embeddings, start vector, norms and head."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        d, layers = config.n_embd, config.n_layer
+        self.token_embedding = nn.Parameter(torch.randn(config.vocab_size, d) * 0.02)
+        self.position_embedding = nn.Parameter(torch.randn(config.n_positions, d) * 0.02)
+        if config.task_dim is None:
+            self.start = nn.Parameter(torch.randn(d) * 0.02)
+        else:
+            self.start_of_task = nn.Linear(config.task_dim, d)
+        self.norm_1_weight = nn.Parameter(torch.ones(layers, d))
+        self.norm_1_bias = nn.Parameter(torch.zeros(layers, d))
+        self.norm_2_weight = nn.Parameter(torch.ones(layers, d))
+        self.norm_2_bias = nn.Parameter(torch.zeros(layers, d))
+        self.final_norm_weight = nn.Parameter(torch.ones(d))
+        self.final_norm_bias = nn.Parameter(torch.zeros(d))
+        self.head = nn.Parameter(torch.randn(config.vocab_size, d) * 0.02)
+
+    def embed(self, tokens: Tensor, t: Tensor | None) -> Tensor:
+        """(B, T) tokens -> (B, T, d): the start slot, then all tokens but the last, each with its position."""
+        if t is None:
+            start = self.start.expand(len(tokens), 1, -1)
+        else:
+            start = self.start_of_task(t)[:, None]
+        x = torch.cat([start, F.embedding(tokens[:, :-1], self.token_embedding)], dim=1)
+        return x + self.position_embedding[: tokens.shape[1]]
+
+    def norms(self) -> list[tuple[Affine, Affine]]:
+        """The two norms of each layer."""
+        first = zip(self.norm_1_weight.unbind(0), self.norm_1_bias.unbind(0))
+        second = zip(self.norm_2_weight.unbind(0), self.norm_2_bias.unbind(0))
+        return [(Affine(*a), Affine(*b)) for a, b in zip(first, second)]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., vocab_size)."""
+        x = F.layer_norm(x, (x.shape[-1],), self.final_norm_weight, self.final_norm_bias)
+        return F.linear(x, self.head)
+
+
+class GPT(nn.Module):
+    """A GPT, with one set of weights for all: M_s, its conditional form, or one generated model.
+
+    Args:
+        config: the shape; a ``task_dim`` makes it the conditional baseline.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tables = Tables(config)
+        self.weights = nn.ParameterDict()
+        self.biases = nn.ParameterDict()
+        for name, (rows, cols) in config.linear_shapes().items():
+            # GPT-2's 0.02 at d = 768 is about half of 1 / sqrt(fan in); residual branches shrink with depth.
+            std = 0.5 / math.sqrt(cols) / (math.sqrt(2 * config.n_layer) if name.endswith("out") else 1)
+            self.weights[name] = nn.Parameter(torch.randn(config.n_layer, rows, cols) * std)
+            self.biases[name] = nn.Parameter(torch.zeros(config.n_layer, rows))
+
+    def forward(self, tokens: Tensor, t: Tensor | None = None) -> Tensor:
+        """Predict every token from those before it.
+
+        Args:
+            tokens: (B, T) int64, T at most ``n_positions``.
+            t: (B, task_dim) for a conditional model, None for all others.
+
+        Returns:
+            (B, T, vocab_size) logits; those at position i predict ``tokens[:, i]``.
+
+        Raises:
+            ValueError: tokens of another shape, or a t where none is taken or the other way round.
+        """
+        check_tokens(tokens, self.config)
+        if (t is None) != (self.config.task_dim is None):
+            wanted = "None" if self.config.task_dim is None else f"(B, {self.config.task_dim})"
+            raise ValueError(f"t must be {wanted} for this model; it was {t if t is None else tuple(t.shape)}")
+        if t is not None:
+            check_task(t, len(tokens), self.config.task_dim)
+        dropout = self.config.dropout if self.training else 0.0
+        x = F.dropout(self.tables.embed(tokens, t), dropout, dropout > 0)
+        x = transformer(x.view(1, -1, x.shape[-1]), self._layers(), len(tokens), self.config.n_head, dropout)
+        return self.tables.logits(x).view(*tokens.shape, -1)
+
+    def _layers(self) -> list[Layer]:
+        linears = [
+            [Affine(w, b) for w, b in zip(self.weights[name].unbind(0), self.biases[name].unbind(0))]
+            for name in LINEARS
+        ]
+        return assemble(self.tables.norms(), linears)
+
+
+def assemble(norms: list[tuple[Affine, Affine]], linears: list[list[Affine]]) -> list[Layer]:
+    """Sort norms (by layer) and linear operators (by operator, then layer) into layers."""
+    return [
+        Layer(norm_1, qkv, out, norm_2, mlp_in, mlp_out)
+        for (norm_1, norm_2), qkv, out, mlp_in, mlp_out in zip(norms, *linears)
+    ]
+
+
+def check_tokens(tokens: Tensor, config: GPTConfig) -> None:
+    if tokens.dim() != 2 or tokens.dtype != torch.int64:
+        raise ValueError(f"tokens must be int64 (B, T); it was {tokens.dtype} {tuple(tokens.shape)}")
+    if not 1 <= tokens.shape[1] <= config.n_positions:
+        raise ValueError(f"tokens must hold 1 to {config.n_positions} positions; it held {tokens.shape[1]}")
+
+
+def check_task(t: Tensor, batch: int, task_dim: int | None) -> None:
+    if t.shape != (batch, task_dim):
+        raise ValueError(f"t must be ({batch}, {task_dim}), one task identifier an example; it was {tuple(t.shape)}")

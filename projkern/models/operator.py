@@ -1,0 +1,189 @@
+"""The projection operator rho_s: from a source and a task identifier to a small model, one for each example.
+
+    W_s = P(t) W_1 Q(t),   b_s = P(t) b_1 + b                                      (paper, Eq. 1 and Sec. 2.2)
+
+The small model's embeddings, norms, head and the additive biases b are its own, and do not depend on t.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional import project_layers
+from .generators import DiagonalGenerator
+from .gpt import GPT, LINEARS, Affine, Tables, assemble, check_task, check_tokens, transformer
+
+
+class TaskWeights(NamedTuple):
+    """The linear operators of U generated models, by operator and then layer."""
+
+    weights: list[Tensor]  # each (U, n, m)
+    biases: list[Tensor]  # each (U, n)
+
+
+class ProjectionOperator(nn.Module):
+    """Generates a model of width s·d from a source GPT of width d, for any task identifier.
+
+    The source is used, not owned: it is no submodule, so ``parameters()`` and ``state_dict()`` are the operator's
+    alone and several operators may share one source.
+
+    Args:
+        source: the large model M_1.
+        scale: s = 1/g with an integer g that divides the source's width; every head stays.
+        task_dim: length of t.
+        rank: inner width r of the generators.
+
+    Raises:
+        ValueError: a scale that is not one over an integer, or does not divide the width of each head.
+    """
+
+    def __init__(self, source: GPT, scale: float | Fraction, task_dim: int, rank: int = 8) -> None:
+        super().__init__()
+        for name, value in (("task_dim", task_dim), ("rank", rank)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; it was {value}")
+        self._source = (source,)
+        self.group = group_of(scale, source.config.n_embd, source.config.n_head)
+        self.task_dim = task_dim
+        self.config = replace(source.config, n_embd=source.config.n_embd // self.group, task_dim=None)
+        shapes = source.config.linear_shapes()
+        n_layer = source.config.n_layer
+        self.generator = DiagonalGenerator(
+            [shapes[name] for name in LINEARS], n_layer, task_dim, rank, self.group
+        )
+        self.tables = Tables(self.config)
+        own_shapes = self.config.linear_shapes()
+        self.biases = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(n_layer, own_shapes[name][0])) for name in LINEARS}
+        )
+
+    @property
+    def source(self) -> GPT:
+        return self._source[0]
+
+    def forward(self, tokens: Tensor, t: Tensor) -> Tensor:
+        """Predict every token, each example with the model generated for its own t.
+
+        Args:
+            tokens: (B, T) int64.
+            t: (B, task_dim). Each distinct row is generated once.
+
+        Returns:
+            (B, T, vocab_size) logits; those at position i predict ``tokens[:, i]``.
+        """
+        return project_and_run([self], tokens, t)[0]
+
+    def run(self, tokens: Tensor, task_weights: TaskWeights) -> Tensor:
+        """Predict with weights already generated: examples sorted by task, B/U for each of the U tasks."""
+        layers = self.config.n_layer
+        own = torch.cat([self.biases[name] for name in LINEARS], dim=1)  # [L, sum n]
+        own_parts = own.split([self.biases[name].shape[1] for name in LINEARS], dim=1)
+        affines = [
+            Affine(w, b + o)
+            for w, b, o in zip(
+                task_weights.weights, task_weights.biases, [row for part in own_parts for row in part.unbind(0)]
+            )
+        ]
+        linears = [affines[k * layers : (k + 1) * layers] for k in range(len(LINEARS))]
+        dropout = self.config.dropout if self.training else 0.0
+        x = F.dropout(self.tables.embed(tokens, None), dropout, dropout > 0)
+        tasks = len(task_weights.weights[0])
+        x = transformer(
+            x.view(tasks, -1, x.shape[-1]),
+            assemble(self.tables.norms(), linears),
+            len(tokens),
+            self.config.n_head,
+            dropout,
+        )
+        return self.tables.logits(x).view(*tokens.shape, -1)
+
+    @torch.no_grad()
+    def generate(self, t: Tensor) -> GPT:
+        """Generate the small model of one task.
+
+        Args:
+            t: (task_dim,).
+
+        Returns:
+            A GPT of width s·d that shares nothing with the source or the operator, in evaluation mode.
+        """
+        if t.shape != (self.task_dim,):
+            raise ValueError(f"t must be ({self.task_dim},), one task identifier; it was {tuple(t.shape)}")
+        (made,) = generate_weights([self], t[None])
+        small = GPT(self.config).to(t.device)
+        small.tables.load_state_dict(self.tables.state_dict())
+        layers = self.config.n_layer
+        for k, name in enumerate(LINEARS):
+            rows = slice(k * layers, (k + 1) * layers)
+            small.weights[name].copy_(torch.cat(made.weights[rows]))
+            small.biases[name].copy_(torch.cat(made.biases[rows]) + self.biases[name])
+        return small.eval()
+
+
+def group_of(scale: float | Fraction, n_embd: int, n_head: int) -> int:
+    """The group g = 1/s of a scale s, checked against the source's width and heads."""
+    group = round(1 / scale) if 0 < scale <= 1 else 0
+    if group < 1 or abs(group * scale - 1) > 1e-6:
+        raise ValueError(f"scale must be 1/g for an integer g >= 1, such as 1/2 or 1/4; it was {scale}")
+    if n_embd % (group * n_head):
+        raise ValueError(
+            f"scale must leave each of the source's {n_head} heads of width {n_embd // n_head} a whole width; "
+            f"it was 1/{group}"
+        )
+    return group
+
+
+def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[TaskWeights]:
+    """Generate the linear operators of several scales at once, from one read of the source they share.
+
+    Args:
+        operators: each of another scale, on one source.
+        t: (U, task_dim), one row for each model to be made.
+
+    Returns:
+        For each operator the weights of its U models; the own biases b are not yet added.
+    """
+    source = operators[0].source
+    stacks = [source.weights[name] for name in LINEARS]
+    bias = torch.cat([source.biases[name].reshape(-1) for name in LINEARS])  # ordered as p is
+    with torch.autocast(t.device.type, enabled=False):
+        factors = [operator.generator(t.float()) for operator in operators]
+        weights = project_layers(
+            stacks * len(operators),
+            torch.cat([p for p, _ in factors], dim=1),
+            torch.cat([q for _, q in factors], dim=1),
+            [operator.group for operator in operators for _ in LINEARS],
+            dtype=torch.get_autocast_dtype(t.device.type) if torch.is_autocast_enabled(t.device.type) else None,
+        )
+        count = len(weights) // len(operators)
+        made = []
+        for i, (operator, (p, _)) in enumerate(zip(operators, factors)):
+            own = weights[i * count : (i + 1) * count]
+            biases = (p * bias).view(len(t), -1, operator.group).sum(2)  # b_s = P b_1
+            made.append(TaskWeights(own, list(biases.split([w.shape[1] for w in own], dim=1))))
+    return made
+
+
+def project_and_run(operators: list[ProjectionOperator], tokens: Tensor, t: Tensor) -> list[Tensor]:
+    """The logits (B, T, vocab_size) of each operator's models on the same examples, each with its own t.
+
+    Every distinct t of the batch is generated once, at all scales in one call.
+    """
+    check_tokens(tokens, operators[0].config)
+    check_task(t, len(tokens), operators[0].task_dim)
+    distinct, which = torch.unique(t, dim=0, return_inverse=True)
+    each = len(t) // len(distinct)
+    if torch.equal(which, which[::each].repeat_interleave(each)):  # the tasks lie in blocks of equal length
+        made = generate_weights(operators, t[::each])
+    else:  # give each example its own copy of its task's weights
+        made = [
+            TaskWeights([w[which] for w in task.weights], [b[which] for b in task.biases])
+            for task in generate_weights(operators, distinct)
+        ]
+    return [operator.run(tokens, task) for operator, task in zip(operators, made)]
