@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 _CELLS = 32  # the colour cube [-1, 1]^3 is cut into 32^3 cells, each with its list of possible answers
+_CHUNK = 1 << 16  # pixels quantised at a time, to bound memory
 _FIT_PIXELS = 1 << 16  # k-means sees at most this many pixels
 _FORMAT = "projkern-palette-1"  # part of the cache key: change it when fitting changes
 
@@ -37,7 +38,8 @@ class Palette:
         self.colors = colors.detach().to(torch.float32)
         if not bool((self.colors.abs() <= 1).all()):
             raise ValueError("colors has values that are not finite or leave [-1, 1]; they must be RGB in it")
-        self._candidates = _cell_candidates(self.colors)
+        self._candidates = _cell_candidates(self.colors)  # [cells, C]
+        self._rgb = self.colors[self._candidates.long()].mT.contiguous()  # [cells, 3, C]
 
     def __len__(self) -> int:
         return len(self.colors)
@@ -48,7 +50,8 @@ class Palette:
     def to(self, device: torch.device | str) -> Palette:
         """The same palette with its tables on ``device``."""
         moved = object.__new__(Palette)
-        moved.colors, moved._candidates = self.colors.to(device), self._candidates.to(device)
+        for name, table in vars(self).items():
+            setattr(moved, name, table.to(device))
         return moved
 
     def encode(self, images: Tensor) -> Tensor:
@@ -69,12 +72,14 @@ class Palette:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images is {tuple(images.shape)}; it must be (B, 3, H, W)")
         pixels = images.to(torch.float32).clamp(-1, 1).permute(0, 2, 3, 1).reshape(-1, 3)
-        cell = ((pixels + 1) * (_CELLS / 2)).long().clamp(0, _CELLS - 1)
+        tokens = torch.cat([self._nearest(part) for part in pixels.split(_CHUNK)])
+        return tokens.view(len(images), -1)
+
+    def _nearest(self, pixels: Tensor) -> Tensor:
+        cell = ((pixels + 1) * (_CELLS / 2)).long().clamp(0, _CELLS - 1)  # [pixels, 3]
         cell = (cell[:, 0] * _CELLS + cell[:, 1]) * _CELLS + cell[:, 2]
-        candidates = self._candidates[cell].long()  # [pixels, C], ascending
-        distance = (self.colors[candidates] - pixels[:, None]).square().sum(-1)
-        nearest = candidates.gather(1, distance.argmin(1, keepdim=True))
-        return nearest.view(len(images), -1)
+        distance = (self._rgb.index_select(0, cell) - pixels[:, :, None]).square_().sum(1)  # [pixels, C]
+        return self._candidates[cell, distance.argmin(1)].long()
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images of tokens.
@@ -120,7 +125,7 @@ class Palette:
                 array = np.load(file, allow_pickle=False)
                 return cls(torch.from_numpy(array))
             except (ValueError, EOFError, TypeError, AttributeError, OSError) as error:
-                raise ValueError(f"{path} is no palette ({error}); it must be .npy, (K, 3) float32") from error
+                raise ValueError(f"{path} is no palette of (K, 3) float32 in .npy format: {error}") from error
 
 
 def fit_palette(images: Tensor, colors: int = 512, seed: int = 0, cache: bool = True) -> Palette:

@@ -1,11 +1,14 @@
 """SynthMNIST: a handwritten digit on a texture that a task identifier describes (paper, appendix C.3).
 
-A task identifier t is uniform in [0, 1]^18. With sc(v) = 2 + 18 v, pixel coordinates x, y in [0, 1] and
-relu(t - 0.3) / 0.7 the warp's amplitudes, the texture of colour channel c is
+A task identifier t is uniform in [0, 1]^18. With sc(v) = 2 + 18 v, a(v) = relu(v - 0.3) / 0.7 and
+pixel coordinates x, y in [0, 1], the texture of colour channel c in (0, 1, 2) is
 
-    x, y    <- x + a_x cos(sc(t_6) x), y + a_y cos(sc(t_6) y)       a_x from t_4, a_y from t_5
-    x~, y~  <- sc(t_1) R(2 pi t_0) (x - t_2, y - t_3),  x~ <- x~ + pi t_{7+c}
-    phase   =  x~ | |(x~, y~)| | 10 g t_13 + 2 t_14,  g = cos(x~/3) cos(y~/3)   largest of t_10, t_11, t_12
+    u, v    =  R(2 pi t_0) (x - t_2, y - t_3)
+    x~      =  sc(t_1) u + a(t_4) cos(sc(t_6) u) + pi t_{7+c}
+    y~      =  sc(t_1) v + a(t_5) cos(sc(t_6) v)
+    phase   =  x~                                                   if t_10 is the largest of t_10 .. t_12
+               |(x~, y~)|                                           if t_11 is
+               10 g t_13 + 2 t_14 with g = cos(x~ / 3) cos(y~ / 3)  if t_12 is
     texture =  clip((0.5 + 1.5 t_{15+c}) cos(phase), -1, 1)
 
 docs/synthmnist.md says which of this is the paper's and which had to be chosen.
@@ -58,10 +61,11 @@ def texture(t: Tensor, size: int) -> Tensor:
     frequency, offset = t.float()[:, 13:15, None, None, None].unbind(1)  # [B, 1, 1, 1]
 
     axis = (torch.arange(size, device=t.device) + 0.5) / size
-    x = _warp(axis, warp_x, warp_scale) - x0  # [B, 1, S]
-    y = (_warp(axis, warp_y, warp_scale) - y0).mT  # [B, S, 1]
+    x, y = axis - x0, axis[:, None] - y0  # [B, 1, S], [B, S, 1]
     cos, sin = torch.cos(2 * math.pi * angle), torch.sin(2 * math.pi * angle)
-    x, y = _scale(scale) * (cos * x - sin * y), _scale(scale) * (sin * x + cos * y)  # [B, S, S]
+    u, v = cos * x - sin * y, sin * x + cos * y  # [B, S, S]
+    x = _scale(scale) * u + _amplitude(warp_x) * torch.cos(_scale(warp_scale) * u)
+    y = _scale(scale) * v + _amplitude(warp_y) * torch.cos(_scale(warp_scale) * v)
     x, y = x[:, None] + SHIFT * shift, y[:, None]  # [B, 3, S, S], [B, 1, S, S]
 
     cells = 10 * torch.cos(x / 3) * torch.cos(y / 3) * frequency + 2 * offset
@@ -73,9 +77,8 @@ def _scale(v: Tensor) -> Tensor:
     return 2 + 18 * v
 
 
-def _warp(axis: Tensor, amount: Tensor, scale: Tensor) -> Tensor:
-    amplitude = torch.relu(amount - WARP_THRESHOLD) / (1 - WARP_THRESHOLD)
-    return axis + amplitude * torch.cos(_scale(scale) * axis)
+def _amplitude(v: Tensor) -> Tensor:
+    return torch.relu(v - WARP_THRESHOLD) / (1 - WARP_THRESHOLD)
 
 
 def resize_digits(images: Tensor, size: int) -> Tensor:
@@ -86,13 +89,16 @@ def resize_digits(images: Tensor, size: int) -> Tensor:
         size: S >= 4.
 
     Returns:
-        (n, S, S) uint8. At S = 32 the original pixels with a margin of two; else resampled (antialiased).
+        (n, S, S) uint8. At S = 32 the original pixels with a margin of two; else resampled (antialiased),
+        and darkened where made smaller, so that thin strokes do not turn grey.
     """
     _check_size(size)
     side = round(size * images.shape[-1] / CANVAS)
     side -= (size - side) % 2
     if side != images.shape[-1]:
-        images = F.interpolate(images[:, None], (side, side), mode="bilinear", antialias=True)[:, 0]
+        gain = max(1.0, images.shape[-1] / side) ** 0.5
+        ink = F.interpolate(images[:, None].float(), (side, side), mode="bilinear", antialias=True)[:, 0]
+        images = (gain * ink).clamp(max=255).round().to(torch.uint8)
     return F.pad(images, [(size - side) // 2] * 4)
 
 
