@@ -1,0 +1,86 @@
+// The operands of one matrix as the kernels read them, and the tiles in which they are read.
+//
+//     q, dq, U   [vector][c][b][lane]      W, dW   [vector][c][a][lane]      p, dp   [n][b][a]
+//
+// A vector holds kLanes neighbouring m. Columns are taken in panels, few enough for the panel of q to
+// stay in the first-level cache while all rows n of a chunk pass, and a panel in tiles, few enough for
+// one row group of W to stay there while all b pass.
+#pragma once
+
+#include <algorithm>
+
+#include "../plan.h"
+#include "interleave.h"
+
+namespace projkern::cpu {
+
+struct Shape {
+    int64_t batch;
+    int64_t row_group, col_group;
+    int64_t out_rows, out_cols;
+    int64_t vectors;  // that cover out_cols
+    int64_t panel, tile;  // in vectors
+
+    Shape(const Matrix& x, int64_t batch)
+        : batch(batch),
+          row_group(x.row_group),
+          col_group(x.col_group),
+          out_rows(x.out_rows()),
+          out_cols(x.out_cols()),
+          vectors((out_cols + kLanes - 1) / kLanes) {
+        constexpr int64_t kCachedFloats = 16 * 1024 / 4;
+        const int64_t most = std::max<int64_t>(vectors, 1);
+        panel = std::clamp<int64_t>(kCachedFloats / std::max<int64_t>(q_vector(), 1), 1, most);
+        tile = std::clamp<int64_t>(kCachedFloats / w_vector(), 1, panel);
+    }
+
+    // Floats between one vector of an operand and the next.
+    int64_t q_vector() const { return col_group * batch * kLanes; }
+    int64_t w_vector() const { return col_group * row_group * kLanes; }
+
+    Planes q_planes() const { return {q_vector(), batch * kLanes}; }
+    Planes w_planes() const { return {w_vector(), row_group * kLanes}; }
+
+    int64_t q_floats() const { return vectors * q_vector(); }
+    int64_t w_tile_floats() const { return tile * w_vector(); }
+
+    // Columns m that vectors [first, first + count) hold.
+    int64_t columns(int64_t first, int64_t count) const {
+        return std::min(count * kLanes, out_cols - first * kLanes);
+    }
+};
+
+inline void pack_q(const float* q, int64_t q_width, const Matrix& x, const Shape& shape, float* planes) {
+    for (int64_t b = 0; b < shape.batch; ++b)
+        split_row(q + b * q_width + x.q_offset, shape.out_cols, shape.col_group, shape.q_planes(), planes + b * kLanes);
+}
+
+// Rows [first_row, first_row + rows) of the matrix, whole groups.
+inline void pack_p(const float* p, int64_t p_width, const Matrix& x, int64_t batch, int64_t first_row, int64_t rows,
+                   float* packed) {
+    const int64_t group = x.row_group;
+    for (int64_t b = 0; b < batch; ++b) {
+        const float* from = p + b * p_width + x.p_offset + first_row;
+        for (int64_t n = 0; n < rows / group; ++n)
+            for (int64_t a = 0; a < group; ++a) packed[(n * batch + b) * group + a] = from[n * group + a];
+    }
+}
+
+inline void unpack_dp(const float* packed, int64_t p_width, const Matrix& x, int64_t batch, int64_t first_row,
+                      int64_t rows, float* dp) {
+    const int64_t group = x.row_group;
+    for (int64_t b = 0; b < batch; ++b) {
+        float* to = dp + b * p_width + x.p_offset + first_row;
+        for (int64_t n = 0; n < rows / group; ++n)
+            for (int64_t a = 0; a < group; ++a) to[n * group + a] = packed[(n * batch + b) * group + a];
+    }
+}
+
+// `rows` points at the tile's first element in the group's first row.
+template <class T>
+void load_tile(const T* rows, int64_t cols, int64_t columns, const Shape& shape, float* tile) {
+    for (int64_t a = 0; a < shape.row_group; ++a)
+        split_row(rows + a * cols, columns, shape.col_group, shape.w_planes(), tile + a * kLanes);
+}
+
+}  // namespace projkern::cpu

@@ -1,0 +1,377 @@
+// U[b, n, i]  = G[b, n, i / col_group] q[b, i]          T[b, n, i] = sum_a p[b, n, a] W[n, a, i]
+// dW[n, a, i] = sum_b p[b, n, a] U[b, n, i]
+// dp[b, n, a] = sum_i U[b, n, i] W[n, a, i]
+// dq[b, i]    = sum_n G[b, n, i / col_group] T[b, n, i]
+//
+// Two passes over each tile of one n, with i = m * col_group + c and lanes m. The first keeps the rows
+// of W and dW in registers while b passes, so that each broadcast of p feeds T and dW, and leaves U
+// behind; the second is a small product of U and W. The source is read once and T is never stored.
+#include <cstring>
+#include <type_traits>
+
+#include "operands.h"
+#include "project.h"
+#include "scratch.h"
+#include "threads.h"
+
+namespace projkern::cpu {
+namespace {
+
+// Batches in a block: U and G of a tile stay in the first-level cache between the passes.
+constexpr int64_t kBatchBlock = 32;
+
+// One block of batches [b, b + batches) of one tile.
+struct Block {
+    const float* w;  // [vector][c][a][lane]
+    const float* q;  // [vector][c][b][lane], from the block's first b
+    const float* p;  // [b][a]
+    const float* g;  // [vector][kBatchBlock][lane]
+    float* u;  // [vector][c][kBatchBlock][lane]
+    float* dw;
+    float* dp;
+    float* dq;
+    int64_t batches, vectors;
+    bool first;  // no block has written to dw yet
+};
+
+// Rows a .. a + Rows of one (vector, c), all b of the block.
+template <int Rows, bool WantDW, bool WantDQ>
+inline void first_pass(const float* w, const float* q, const float* p, const float* g, float* u, float* dw, float* dq,
+                       int64_t row_group, int64_t batches, bool first) {
+    Vec x[Rows], dx[Rows];
+    for (int a = 0; a < Rows; ++a) {
+        if (WantDQ) x[a] = load(w + a * kLanes);
+        if (WantDW) dx[a] = first ? Vec{} : load(dw + a * kLanes);
+    }
+    for (int64_t b = 0; b < batches; ++b) {
+        const Vec grad = load(g + b * kLanes);
+        const Vec ub = grad * load(q + b * kLanes);
+        store(u + b * kLanes, ub);
+        Vec t{};
+        for (int a = 0; a < Rows; ++a) {
+            const float scale = p[b * row_group + a];
+            if (WantDW) dx[a] += scale * ub;
+            if (WantDQ) t += scale * x[a];
+        }
+        if (WantDQ) store(dq + b * kLanes, load(dq + b * kLanes) + grad * t);
+    }
+    if (WantDW)
+        for (int a = 0; a < Rows; ++a) store(dw + a * kLanes, dx[a]);
+}
+
+template <bool WantDW, bool WantDQ>
+void first_pass(const Block& k, const Shape& shape) {
+    const int64_t group = shape.row_group;
+    for (int64_t v = 0; v < k.vectors; ++v) {
+        const float* g = k.g + v * kBatchBlock * kLanes;
+        for (int64_t c = 0; c < shape.col_group; ++c) {
+            const int64_t vc = v * shape.col_group + c, at = vc * shape.batch * kLanes;
+            float* u = k.u + vc * kBatchBlock * kLanes;
+            const auto rows = [&](auto count, int64_t a) {
+                constexpr int Rows = decltype(count)::value;
+                first_pass<Rows, WantDW, WantDQ>(k.w + (vc * group + a) * kLanes, k.q + at, k.p + a, g, u,
+                                                 k.dw + (vc * group + a) * kLanes, k.dq + at, group, k.batches, k.first);
+            };
+            int64_t a = 0;
+            for (; a + 8 <= group; a += 8) rows(std::integral_constant<int, 8>{}, a);
+            if (group - a >= 4) rows(std::integral_constant<int, 4>{}, a), a += 4;
+            if (group - a >= 2) rows(std::integral_constant<int, 2>{}, a), a += 2;
+            if (group - a >= 1) rows(std::integral_constant<int, 1>{}, a);
+        }
+    }
+}
+
+// dp of Batches b and Rows a, over all i of the tile.
+template <int Batches, int Rows>
+inline void second_pass(const float* u, const float* w, int64_t w_stride, int64_t count, float* dp, int64_t row_group) {
+    Vec sum[Batches][Rows] = {};
+    for (int64_t i = 0; i < count; ++i) {
+        Vec x[Rows];
+        for (int a = 0; a < Rows; ++a) x[a] = load(w + a * kLanes);
+        for (int b = 0; b < Batches; ++b) {
+            const Vec ub = load(u + b * kLanes);
+            for (int a = 0; a < Rows; ++a) sum[b][a] += ub * x[a];
+        }
+        u += kBatchBlock * kLanes;
+        w += w_stride;
+    }
+    constexpr int kSums = Batches * Rows;
+    constexpr int kPadded = (kSums + kLanes - 1) / kLanes * kLanes;
+    Vec flat[kPadded] = {};
+    float total[kPadded];
+    for (int j = 0; j < kSums; ++j) flat[j] = sum[j / Rows][j % Rows];
+    for (int j = 0; j < kPadded; j += kLanes) store(total + j, sum_each(flat + j));
+    for (int j = 0; j < kSums; ++j) dp[j / Rows * row_group + j % Rows] += total[j];
+}
+
+template <int Rows>
+void second_pass(const Block& k, const Shape& shape, int64_t a) {
+    const int64_t group = shape.row_group, count = k.vectors * shape.col_group;
+    const auto batches = [&](auto size, int64_t b) {
+        second_pass<decltype(size)::value, Rows>(k.u + b * kLanes, k.w + a * kLanes, group * kLanes, count,
+                                                 k.dp + b * group + a, group);
+    };
+    int64_t b = 0;
+    for (; b + 4 <= k.batches; b += 4) batches(std::integral_constant<int, 4>{}, b);
+    if (k.batches - b >= 2) batches(std::integral_constant<int, 2>{}, b), b += 2;
+    if (k.batches - b >= 1) batches(std::integral_constant<int, 1>{}, b);
+}
+
+void second_pass(const Block& k, const Shape& shape) {
+    const int64_t group = shape.row_group;
+    int64_t a = 0;
+    for (; a + 4 <= group; a += 4) second_pass<4>(k, shape, a);
+    if (group - a >= 2) second_pass<2>(k, shape, a), a += 2;
+    if (group - a >= 1) second_pass<1>(k, shape, a);
+}
+
+template <class G>
+void load_grad(const G* grad, int64_t batch_stride, int64_t batches, int64_t vectors, int64_t columns, float* g) {
+    for (int64_t b = 0; b < batches; ++b)
+        for (int64_t v = 0; v < vectors; ++v) {
+            const G* from = grad + b * batch_stride + v * kLanes;
+            const int64_t left = columns - v * kLanes;
+            store(g + (v * kBatchBlock + b) * kLanes, left >= kLanes ? load(from) : load_part(from, left));
+        }
+}
+
+struct Wanted {
+    bool dw, dp, dq;
+};
+
+void project_block(const Block& k, const Shape& shape, const Wanted& wanted) {
+    if (wanted.dw && wanted.dq) {
+        first_pass<true, true>(k, shape);
+    } else if (wanted.dw) {
+        first_pass<true, false>(k, shape);
+    } else if (wanted.dq) {
+        first_pass<false, true>(k, shape);
+    } else {
+        first_pass<false, false>(k, shape);
+    }
+    if (wanted.dp) second_pass(k, shape);
+}
+
+struct Workspace {
+    std::vector<float*> q, dq;  // of each matrix of the source
+    float *p, *dp, *w, *dw, *g, *u;
+    float* rows;  // dW of a chunk, while several scales add to it
+
+    Workspace(Arena& arena, const std::vector<Shape>& shapes, const Source& source) {
+        int64_t tile = 0, grads = 0, us = 0;
+        for (const Shape& shape : shapes) {
+            q.push_back(arena.floats(shape.q_floats()));
+            dq.push_back(arena.floats(shape.q_floats()));
+            tile = std::max(tile, shape.w_tile_floats());
+            grads = std::max(grads, shape.tile * kBatchBlock * kLanes);
+            us = std::max(us, shape.tile * shape.col_group * kBatchBlock * kLanes);
+        }
+        p = arena.floats(source.chunk_rows * shapes.front().batch);
+        dp = arena.floats(source.chunk_rows * shapes.front().batch);
+        w = arena.floats(tile);
+        dw = arena.floats(tile);
+        g = arena.floats(grads);
+        u = arena.floats(us);
+        rows = arena.floats(source.shared() ? source.chunk_rows * source.cols : 0);
+    }
+};
+
+// One weight's rows of one unit, for one call.
+template <class In, class Grad>
+class Worker {
+  public:
+    Worker(const Plan& plan, const Source& source, const Backward& call, bool large, Wanted wanted)
+        : plan_(plan), source_(source), call_(call), wanted_(wanted) {
+        for (int64_t k : source.matrices) shapes_.emplace_back(plan.matrices[k], call.batch);
+        const int64_t layer = source.layer * source.rows * source.cols;
+        w_ = static_cast<const In*>(call.weights[source.weight]) + layer;
+        if (wanted.dw) dw_ = static_cast<In*>(call.d_weights[source.weight]) + layer;
+        streamed_ = large && can_stream(dw_, source.cols);
+    }
+
+    void run(const Unit& unit, const std::vector<float*>& dq) {
+        static thread_local Buffer memory;
+        Arena sizes;
+        Workspace(sizes, shapes_, source_);
+        Arena arena(memory.reserve(sizes.used()));
+        const Workspace space(arena, shapes_, source_);
+
+        for (size_t s = 0; s < shapes_.size(); ++s) {
+            pack_q(call_.q, plan_.q_width, matrix(s), shapes_[s], space.q[s]);
+            if (wanted_.dq) std::fill_n(space.dq[s], shapes_[s].q_floats(), 0.0f);
+        }
+        const int64_t end = unit.first_row + unit.rows;
+        for (int64_t row = unit.first_row; row < end; row += source_.chunk_rows) {
+            const int64_t rows = std::min(source_.chunk_rows, end - row);
+            for (size_t s = 0; s < shapes_.size(); ++s) {
+                pack_p(call_.p, plan_.p_width, matrix(s), call_.batch, row, rows, space.p);
+                if (wanted_.dp) std::fill_n(space.dp, rows * call_.batch, 0.0f);
+                project_rows(s, row, rows, space);
+                if (wanted_.dp) unpack_dp(space.dp, plan_.p_width, matrix(s), call_.batch, row, rows, call_.dp);
+            }
+            if (wanted_.dw && source_.shared()) write_rows(space.rows, row, rows);
+        }
+        if (wanted_.dq)
+            for (size_t s = 0; s < shapes_.size(); ++s) write_dq(space.dq[s], s, dq[s]);
+        if (streamed_) finish_streams();
+    }
+
+  private:
+    const Matrix& matrix(size_t s) const { return plan_.matrices[source_.matrices[s]]; }
+
+    void project_rows(size_t s, int64_t first_row, int64_t rows, const Workspace& space) {
+        const Shape& shape = shapes_[s];
+        const int64_t row_group = shape.row_group;
+        for (int64_t panel = 0; panel < shape.vectors; panel += shape.panel) {
+            const int64_t panel_end = std::min(panel + shape.panel, shape.vectors);
+            for (int64_t i = 0; i < rows / row_group; ++i)
+                for (int64_t v = panel; v < panel_end; v += shape.tile)
+                    project_tile(s, first_row, i, v, std::min(shape.tile, panel_end - v), space);
+        }
+    }
+
+    // Row group i of the chunk, vectors [v, v + vectors).
+    void project_tile(size_t s, int64_t first_row, int64_t i, int64_t v, int64_t vectors, const Workspace& space) {
+        const Shape& shape = shapes_[s];
+        const int64_t row = first_row + i * shape.row_group, n = row / shape.row_group;
+        const int64_t m = v * kLanes, columns = shape.columns(v, vectors), col = m * shape.col_group;
+        if (wanted_.dp || wanted_.dq) load_tile(w_ + row * source_.cols + col, source_.cols, columns, shape, space.w);
+
+        const Grad* grads = static_cast<const Grad*>(call_.grads[source_.matrices[s]]) + n * shape.out_cols + m;
+        const int64_t batch_stride = shape.out_rows * shape.out_cols, p_at = i * shape.batch * shape.row_group;
+        for (int64_t b = 0; b < shape.batch; b += kBatchBlock) {
+            const int64_t batches = std::min(kBatchBlock, shape.batch - b);
+            load_grad(grads + b * batch_stride, batch_stride, batches, vectors, columns, space.g);
+            const int64_t q_at = v * shape.q_vector() + b * kLanes, p_block = p_at + b * shape.row_group;
+            project_block(Block{space.w, space.q[s] + q_at, space.p + p_block, space.g, space.u, space.dw,
+                                space.dp + p_block, space.dq[s] + q_at, batches, vectors, b == 0},
+                          shape, wanted_);
+        }
+        if (wanted_.dw) write_tile(s, i, row, col, columns, space);
+    }
+
+    void write_tile(size_t s, int64_t i, int64_t row, int64_t col, int64_t columns, const Workspace& space) {
+        const Shape& shape = shapes_[s];
+        for (int64_t a = 0; a < shape.row_group; ++a) {
+            const auto merge = [&](const auto& sink) {
+                merge_row(space.dw + a * kLanes, shape.col_group, shape.w_planes(), columns, sink);
+            };
+            if (source_.shared()) {
+                float* to = space.rows + (i * shape.row_group + a) * source_.cols + col;
+                s == 0 ? merge(Write<float>{to}) : merge(Add{to});
+            } else {
+                In* to = dw_ + (row + a) * source_.cols + col;
+                streamed_ ? merge(Stream<In>{to}) : merge(Write<In>{to});
+            }
+        }
+    }
+
+    // Rounds what the scales added up to.
+    void write_rows(const float* from, int64_t row, int64_t rows) {
+        In* to = dw_ + row * source_.cols;
+        const int64_t count = rows * source_.cols;
+        int64_t i = 0;
+        for (; i + kLanes <= count; i += kLanes) streamed_ ? stream(to + i, load(from + i)) : store(to + i, load(from + i));
+        if (i < count) store_part(to + i, load_part(from + i, count - i), count - i);
+    }
+
+    void write_dq(const float* planes, size_t s, float* dq) {
+        const Shape& shape = shapes_[s];
+        for (int64_t b = 0; b < shape.batch; ++b)
+            merge_row(planes + b * kLanes, shape.col_group, shape.q_planes(), shape.out_cols,
+                      Write<float>{dq + b * matrix(s).cols});
+    }
+
+    const Plan& plan_;
+    const Source& source_;
+    const Backward& call_;
+    const Wanted wanted_;
+    std::vector<Shape> shapes_;
+    const In* w_;
+    In* dw_ = nullptr;
+    bool streamed_;
+};
+
+// dq of each unit, (batch, cols) for each matrix, in the order of the plan and then of the units.
+struct PartialDq {
+    std::vector<int64_t> offset;  // of each matrix
+    int64_t floats = 0;
+
+    PartialDq(const Plan& plan, const Partition& partition, int64_t batch) {
+        for (size_t k = 0; k < plan.matrices.size(); ++k) {
+            offset.push_back(floats);
+            floats += partition.sources[partition.source_of[k]].units * batch * plan.matrices[k].cols;
+        }
+    }
+};
+
+// Sums the units of one matrix in their order.
+void sum_partials(const float* partials, int64_t units, const Matrix& x, int64_t batch, int64_t q_width, float* dq) {
+    const int64_t count = batch * x.cols;
+    for (int64_t b = 0; b < batch; ++b) {
+        float* to = dq + b * q_width + x.q_offset;
+        const float* from = partials + b * x.cols;
+        for (int64_t i = 0; i < x.cols; ++i) {
+            float sum = 0;
+            for (int64_t unit = 0; unit < units; ++unit) sum += from[unit * count + i];
+            to[i] = sum;
+        }
+    }
+}
+
+template <class In, class Grad>
+void project(const Plan& plan, const Partition& partition, const Backward& call) {
+    const Wanted wanted{!call.d_weights.empty(), call.dp != nullptr, call.dq != nullptr};
+    const bool large = partition.elements * int64_t(sizeof(In)) > kStreamBytes;
+    static thread_local Buffer memory;
+    const PartialDq partial(plan, partition, call.batch);
+    float* partials = wanted.dq ? static_cast<float*>(memory.reserve(partial.floats * sizeof(float))) : nullptr;
+
+    parallel_for(int64_t(partition.units.size()), call.threads, [&](int64_t i) {
+        const Unit& unit = partition.units[i];
+        const Source& source = partition.sources[unit.source];
+        if (source.matrices.empty()) {
+            const int64_t from = (source.layer * source.rows + unit.first_row) * source.cols;
+            if (wanted.dw)
+                std::memset(static_cast<In*>(call.d_weights[source.weight]) + from, 0, unit.rows * source.cols * sizeof(In));
+            return;
+        }
+        std::vector<float*> dq;
+        for (int64_t k : source.matrices)
+            dq.push_back(wanted.dq ? partials + partial.offset[k] + (i - source.first_unit) * call.batch * source.cols
+                                   : nullptr);
+        Worker<In, Grad>(plan, source, call, large, wanted).run(unit, dq);
+    });
+    if (!wanted.dq) return;
+    parallel_for(int64_t(plan.matrices.size()), call.threads, [&](int64_t k) {
+        const int64_t units = partition.sources[partition.source_of[k]].units;
+        sum_partials(partials + partial.offset[k], units, plan.matrices[k], call.batch, plan.q_width, call.dq);
+    });
+}
+
+// What no matrix of the plan touches is zero, and with an empty batch everything is.
+void write_zeros(const Plan& plan, const Backward& call) {
+    int64_t rows = 0, cols = 0;
+    for (const Matrix& x : plan.matrices) rows += x.rows, cols += x.cols;
+    if (call.dp && rows < plan.p_width) std::memset(call.dp, 0, call.batch * plan.p_width * sizeof(float));
+    if (call.dq && cols < plan.q_width) std::memset(call.dq, 0, call.batch * plan.q_width * sizeof(float));
+    if (call.batch > 0) return;
+    for (size_t w = 0; w < call.d_weights.size(); ++w)
+        if (plan.weights[w].size() > 0)
+            std::memset(call.d_weights[w], 0, plan.weights[w].size() * size_of(call.weight_dtype));
+}
+
+}  // namespace
+
+void project_backward(const Plan& plan, const Partition& partition, const Backward& call) {
+    write_zeros(plan, call);
+    if (call.batch == 0) return;
+    if (call.d_weights.empty() && !call.dp && !call.dq) return;
+    const bool in_float = call.weight_dtype == DType::float32, grad_float = call.grad_dtype == DType::float32;
+    if (in_float && grad_float) return project<float, float>(plan, partition, call);
+    if (in_float) return project<float, bfloat16>(plan, partition, call);
+    if (grad_float) return project<bfloat16, float>(plan, partition, call);
+    return project<bfloat16, bfloat16>(plan, partition, call);
+}
+
+}  // namespace projkern::cpu

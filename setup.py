@@ -1,0 +1,88 @@
+"""Builds the compiled kernels with CMake; pyproject.toml has everything else.
+
+Torch is not needed here: the kernels take raw pointers. Environment variables:
+
+    PROJKERN_PORTABLE=1        kernels for any x86-64-v3 processor (AVX2), not only the one that builds
+    PROJKERN_REQUIRE_NATIVE=1  a failing native build is an error, not a warning and a pure Python install
+    PROJKERN_CUDA=0|1|auto     CUDA kernels: never, always, or where a compiler for them is found
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def flag(name: str) -> bool:
+    return os.environ.get(name, "0").lower() in ("1", "on", "true", "yes")
+
+
+def revision() -> str:
+    """The git revision of the sources, marked if they differ from it."""
+    if not (ROOT / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        cuda = os.environ.get("PROJKERN_CUDA", "auto").lower()
+        if cuda not in ("0", "1", "auto"):
+            raise SystemExit(f"PROJKERN_CUDA={cuda}: expected 0, 1 or auto")
+        if cuda == "1":
+            raise SystemExit("PROJKERN_CUDA=1, but this version has no CUDA kernels; unset it or use 0 or auto")
+        try:
+            self.build_with_cmake(Path(self.get_ext_fullpath(ext.name)).resolve().parent)
+        except (OSError, ImportError, subprocess.CalledProcessError) as error:
+            if flag("PROJKERN_REQUIRE_NATIVE"):
+                raise SystemExit(f"PROJKERN_REQUIRE_NATIVE=1, and the native build failed: {error}") from error
+            banner = "*" * 80
+            print(
+                f"{banner}\nWARNING: the native build failed, so projkern is installed WITHOUT its compiled kernels:"
+                f"\n    {error}\nEverything works, slowly. PROJKERN_REQUIRE_NATIVE=1 makes this an error.\n{banner}",
+                file=sys.stderr,
+            )
+
+    def build_with_cmake(self, destination: Path) -> None:
+        import pybind11
+
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            "cmake",
+            *("-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_INSTALL_PREFIX={destination}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DPROJKERN_PORTABLE={'ON' if flag('PROJKERN_PORTABLE') else 'OFF'}",
+            f"-DPROJKERN_VERSION={self.distribution.get_version()}",
+            f"-DPROJKERN_REVISION={revision()}",
+        ]
+        # The tools that pip puts beside the interpreter of an isolated build count as found.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        environment = {**os.environ, "PATH": path}
+        subprocess.run(configure, check=True, env=environment)
+        subprocess.run(["cmake", "--build", str(build)], check=True, env=environment)
+        subprocess.run(["cmake", "--install", str(build)], check=True, env=environment)
+
+    def get_outputs(self) -> list[str]:
+        return [output for output in super().get_outputs() if Path(output).exists()]
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("projkern._native", sources=[], optional=not flag("PROJKERN_REQUIRE_NATIVE"))],
+        cmdclass={"build_ext": CMakeBuild},
+    )
