@@ -152,14 +152,16 @@ def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[Tas
     source = operators[0].source
     stacks = [source.weights[name] for name in LINEARS]
     bias = torch.cat([source.biases[name].reshape(-1) for name in LINEARS])  # ordered as p is
-    with torch.autocast(t.device.type, enabled=False):
+    device = t.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    with torch.autocast(device, enabled=False):
         factors = [operator.generator(t.float()) for operator in operators]
         weights = project_layers(
             stacks * len(operators),
             torch.cat([p for p, _ in factors], dim=1),
             torch.cat([q for _, q in factors], dim=1),
             [operator.group for operator in operators for _ in LINEARS],
-            dtype=torch.get_autocast_dtype(t.device.type) if torch.is_autocast_enabled(t.device.type) else None,
+            dtype=dtype,
         )
         count = len(weights) // len(operators)
         made = []

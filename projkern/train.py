@@ -1,0 +1,102 @@
+"""``python -m projkern.train``: train a source, its baselines and projected models, and compare them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+import typing
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from .training.checkpoint import CheckpointError
+from .training.config import PRESETS, QUICK, TrainConfig
+from .training.loop import Diverged, Interrupted
+from .training.run import open_run, read_config, run
+
+EXAMPLES = """
+examples:
+  python -m projkern.train                                  a small run: a table and a picture in minutes
+  python -m projkern.train --scales 1/2 1/4 --joint         two sizes from one source
+  python -m projkern.train --mnist DIR --out runs/mnist     MNIST's digits
+  python -m projkern.train --out runs/mnist --resume        go on with an interrupted run
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: one option for each field of a preset."""
+    made = argparse.ArgumentParser(
+        prog="python -m projkern.train",
+        description=__doc__.split(": ", 1)[1],
+        epilog="presets:\n" + "".join(f"  {name:<8}{what}\n" for name, (what, _) in PRESETS.items()) + EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--preset", choices=PRESETS, default="quick", help="settings to start from (default: quick)")
+    made.add_argument("--out", type=Path, help="the run's folder (default: a new one under runs/)")
+    state = made.add_mutually_exclusive_group()
+    state.add_argument("--resume", action="store_true", help="continue the run in --out with its own settings")
+    state.add_argument("--overwrite", action="store_true", help="delete the run in --out and start again")
+    settings = made.add_argument_group("settings (defaults of the quick preset)")
+    hints = typing.get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        default = getattr(QUICK, field.name)
+        kind: dict[str, Any]
+        if hints[field.name] is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif field.name == "scales":
+            kind, default = {"type": Fraction, "nargs": "+", "metavar": "1/G"}, " ".join(map(str, default))
+        elif field.name == "mnist":
+            kind = {"metavar": "DIR"}
+        else:
+            kind = {"type": hints[field.name], "metavar": hints[field.name].__name__.upper()}
+        settings.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            default=argparse.SUPPRESS,
+            help=field.metadata["help"] + ("" if default is None else f" (default: {default})"),
+            **kind,
+        )
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = parser().parse_args(argv)
+    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(TrainConfig) if hasattr(options, f.name)}
+    if "scales" in given:
+        given["scales"] = tuple(given["scales"])
+    out = options.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    try:
+        if options.resume:
+            config = resumed(out, given)
+        else:
+            config = dataclasses.replace(PRESETS[options.preset][1], **given)
+        open_run(out, config, resume=options.resume, overwrite=options.overwrite)
+        summary = run(out, config)
+    except Interrupted as stop:
+        print(f"\n{stop}. To go on: python -m projkern.train --out {out} --resume", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, CheckpointError, Diverged) as error:
+        print(f"projkern.train: error: {error}", file=sys.stderr)
+        return 1
+    from .training.report import table
+
+    print(f"\n{table(summary)}\n\nWrote {out}/report.md, {out}/samples.png and {out}/summary.json.")
+    return 0
+
+
+def resumed(out: Path, given: dict[str, Any]) -> TrainConfig:
+    """The settings of the run to continue; raises ValueError where an option asks for another."""
+    config = read_config(out)
+    for name, value in given.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"--{name.replace('_', '-')} must be left out with --resume, or be {getattr(config, name)} as in "
+                f"{out}/config.json; it was {value}"
+            )
+    return config
+
+
+if __name__ == "__main__":
+    sys.exit(main())

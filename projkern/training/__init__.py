@@ -1,0 +1,1 @@
+"""Training runs: settings, stages, the loop, checkpoints and reports."""

@@ -1,0 +1,156 @@
+"""The training loop: one stage, from its last checkpoint to its last step."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..data import SynthMNIST
+from . import checkpoint
+from .config import TrainConfig
+from .metrics import Metrics
+from .stages import Stage
+
+
+class Interrupted(Exception):
+    """Ctrl-C or a polite kill: the work up to this step is in a checkpoint."""
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient is no longer a finite number."""
+
+
+def train(
+    stage: Stage, data: SynthMNIST, config: TrainConfig, dtype: torch.dtype, folder: Path, metrics: Metrics
+) -> float:
+    """Train a stage, from its last checkpoint if it has one, and leave a checkpoint of the last step.
+
+    Step k's batch, dropout and learning rate depend on (seed, k) alone, so that a resumed run continues as if
+    it had never stopped.
+
+    Returns:
+        Seconds spent on the stage, those before an interruption included.
+
+    Raises:
+        Interrupted: asked to stop; a checkpoint was written first.
+        Diverged: a loss or gradient that is not finite; the last good checkpoint is kept.
+        CheckpointError: a checkpoint that cannot be read or written.
+    """
+    optimizer = make_optimizer(stage, config)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    start, seconds = 0, 0.0
+    if last := checkpoint.latest(folder):
+        state = checkpoint.load(last, stage.module, optimizer)
+        start, seconds = state["step"], state["seconds"]
+    metrics.begin(stage.name, start)
+    began, step = time.monotonic() - seconds, start
+
+    def save() -> None:
+        _require_finite(stage.name, unlogged, step, folder)
+        state = {"stage": stage.name, "seconds": time.monotonic() - began}
+        checkpoint.save(folder, step, stage.module, optimizer, state)
+
+    stage.module.train()
+    unlogged: list[Tensor] = []  # [losses..., norm of the gradient] of the steps since the last log line
+    total = stage.steps * config.batch_size
+    progress = tqdm(total=total, initial=start * config.batch_size, desc=f"{stage.name:>6}", unit=" images")
+    with progress, _stop_requests() as stop:
+        while step < stage.steps:
+            for group, peak in zip(optimizer.param_groups, peaks):
+                group["lr"] = peak * schedule(step, stage.steps, config.warmup)
+            tokens, t = data.batch(stage.first_batch + step)
+            torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
+            with torch.autocast(tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                losses = stage.losses(tokens, t)
+            norm = backward_and_step(stage, losses, optimizer, config.clip)
+            unlogged.append(torch.stack([*(loss.detach() for loss in losses.values()), norm]))
+            step += 1
+            progress.update(config.batch_size)
+            if step % config.log_every == 0 or step == stage.steps:
+                *mean, norm_mean = _require_finite(stage.name, unlogged, step, folder).mean(0).tolist()
+                rate = len(unlogged) * config.batch_size / metrics.lap()
+                metrics.log(step, dict(zip(losses, mean)), norm_mean, optimizer.param_groups[-1]["lr"], rate)
+                progress.set_postfix({n: f"{v:.3f}" for n, v in zip(losses, mean)}, refresh=False)
+                unlogged.clear()
+            if stop.requested:
+                save()
+                raise Interrupted(f"stopped at step {step} of {stage.steps} of {stage.name}")
+            if step % config.checkpoint_every == 0:
+                save()
+        save()
+    return time.monotonic() - began
+
+
+def make_optimizer(stage: Stage, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over the stage's groups (paper, appendix C.1: Adam with a very weak weight decay)."""
+    return torch.optim.AdamW(stage.groups, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
+
+
+def backward_and_step(
+    stage: Stage, losses: dict[str, Tensor], optimizer: torch.optim.Optimizer, clip: float
+) -> Tensor:
+    """One update; returns the norm of the gradient before clipping."""
+    total = sum(stage.loss_weights[name] * loss for name, loss in losses.items())
+    assert isinstance(total, Tensor)
+    total.backward()
+    norm = nn.utils.clip_grad_norm_(stage.module.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def schedule(step: int, steps: int, warmup: int) -> float:
+    """The learning rate of a step as a part of its peak: linear warm-up, then a cosine to zero (appendix C.1)."""
+    warmup = min(warmup, steps // 2)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _require_finite(name: str, unlogged: list[Tensor], step: int, folder: Path) -> Tensor:
+    if not unlogged:
+        return torch.empty(0)
+    values = torch.stack(unlogged).cpu()
+    finite = values.isfinite().all(1)
+    if not finite.all():
+        first = step - len(unlogged) + 1 + int((~finite).int().argmax())
+        raise Diverged(
+            f"the loss or gradient of {name} is not finite at step {first}; "
+            f"the last good checkpoint is {checkpoint.latest(folder) or 'none'}. Try a lower learning rate."
+        )
+    return values
+
+
+class _Stop:
+    requested = False
+
+
+@contextmanager
+def _stop_requests() -> Iterator[_Stop]:
+    """Turn SIGINT and SIGTERM into a flag that the loop reads between steps; a second one ends at once."""
+    stop = _Stop()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, ask)
+    except ValueError:  # not in the main thread: the caller handles its own signals
+        pass
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,61 @@
+"""Logged steps: one JSON object a line in metrics.jsonl, and the same in TensorBoard's format."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from .files import write_atomically
+
+
+class Metrics:
+    """The log of a run. Lines of steps that a resumed stage is about to repeat are dropped."""
+
+    def __init__(self, run: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run / "metrics.jsonl"
+        self._writer_of = lambda stage, step: SummaryWriter(
+            str(run / "tensorboard" / stage.replace("/", "-")), purge_step=step
+        )
+
+    def begin(self, stage: str, step: int) -> None:
+        """Start logging a stage that has ``step`` steps behind it."""
+        kept = [line for line in read_metrics(self.path) if line["stage"] != stage or line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.path, lambda p: p.write_text(text))
+        self.stage = stage
+        self.writer = self._writer_of(stage, step + 1)
+        self._lap = time.monotonic()
+
+    def lap(self) -> float:
+        """Seconds since the last call."""
+        now = time.monotonic()
+        elapsed, self._lap = now - self._lap, now
+        return elapsed
+
+    def log(self, step: int, losses: dict[str, float], grad_norm: float, lr: float, rate: float) -> None:
+        """Log the means over the steps since the last line: losses in nats per token, images per second."""
+        line = {
+            "stage": self.stage,
+            "step": step,
+            "losses": losses,
+            "grad_norm": grad_norm,
+            "lr": lr,
+            "images_per_second": rate,
+        }
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in losses.items():
+            self.writer.add_scalar(f"loss/{name}", value, step)
+        for name in ("grad_norm", "lr", "images_per_second"):
+            self.writer.add_scalar(name, line[name], step)
+        self.writer.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; a last line cut short by an interruption is left out."""
+    lines = path.read_text().split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines[:-1]]

@@ -1,0 +1,149 @@
+"""A whole run in one folder: every stage, then the evaluation, the table and the pictures."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import SynthMNIST, load_digits, synthmnist_palette
+from ..data.palette import Palette
+from ..models import GPT
+from . import checkpoint
+from .config import SOURCE_NAME, TrainConfig
+from .evaluate import evaluate
+from .files import write_atomically, write_json
+from .loop import train
+from .metrics import Metrics
+from .report import write_report
+from .stages import Model, make_stage, stage_names
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes, and why there."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+
+def pick_machine(config: TrainConfig) -> Machine:
+    """The device and arithmetic of a run; raises ValueError where what was asked for is not there."""
+    cuda = torch.cuda.is_available()
+    if config.device.startswith("cuda") and not cuda:
+        raise ValueError(f"device must be one that is there; it was {config.device}, and torch sees no CUDA card")
+    device = torch.device(("cuda" if cuda else "cpu") if config.device == "auto" else config.device)
+    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    name = {"auto": "bfloat16" if bfloat16 else "float32"}.get(config.dtype, config.dtype)
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    why = "as asked" if config.device != "auto" else ("a CUDA card is there" if cuda else "there is no CUDA card")
+    return Machine(device, getattr(torch, name), f"{what} ({why}), {name}")
+
+
+def open_run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Make a run's folder ready, and store its settings.
+
+    Raises:
+        FileExistsError: the folder already holds a run (or anything else), and neither flag was given.
+        ValueError: ``overwrite`` of a folder that holds something other than a run.
+    """
+    ours = (out / "config.json").exists()
+    if out.exists() and any(out.iterdir()):
+        if not ours:
+            raise ValueError(f"out must be a new folder or one that holds a run; {out} holds something else")
+        if overwrite:
+            shutil.rmtree(out)
+        elif not resume:
+            raise FileExistsError(f"{out} already holds a run; give --resume to continue it or --overwrite to redo it")
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "config.json").exists():
+        write_json(out / "config.json", config.to_json())
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The settings of a run; raises ValueError where the folder holds none of this version."""
+    try:
+        return TrainConfig.from_json(json.loads((run / "config.json").read_text()))
+    except OSError as error:
+        raise ValueError(f"{run} holds no run: its config.json cannot be read ({error})") from error
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{run}/config.json is not a run's settings: {error}") from error
+
+
+def run(out: Path, config: TrainConfig) -> dict[str, Any]:
+    """Train all models of a run, continuing where its folder left off, and report on them.
+
+    Returns:
+        What ``summary.json`` holds.
+    """
+    machine = pick_machine(config)
+    print(f"Training on {machine.reason}.")
+    palette = _palette(out, config).to(machine.device)
+    training = make_data(config, palette, "train", machine.device)
+    validation = make_data(config, palette, "validation", machine.device)
+    metrics = Metrics(out)
+    seconds, models = 0.0, []
+    source = None
+    for name in stage_names(config):
+        stage = make_stage(name, config, machine.device, source)
+        seconds += train(stage, training, config, machine.dtype, checkpoint.stage_folder(out, name), metrics)
+        stage.module.eval()
+        if name == SOURCE_NAME:
+            assert isinstance(stage.module, GPT)
+            source = stage.module
+        models += stage.models
+    began = time.monotonic()
+    losses = {m.name: evaluate(m.predict, validation, config.eval_images) for m in models}
+    summary = {
+        "models": {m.name: _row(m, losses[m.name]) for m in models},
+        "seconds": round(seconds + time.monotonic() - began, 1),
+        "device": machine.reason,
+        "versions": {"projkern": _version(), "torch": torch.__version__, "python": platform.python_version()},
+    }
+    write_report(out, config, summary, models, validation)
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def make_data(config: TrainConfig, palette: Palette, split: Any, device: torch.device) -> SynthMNIST:
+    """The training stream, in the run's batches, or the held-out one, in batches fit for evaluation."""
+    training = split == "train"
+    return SynthMNIST(
+        config.image_size,
+        palette,
+        load_digits(config.mnist, split),
+        seed=config.seed,
+        split=split,
+        batch=config.batch_size if training else min(64, config.eval_images),
+        examples_per_task=config.examples_per_task if training else 1,
+        device=device,
+    )
+
+
+def _palette(out: Path, config: TrainConfig) -> Palette:
+    """The run's palette: fitted at its start, kept in its folder."""
+    path = out / "palette.npy"
+    if not path.exists():
+        palette = synthmnist_palette(config.image_size, config.colors, load_digits(config.mnist, "train"))
+        palette.save(path)
+    return Palette.load(path)
+
+
+def _row(model: Model, loss: tuple[float, float]) -> dict[str, Any]:
+    row = {"loss": round(loss[0], 5), "standard_error": round(loss[1], 5), "parameters": model.parameters}
+    if model.operator_parameters is not None:
+        row["operator_parameters"] = model.operator_parameters
+    return row
+
+
+def _version() -> str:
+    from .. import __version__
+
+    return __version__

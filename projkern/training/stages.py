@@ -1,0 +1,142 @@
+"""What a run trains, in order: the source, the small baselines, the projected models (paper, Sec. 3.3)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import TASK_DIM
+from ..models import GPT, GPTConfig, ProjectionOperator
+from ..models.operator import project_and_run
+from .config import SOURCE_NAME, TrainConfig
+
+Predict = Callable[[Tensor, Tensor], Tensor]  # tokens (B, T), t (B, 18) -> logits (B, T, vocabulary)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model as the tables name it."""
+
+    name: str
+    predict: Predict
+    parameters: int  # of one small model that a user would run
+    operator_parameters: int | None = None  # of what generates it
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training job: what is trained, on which loss, at which learning rates."""
+
+    name: str
+    steps: int
+    first_batch: int  # index of the data stream's batch that step 0 sees
+    module: nn.Module
+    losses: Callable[[Tensor, Tensor], dict[str, Tensor]]  # by model; their weighted sum is minimised
+    loss_weights: dict[str, float]
+    groups: list[dict[str, object]]  # of the optimizer: params, lr
+    models: list[Model]
+
+
+def nats_per_token(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Mean loss of next-token prediction, nats per token; every token is a target (paper, Sec. 3)."""
+    return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+
+
+def stage_names(config: TrainConfig) -> list[str]:
+    """The run's training jobs, in order."""
+    names = [SOURCE_NAME]
+    for s in config.scales:
+        names += [f"M_{s}"] * config.unconditional + [f"M~_{s}"]
+    return names + (["P~"] if config.joint else [f"P_{s}" for s in config.scales])
+
+
+def make_stage(name: str, config: TrainConfig, device: torch.device, source: GPT | None = None) -> Stage:
+    """Build a stage with fresh weights that depend on the seed and the name only.
+
+    Args:
+        name: one of ``stage_names(config)``.
+        source: the pretrained M_1, for the stages that project it; it is copied, then tuned.
+    """
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{config.seed} {name}".encode(), digest_size=7).digest()))
+    kind, _, scale = name.partition("_")
+    if kind.startswith("P"):
+        assert source is not None
+        scales = config.scales if config.joint else (Fraction(scale),)
+        return _projected(name, config, device, source, scales)
+    conditional = kind == "M~"
+    model = GPT(gpt_config(config, Fraction(scale), conditional)).to(device)
+
+    def predict(tokens: Tensor, t: Tensor) -> Tensor:
+        return model(tokens, t if conditional else None)
+
+    is_source = name == SOURCE_NAME
+    return Stage(
+        name=name,
+        steps=config.source_steps if is_source else config.steps,
+        first_batch=0 if is_source else config.source_steps,
+        module=model,
+        losses=lambda tokens, t: {name: nats_per_token(predict(tokens, t), tokens)},
+        loss_weights={name: 1.0},
+        groups=[{"params": list(model.parameters()), "lr": config.source_lr if is_source else config.small_lr}],
+        models=[Model(name, predict, count(model))],
+    )
+
+
+def gpt_config(config: TrainConfig, scale: Fraction, conditional: bool = False) -> GPTConfig:
+    """The shape of M_s, or of its conditional form M~_s."""
+    return GPTConfig(
+        vocab_size=config.colors,
+        n_positions=config.image_size**2,
+        n_embd=int(config.n_embd * scale),
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        dropout=config.dropout,
+        task_dim=TASK_DIM if conditional else None,
+    )
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _projected(
+    name: str, config: TrainConfig, device: torch.device, pretrained: GPT, scales: tuple[Fraction, ...]
+) -> Stage:
+    """Co-train projected models and their source: sum of L_P, plus w_src L_M1 (paper, Eq. 2)."""
+    source = GPT(pretrained.config).to(device)
+    source.load_state_dict(pretrained.state_dict())
+    operators = [ProjectionOperator(source, s, TASK_DIM, config.rank).to(device) for s in scales]
+    module = nn.ModuleDict({"source": source, "operators": nn.ModuleList(operators)})
+    names = [f"P_{s}" for s in scales] if len(scales) == 1 else [f"P~_{s}" for s in scales]
+    lone = config.joint or len(config.scales) == 1
+    source_name = "source after co-training" + ("" if lone else f" with {name}")
+
+    def losses(tokens: Tensor, t: Tensor) -> dict[str, Tensor]:
+        projected = project_and_run(operators, tokens, t)
+        parts = {n: nats_per_token(logits, tokens) for n, logits in zip(names, projected)}
+        if config.w_src > 0:
+            parts[source_name] = nats_per_token(source(tokens), tokens)
+        return parts
+
+    models = [
+        Model(n, operator, count(GPT(operator.config)), count(operator)) for n, operator in zip(names, operators)
+    ]
+    return Stage(
+        name=name,
+        steps=config.steps,
+        first_batch=config.source_steps,
+        module=module,
+        losses=losses,
+        loss_weights=dict.fromkeys(names, 1.0) | {source_name: config.w_src},
+        groups=[
+            {"params": list(source.parameters()), "lr": config.tuning_lr},
+            {"params": [p for operator in operators for p in operator.parameters()], "lr": config.operator_lr},
+        ],
+        models=[*models, Model(source_name, lambda tokens, t: source(tokens), count(source))],
+    )
