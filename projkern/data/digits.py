@@ -88,7 +88,7 @@ def _sklearn_digits(split: Split) -> Digits:
     bunch = load()
     small = torch.from_numpy(bunch.images).float()[:, None] / 16  # [n, 1, 8, 8]
     large = F.interpolate(small, size=(INK, INK), mode="bicubic", align_corners=False)
-    large = ((large - 0.4) * 2.5).clamp(0, 1)  # enlarging blurs and fattens: restore a pen's stroke
+    large = ((large - 0.3) * 2.5).clamp(0, 1)  # enlarging blurs and fattens: restore a pen's stroke
     images = F.pad(large[:, 0] * 255, [(SIDE - INK) // 2] * 4).round().to(torch.uint8)
     labels = torch.from_numpy(bunch.target).long()
     held_out = len(images) // 5

@@ -11,7 +11,7 @@ from projkern.data.digits import Digits, load_digits
 from projkern.data.synthmnist import TASK_DIM, SynthMNIST, synthmnist_palette
 
 _CELL, _GAP = 96, 6  # screen pixels of one image, and between images
-_LEFT, _TOP, _BLOCK = 140, 40, 30  # margins for labels, and between blocks of columns or rows
+_LEFT, _TOP, _BLOCK = 164, 40, 30  # margins for labels, and between blocks of columns or rows
 _COLUMNS = 4  # digits of each task
 _LABELS = (
     "stripes\n" r"$\cos\,\tilde{x}$",
