@@ -3,7 +3,6 @@
 from projkern.data.digits import Digits, Split, load_digits
 from projkern.data.palette import Palette, cache_dir, fit_palette
 from projkern.data.synthmnist import (
-    CLASS_NAMES,
     TASK_DIM,
     TASK_NAMES,
     SynthMNIST,
@@ -13,7 +12,6 @@ from projkern.data.synthmnist import (
 )
 
 __all__ = [
-    "CLASS_NAMES",
     "TASK_DIM",
     "TASK_NAMES",
     "Digits",

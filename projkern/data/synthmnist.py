@@ -32,7 +32,6 @@ TASK_NAMES = (
     "cells_frequency", "cells_phase", "color_r", "color_g", "color_b",
 )  # fmt: skip
 TASK_DIM = len(TASK_NAMES)
-CLASS_NAMES = ("stripes", "rings", "cells")
 
 WARP_THRESHOLD = 0.3  # alpha: no warp below it
 COLOR_MIN, COLOR_RANGE = 0.5, 1.5  # beta, gamma
