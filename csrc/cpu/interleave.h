@@ -50,12 +50,15 @@ inline void merge(const Vec* planes, int step, Vec* out) {
 }
 
 template <int Group, class T>
-void split_row(const T* row, int64_t count, Planes at, float* out) {
+void split_row(const T* row, int64_t count, Planes at, float* out, int64_t ahead) {
     Vec x[Group], planes[Group];
     for (int64_t m = 0; m < count; m += kLanes) {
         const int64_t left = (count - m) * Group;
         if (left >= Group * kLanes) {
-            for (int i = 0; i < Group; ++i) x[i] = load(row + i * kLanes);
+            for (int i = 0; i < Group; ++i) {
+                prefetch(row + i * kLanes + ahead);
+                x[i] = load(row + i * kLanes);
+            }
         } else {
             for (int i = 0; i < Group; ++i)
                 x[i] = load_part(row + i * kLanes, std::clamp<int64_t>(left - i * kLanes, 0, kLanes));
@@ -115,15 +118,15 @@ void merge_row_any(const float* in, int64_t group, Planes at, int64_t count, con
 
 }  // namespace detail
 
-// `row` holds count * group elements.
+// `row` holds count * group elements; those `ahead` elements further on are asked for meanwhile.
 template <class T>
-void split_row(const T* row, int64_t count, int64_t group, Planes at, float* out) {
+void split_row(const T* row, int64_t count, int64_t group, Planes at, float* out, int64_t ahead = 0) {
     switch (group) {
-        case 1: return detail::split_row<1>(row, count, at, out);
-        case 2: return detail::split_row<2>(row, count, at, out);
-        case 4: return detail::split_row<4>(row, count, at, out);
-        case 8: return detail::split_row<8>(row, count, at, out);
-        case 16: return detail::split_row<16>(row, count, at, out);
+        case 1: return detail::split_row<1>(row, count, at, out, ahead);
+        case 2: return detail::split_row<2>(row, count, at, out, ahead);
+        case 4: return detail::split_row<4>(row, count, at, out, ahead);
+        case 8: return detail::split_row<8>(row, count, at, out, ahead);
+        case 16: return detail::split_row<16>(row, count, at, out, ahead);
         default: return detail::split_row_any(row, count, group, at, out);
     }
 }

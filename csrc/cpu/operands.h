@@ -76,11 +76,35 @@ inline void unpack_dp(const float* packed, int64_t p_width, const Matrix& x, int
     }
 }
 
-// `rows` points at the tile's first element in the group's first row.
+// Row group i of a chunk, vectors [v, v + vectors).
+struct Tile {
+    int64_t i, v, vectors;
+};
+
+// Calls visit(tile, next) for the tiles of a chunk of row groups, panel by panel. The processor does not
+// see where a tile's rows go on, so each visit asks for its successor's memory; the last has itself.
+template <class Visit>
+void each_tile(const Shape& shape, int64_t row_groups, const Visit& visit) {
+    Tile now{-1, 0, 0};
+    for (int64_t panel = 0; panel < shape.vectors; panel += shape.panel) {
+        const int64_t end = std::min(panel + shape.panel, shape.vectors);
+        for (int64_t i = 0; i < row_groups; ++i)
+            for (int64_t v = panel; v < end; v += shape.tile) {
+                const Tile next{i, v, std::min(shape.tile, end - v)};
+                if (now.i >= 0) visit(now, next);
+                now = next;
+            }
+    }
+    if (now.i >= 0) visit(now, now);
+}
+
+// `rows` points at the first row of the chunk.
 template <class T>
-void load_tile(const T* rows, int64_t cols, int64_t columns, const Shape& shape, float* tile) {
+void load_tile(const T* rows, int64_t cols, const Shape& shape, const Tile& tile, const Tile& next, float* planes) {
+    const auto start = [&](const Tile& x) { return x.i * shape.row_group * cols + x.v * kLanes * shape.col_group; };
+    const int64_t ahead = start(next) - start(tile), columns = shape.columns(tile.v, tile.vectors);
     for (int64_t a = 0; a < shape.row_group; ++a)
-        split_row(rows + a * cols, columns, shape.col_group, shape.w_planes(), tile + a * kLanes);
+        split_row(rows + start(tile) + a * cols, columns, shape.col_group, shape.w_planes(), planes + a * kLanes, ahead);
 }
 
 }  // namespace projkern::cpu

@@ -8,7 +8,7 @@ namespace {
 
 // Few rows in a unit share the work well; many keep the traffic of partial dq, one row of batch * cols
 // for each unit, small beside the unit's own.
-constexpr int64_t kMostRows = 512, kFewestRows = 32, kWantedUnits = 128;
+constexpr int64_t kMostRows = 512, kFewestRows = 32, kWantedUnits = 32;
 
 constexpr int64_t kChunkBytes = 256 * 1024;
 

@@ -135,6 +135,12 @@ void load_grad(const G* grad, int64_t batch_stride, int64_t batches, int64_t vec
         }
 }
 
+template <class G>
+void prefetch_grad(const G* grad, int64_t batch_stride, int64_t batches, int64_t vectors) {
+    for (int64_t b = 0; b < batches; ++b)
+        for (int64_t v = 0; v < vectors; ++v) prefetch(grad + b * batch_stride + v * kLanes);
+}
+
 struct Wanted {
     bool dw, dp, dq;
 };
@@ -220,47 +226,49 @@ class Worker {
     const Matrix& matrix(size_t s) const { return plan_.matrices[source_.matrices[s]]; }
 
     void project_rows(size_t s, int64_t first_row, int64_t rows, const Workspace& space) {
-        const Shape& shape = shapes_[s];
-        const int64_t row_group = shape.row_group;
-        for (int64_t panel = 0; panel < shape.vectors; panel += shape.panel) {
-            const int64_t panel_end = std::min(panel + shape.panel, shape.vectors);
-            for (int64_t i = 0; i < rows / row_group; ++i)
-                for (int64_t v = panel; v < panel_end; v += shape.tile)
-                    project_tile(s, first_row, i, v, std::min(shape.tile, panel_end - v), space);
-        }
+        each_tile(shapes_[s], rows / shapes_[s].row_group,
+                  [&](const Tile& tile, const Tile& next) { project_tile(s, first_row, tile, next, space); });
     }
 
-    // Row group i of the chunk, vectors [v, v + vectors).
-    void project_tile(size_t s, int64_t first_row, int64_t i, int64_t v, int64_t vectors, const Workspace& space) {
+    void project_tile(size_t s, int64_t first_row, const Tile& tile, const Tile& next, const Workspace& space) {
         const Shape& shape = shapes_[s];
-        const int64_t row = first_row + i * shape.row_group, n = row / shape.row_group;
-        const int64_t m = v * kLanes, columns = shape.columns(v, vectors), col = m * shape.col_group;
-        if (wanted_.dp || wanted_.dq) load_tile(w_ + row * source_.cols + col, source_.cols, columns, shape, space.w);
+        if (wanted_.dp || wanted_.dq)
+            load_tile(w_ + first_row * source_.cols, source_.cols, shape, tile, next, space.w);
 
-        const Grad* grads = static_cast<const Grad*>(call_.grads[source_.matrices[s]]) + n * shape.out_cols + m;
-        const int64_t batch_stride = shape.out_rows * shape.out_cols, p_at = i * shape.batch * shape.row_group;
-        for (int64_t b = 0; b < shape.batch; b += kBatchBlock) {
-            const int64_t batches = std::min(kBatchBlock, shape.batch - b);
-            load_grad(grads + b * batch_stride, batch_stride, batches, vectors, columns, space.g);
-            const int64_t q_at = v * shape.q_vector() + b * kLanes, p_block = p_at + b * shape.row_group;
-            project_block(Block{space.w, space.q[s] + q_at, space.p + p_block, space.g, space.u, space.dw,
-                                space.dp + p_block, space.dq[s] + q_at, batches, vectors, b == 0},
+        const int64_t batch = shape.batch, batch_stride = shape.out_rows * shape.out_cols;
+        const Grad* grads = static_cast<const Grad*>(call_.grads[source_.matrices[s]]);
+        const auto grad_at = [&](const Tile& x, int64_t b) {
+            return grads + b * batch_stride + (first_row / shape.row_group + x.i) * shape.out_cols + x.v * kLanes;
+        };
+        for (int64_t b = 0; b < batch; b += kBatchBlock) {
+            const int64_t batches = std::min(kBatchBlock, batch - b), after = b + batches;
+            load_grad(grad_at(tile, b), batch_stride, batches, tile.vectors, shape.columns(tile.v, tile.vectors), space.g);
+            if (after < batch) {
+                prefetch_grad(grad_at(tile, after), batch_stride, std::min(kBatchBlock, batch - after), tile.vectors);
+            } else {
+                prefetch_grad(grad_at(next, 0), batch_stride, std::min(kBatchBlock, batch), next.vectors);
+            }
+            const int64_t q_at = tile.v * shape.q_vector() + b * kLanes, p_at = (tile.i * batch + b) * shape.row_group;
+            project_block(Block{space.w, space.q[s] + q_at, space.p + p_at, space.g, space.u, space.dw,
+                                space.dp + p_at, space.dq[s] + q_at, batches, tile.vectors, b == 0},
                           shape, wanted_);
         }
-        if (wanted_.dw) write_tile(s, i, row, col, columns, space);
+        if (wanted_.dw) write_tile(s, first_row, tile, space);
     }
 
-    void write_tile(size_t s, int64_t i, int64_t row, int64_t col, int64_t columns, const Workspace& space) {
+    void write_tile(size_t s, int64_t first_row, const Tile& tile, const Workspace& space) {
         const Shape& shape = shapes_[s];
+        const int64_t columns = shape.columns(tile.v, tile.vectors), col = tile.v * kLanes * shape.col_group;
         for (int64_t a = 0; a < shape.row_group; ++a) {
+            const int64_t row = tile.i * shape.row_group + a;  // of the chunk
             const auto merge = [&](const auto& sink) {
                 merge_row(space.dw + a * kLanes, shape.col_group, shape.w_planes(), columns, sink);
             };
             if (source_.shared()) {
-                float* to = space.rows + (i * shape.row_group + a) * source_.cols + col;
+                float* to = space.rows + row * source_.cols + col;
                 s == 0 ? merge(Write<float>{to}) : merge(Add{to});
             } else {
-                In* to = dw_ + (row + a) * source_.cols + col;
+                In* to = dw_ + (first_row + row) * source_.cols + col;
                 streamed_ ? merge(Stream<In>{to}) : merge(Write<In>{to});
             }
         }
@@ -305,17 +313,17 @@ struct PartialDq {
     }
 };
 
-// Sums the units of one matrix in their order.
-void sum_partials(const float* partials, int64_t units, const Matrix& x, int64_t batch, int64_t q_width, float* dq) {
-    const int64_t count = batch * x.cols;
-    for (int64_t b = 0; b < batch; ++b) {
-        float* to = dq + b * q_width + x.q_offset;
-        const float* from = partials + b * x.cols;
-        for (int64_t i = 0; i < x.cols; ++i) {
-            float sum = 0;
-            for (int64_t unit = 0; unit < units; ++unit) sum += from[unit * count + i];
-            to[i] = sum;
-        }
+// dq[b] of one matrix: the sum of its units, in their order.
+void sum_partials(const float* partials, int64_t units, int64_t unit_stride, int64_t cols, float* dq) {
+    for (int64_t i = 0; i < cols; i += kLanes) {
+        const int64_t left = cols - i;
+        const auto partial = [&](int64_t unit) {
+            const float* from = partials + unit * unit_stride + i;
+            return left >= kLanes ? load(from) : load_part(from, left);
+        };
+        Vec sum{};
+        for (int64_t unit = 0; unit < units; ++unit) sum += partial(unit);
+        left >= kLanes ? store(dq + i, sum) : store_part(dq + i, sum, left);
     }
 }
 
@@ -343,9 +351,11 @@ void project(const Plan& plan, const Partition& partition, const Backward& call)
         Worker<In, Grad>(plan, source, call, large, wanted).run(unit, dq);
     });
     if (!wanted.dq) return;
-    parallel_for(int64_t(plan.matrices.size()), call.threads, [&](int64_t k) {
-        const int64_t units = partition.sources[partition.source_of[k]].units;
-        sum_partials(partials + partial.offset[k], units, plan.matrices[k], call.batch, plan.q_width, call.dq);
+    parallel_for(int64_t(plan.matrices.size()) * call.batch, call.threads, [&](int64_t i) {
+        const int64_t k = i / call.batch, b = i % call.batch;
+        const Matrix& x = plan.matrices[k];
+        sum_partials(partials + partial.offset[k] + b * x.cols, partition.sources[partition.source_of[k]].units,
+                     call.batch * x.cols, x.cols, call.dq + b * plan.q_width + x.q_offset);
     });
 }
 

@@ -111,23 +111,17 @@ struct Workspace {
     }
 };
 
+// Rows of a chunk; `w` and `out` point at its first.
 template <class In, class Out>
-void project_rows(const In* w, const Matrix& x, const Shape& shape, Out* out, bool streamed, int64_t first_row,
-                  int64_t rows, const float* q, const float* p, float* tile) {
-    for (int64_t panel = 0; panel < shape.vectors; panel += shape.panel) {
-        const int64_t panel_end = std::min(panel + shape.panel, shape.vectors);
-        for (int64_t i = 0; i < rows / x.row_group; ++i) {
-            const int64_t n = first_row / x.row_group + i;
-            for (int64_t v = panel; v < panel_end; v += shape.tile) {
-                const int64_t vectors = std::min(shape.tile, panel_end - v);
-                const int64_t m = v * kLanes, columns = shape.columns(v, vectors);
-                load_tile(w + n * x.row_group * x.cols + m * x.col_group, x.cols, columns, shape, tile);
-                combine_tile(tile, q + v * shape.q_vector(), p + i * shape.batch * x.row_group, shape,
-                             Target<Out>{out + n * shape.out_cols + m, shape.out_rows * shape.out_cols, columns, streamed},
-                             vectors);
-            }
-        }
-    }
+void project_rows(const In* w, const Matrix& x, const Shape& shape, Out* out, bool streamed, int64_t rows,
+                  const float* q, const float* p, float* planes) {
+    each_tile(shape, rows / x.row_group, [&](const Tile& tile, const Tile& next) {
+        load_tile(w, x.cols, shape, tile, next, planes);
+        const Target<Out> target{out + tile.i * shape.out_cols + tile.v * kLanes, shape.out_rows * shape.out_cols,
+                                 shape.columns(tile.v, tile.vectors), streamed};
+        combine_tile(planes, q + tile.v * shape.q_vector(), p + tile.i * shape.batch * x.row_group, shape, target,
+                     tile.vectors);
+    });
 }
 
 template <class In, class Out>
@@ -152,10 +146,10 @@ void project_unit(const Plan& plan, const Partition& partition, const Forward& c
         const int64_t rows = std::min(source.chunk_rows, end - row);
         for (size_t s = 0; s < shapes.size(); ++s) {
             const Matrix& x = plan.matrices[source.matrices[s]];
-            Out* out = static_cast<Out*>(call.outputs[source.matrices[s]]);
+            Out* out = static_cast<Out*>(call.outputs[source.matrices[s]]) + row / x.row_group * shapes[s].out_cols;
             const bool streamed = large && can_stream(out, shapes[s].out_cols);
             pack_p(call.p, plan.p_width, x, call.batch, row, rows, space.p);
-            project_rows(w, x, shapes[s], out, streamed, row, rows, space.q[s], space.p, space.w);
+            project_rows(w + row * x.cols, x, shapes[s], out, streamed, rows, space.q[s], space.p, space.w);
         }
     }
     if (large) finish_streams();

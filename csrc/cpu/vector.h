@@ -61,6 +61,9 @@ inline Vec load(const bfloat16* p) {
     return reinterpret_cast<Vec>(__builtin_convertvector(x, Bits) << 16);
 }
 
+// A hint; the address may lie anywhere.
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
+
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
 
 inline void store(bfloat16* p, Vec x) {
