@@ -58,7 +58,8 @@ def _project_forward(
     plan, batch = _plan(weights, entries), p.shape[0]
     flat = p.new_empty(sum(plan.output_sizes(batch)), dtype=dtype)
     backend = backends.select(p.device, weights[0].dtype, dtype)
-    backend.project_forward(plan, [w.contiguous() for w in weights], p.contiguous(), q.contiguous(), flat)
+    with torch.autocast(p.device.type, enabled=False):  # sums stay in float32
+        backend.project_forward(plan, [w.contiguous() for w in weights], p.contiguous(), q.contiguous(), flat)
     plan.zero_padding(flat, batch)
     return flat
 
@@ -82,16 +83,17 @@ def _project_backward(
     dp = p.new_empty(p.shape if need_p else 0)
     dq = q.new_empty(q.shape if need_q else 0)
     backend = backends.select(p.device, weights[0].dtype, grads[0].dtype)
-    backend.project_backward(
-        plan,
-        weights,
-        p.contiguous(),
-        q.contiguous(),
-        grads,
-        d_weights if need_weights else None,
-        dp if need_p else None,
-        dq if need_q else None,
-    )
+    with torch.autocast(p.device.type, enabled=False):
+        backend.project_backward(
+            plan,
+            weights,
+            p.contiguous(),
+            q.contiguous(),
+            grads,
+            d_weights if need_weights else None,
+            dp if need_p else None,
+            dq if need_q else None,
+        )
     return d_weights, dp, dq
 
 

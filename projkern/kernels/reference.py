@@ -21,7 +21,7 @@ def _operands(matrix: Matrix, weights: list[Tensor], p: Tensor, q: Tensor) -> tu
     cols = slice(matrix.q_offset, matrix.q_offset + matrix.cols)
     return (
         W.reshape(matrix.out_rows, matrix.row_group, matrix.cols),
-        p[:, rows].reshape(-1, matrix.out_rows, matrix.row_group),
+        p[:, rows].reshape(len(p), matrix.out_rows, matrix.row_group),
         q[:, None, cols],
     )
 
@@ -65,7 +65,7 @@ def project_backward(
             sums[matrix.weight][matrix.layer] += dW.reshape(matrix.rows, matrix.cols)
         if dp is not None:
             d = torch.einsum("bni,nai->bna", U, W)
-            dp[:, matrix.p_offset : matrix.p_offset + matrix.rows] = d.reshape(-1, matrix.rows)
+            dp[:, matrix.p_offset : matrix.p_offset + matrix.rows] = d.reshape(len(p), matrix.rows)
         if dq is not None:
             dq[:, matrix.q_offset : matrix.q_offset + matrix.cols] = (G * _combine_rows(W, p_m)).sum(1)
     if d_weights is not None and sums is not None:

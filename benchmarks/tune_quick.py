@@ -1,0 +1,78 @@
+"""Tune the learning rates of the quick preset: ``python benchmarks/tune_quick.py OUT.json [--threads N]``.
+
+Every model of the comparison gets its own sweep, on another seed than the preset's. Results go into OUT.json as they
+come, and a sweep that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from projkern.data import load_digits, synthmnist_palette
+from projkern.models import GPT
+from projkern.training.config import QUICK, SOURCE_NAME
+from projkern.training.evaluate import evaluate
+from projkern.training.files import write_json
+from projkern.training.loop import train
+from projkern.training.metrics import Metrics
+from projkern.training.run import make_data
+from projkern.training.stages import make_stage
+
+BASE = dataclasses.replace(QUICK, seed=1, checkpoint_every=10**9, log_every=100)
+SWEEPS: dict[str, dict[str, list[float]]] = {
+    SOURCE_NAME: {"source_lr": [1e-3, 2e-3, 4e-3, 8e-3]},
+    "M_1/4": {"small_lr": [3e-3, 6e-3, 1.2e-2, 2.4e-2]},
+    "M~_1/4": {"small_lr": [3e-3, 6e-3, 1.2e-2, 2.4e-2]},
+    "P_1/4": {"tuning_lr": [5e-4, 1e-3, 2e-3], "operator_lr": [3e-3, 6e-3, 1.2e-2, 2.4e-2]},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", nargs="+", choices=SWEEPS, default=list(SWEEPS), help="models to sweep")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results: list[dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else []
+    done = {(r["model"], *r["rates"].values()) for r in results}
+    palette = synthmnist_palette(BASE.image_size, BASE.colors, load_digits())
+    cpu = torch.device("cpu")
+    training, validation = (make_data(BASE, palette, split, cpu) for split in ("train", "validation"))
+    source_weights = options.out.with_suffix(".source.pt")
+    for name in options.only:
+        for values in itertools.product(*SWEEPS[name].values()):
+            if (name, *values) in done:
+                continue
+            rates = dict(zip(SWEEPS[name], values))
+            config = dataclasses.replace(BASE, **rates)
+            source = None
+            if name.startswith("P"):
+                source = make_stage(SOURCE_NAME, config, cpu).module
+                assert isinstance(source, GPT)
+                source.load_state_dict(torch.load(source_weights, weights_only=True))
+            stage = make_stage(name, config, cpu, source)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder)
+                train(stage, training, config, torch.float32, path / "checkpoint", Metrics(path))
+            stage.module.eval()
+            losses = {m.name: evaluate(m.predict, validation, BASE.eval_images)[0] for m in stage.models}
+            if name == SOURCE_NAME and losses[name] <= min(
+                (r["losses"][name] for r in results if r["model"] == name), default=float("inf")
+            ):
+                torch.save(stage.module.state_dict(), source_weights)
+            results.append({"model": name, "rates": rates, "losses": losses, "torch": torch.__version__})
+            write_json(options.out, results)
+            print(json.dumps(results[-1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Shared fixtures: backends under test, memory that shows what was not written."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+import projkern as pk
+from projkern.kernels import native
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request):
+    """Run the test once on each backend. The compiled one may be missing only where nobody required it."""
+    if request.param == "cpu" and not native.is_available():
+        if os.environ.get("PROJKERN_REQUIRE_NATIVE") == "1":
+            pytest.fail(f"PROJKERN_REQUIRE_NATIVE=1, but: {native.why_unavailable()}")
+        pytest.skip(f"the compiled kernels are not here: {native.why_unavailable()}")
+    with pk.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fill fresh tensors with NaN, so that an element which a kernel forgets to write shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
