@@ -199,25 +199,28 @@ def _kmeans(pixels: Tensor, colors: int, seed: int) -> Tensor:
 def _cell_candidates(colors: Tensor) -> Tensor:
     """All colours that are nearest to some point of each cell: (32^3, C) int, padded with the first one.
 
-    A colour can be nearest within a cell only if its smallest distance to the cell is at most the
-    smallest, over colours, of the largest distance to it. Both are sums over the three axes.
+    Let m be a cell's centre, h half its side and n the colour nearest to m. |x - c|^2 - |x - n|^2 is
+    linear in x, so its smallest value in the cell is that at m less 2 h |c - n|_1; where it is positive, n
+    is nearer than c in the whole cell and c is left out.
     """
-    edges = torch.linspace(-1, 1, _CELLS + 1, dtype=torch.float64)
-    low, high = edges[:-1, None, None], edges[1:, None, None]  # [cells, 1, 1]
-    c = colors.detach().cpu().double()  # [K, 3]
-    near = (low - c).clamp(min=0).maximum(c - high).square()  # [cells, K, 3]
-    far = (c - low).abs().maximum((high - c).abs()).square()
+    c = colors.detach().cpu().double()
+    half = 1 / _CELLS
+    axis = torch.arange(_CELLS, dtype=torch.float64) * 2 * half + half - 1
+    spread = 2 * half * torch.cdist(c, c, p=1) + 1e-6  # [K, K]; rounding may move a pixel to the next cell
+    possible = []
+    for centers in torch.cartesian_prod(axis, axis, axis).split(1 << 12):  # in parts, to bound memory
+        distance = torch.cdist(centers, c, compute_mode="donot_use_mm_for_euclid_dist").square()  # [cells, K]
+        least, nearest = distance.min(1, keepdim=True)
+        possible.append(distance - least <= spread[nearest[:, 0]])
+    return _lists(torch.cat(possible)).to(colors.device)
 
-    def total(d: Tensor, i: int) -> Tensor:  # over the cells (i, :, :)
-        return d[i, :, 0] + (d[:, None, :, 1] + d[None, :, :, 2])  # [cells, cells, K]
 
-    possible = torch.cat(
-        [total(near, i) <= total(far, i).amin(-1, keepdim=True) + 1e-6 for i in range(_CELLS)]
-    ).flatten(0, 1)  # [cells^3, K]
+def _lists(possible: Tensor) -> Tensor:
+    """Columns that are true, row by row: (rows, longest) int32, padded with the first one."""
     count = possible.sum(1)
     cell, color = possible.nonzero(as_tuple=True)
     slot = torch.arange(len(cell)) - (count.cumsum(0) - count)[cell]
     first = possible.int().argmax(1)
     table = first[:, None].repeat(1, int(count.max()))
     table[cell, slot] = color
-    return table.to(torch.int32).to(colors.device)
+    return table.to(torch.int32)
