@@ -28,10 +28,10 @@ from projkern.training.stages import make_stage
 
 BASE = dataclasses.replace(QUICK, seed=1, checkpoint_every=10**9, log_every=100)
 SWEEPS: dict[str, dict[str, list[float]]] = {
-    SOURCE_NAME: {"source_lr": [1e-3, 2e-3, 4e-3, 8e-3]},
+    SOURCE_NAME: {"source_lr": [2e-3, 4e-3]},
     "M_1/4": {"small_lr": [3e-3, 6e-3, 1.2e-2, 2.4e-2]},
     "M~_1/4": {"small_lr": [3e-3, 6e-3, 1.2e-2, 2.4e-2]},
-    "P_1/4": {"tuning_lr": [5e-4, 1e-3, 2e-3], "operator_lr": [3e-3, 6e-3, 1.2e-2, 2.4e-2]},
+    "P_1/4": {"tuning_lr": [1e-3, 2e-3], "operator_lr": [3e-3, 6e-3, 1.2e-2, 2.4e-2]},
 }
 
 

@@ -1,0 +1,331 @@
+"""Training runs: what they leave behind, that they resume bit for bit, and that nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from projkern.data import SynthMNIST
+from projkern.train import main
+from projkern.training import checkpoint
+from projkern.training.config import PRESETS, QUICK, TrainConfig
+from projkern.training.loop import schedule
+from projkern.training.metrics import read_metrics
+from projkern.training.stages import make_stage, stage_names
+
+TINY = (
+    "--image-size 6 --colors 8 --n-layer 2 --n-embd 32 --source-steps 12 --steps 10 --batch-size 4 "
+    "--eval-images 8 --log-every 2 --checkpoint-every 3 --warmup 2 --dropout 0.1"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("PROJKERN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that nobody disturbed."""
+    os.environ["PROJKERN_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(["--out", str(out), *TINY]) == 0
+    return out
+
+
+def final_weights(run):
+    return {
+        path.parent.parent.name: load_file(path)
+        for path in sorted((run / "checkpoint").glob("*/step-*/model.safetensors"))
+    }
+
+
+def assert_same_weights(run, other):
+    mine, theirs = final_weights(run), final_weights(other)
+    assert mine.keys() == theirs.keys()
+    for stage in mine:
+        assert all(torch.equal(mine[stage][k], theirs[stage][k]) for k in theirs[stage]), stage
+
+
+def test_what_a_run_leaves(finished):
+    for name in ("config.json", "metrics.jsonl", "samples.png", "curves.png", "report.md", "palette.npy"):
+        assert (finished / name).stat().st_size > 0
+    assert {p.name for p in (finished / "checkpoint").iterdir()} == {"M_1", "M_1-4", "M~_1-4", "P_1-4"}
+    assert list((finished / "tensorboard").glob("*/events*"))
+    summary = json.loads((finished / "summary.json").read_text())
+    assert set(summary) == {"models", "seconds", "device", "versions"}
+    assert set(summary["models"]) == {"M_1", "M_1/4", "M~_1/4", "P_1/4", "source after co-training"}
+    for row in summary["models"].values():
+        assert 0 < row["loss"] < 4 and row["standard_error"] > 0 and row["parameters"] > 0
+    report = (finished / "report.md").read_text()
+    for row in summary["models"].values():
+        assert f"{row['loss']:.3f} ± {row['standard_error']:.3f}" in report
+
+
+def test_no_pickle_anywhere(finished):
+    kinds = {p.suffix for p in finished.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
+    assert kinds == {".json", ".jsonl", ".png", ".md", ".npy", ".safetensors"}
+
+
+def test_metrics_log_every_step_once(finished):
+    lines = read_metrics(finished / "metrics.jsonl")
+    steps = {stage: [x["step"] for x in lines if x["stage"] == stage] for stage in {x["stage"] for x in lines}}
+    assert steps == {"M_1": [2, 4, 6, 8, 10, 12]} | {s: [2, 4, 6, 8, 10] for s in ("M_1/4", "M~_1/4", "P_1/4")}
+
+
+def interrupt_at(monkeypatch, batch_index):
+    original = SynthMNIST.batch
+
+    def batch(self, step, t=None):
+        if self.split == "train" and step == batch_index:
+            monkeypatch.setattr(SynthMNIST, "batch", original)
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, step, t)
+
+    monkeypatch.setattr(SynthMNIST, "batch", batch)
+
+
+@pytest.mark.parametrize("batch_index", [0, 7, 16])
+def test_ctrl_c_leaves_a_checkpoint_and_resume_is_bit_equal(finished, tmp_path, monkeypatch, capsys, batch_index):
+    out = tmp_path / "run"
+    interrupt_at(monkeypatch, batch_index)
+    assert main(["--out", str(out), *TINY]) == 130
+    assert f"python -m projkern.train --out {out} --resume" in capsys.readouterr().err
+    assert not (out / "summary.json").exists()
+    assert main(["--out", str(out), "--resume"]) == 0
+    assert_same_weights(out, finished)
+    drop = ("images_per_second",)
+    mine, theirs = (
+        [{k: v for k, v in line.items() if k not in drop} for line in read_metrics(run / "metrics.jsonl")]
+        for run in (out, finished)
+    )
+    assert [(x["stage"], x["step"]) for x in mine if x["step"] % 2 == 0] == [(x["stage"], x["step"]) for x in theirs]
+    results = [json.loads((run / "summary.json").read_text())["models"] for run in (out, finished)]
+    assert results[0] == results[1]
+
+
+def test_killed_at_random_moments_and_resumed_is_bit_equal(finished, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "projkern.train", "--out", str(out)]
+    rng = random.Random(0)
+    kills = 0
+    for _ in range(4):
+        started = (out / "config.json").exists()
+        process = subprocess.Popen(
+            command + (["--resume"] if started else TINY), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and not (out / "metrics.jsonl").exists():
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.6))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 1
+    assert main(["--out", str(out), "--resume"]) == 0
+    assert_same_weights(out, finished)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = final_weights(finished)
+    lines = (finished / "metrics.jsonl").read_text()
+    assert main(["--out", str(finished), "--resume"]) == 0
+    after = final_weights(finished)
+    assert all(torch.equal(after[s][k], before[s][k]) for s in before for k in before[s])
+    assert (finished / "metrics.jsonl").read_text() == lines
+
+
+def test_joint_run_of_several_scales(tmp_path):
+    out = tmp_path / "run"
+    arguments = [*TINY, "--scales", "1/2", "1/4", "--joint", "--no-unconditional", "--examples-per-task", "2"]
+    assert main(["--out", str(out), *arguments]) == 0
+    models = json.loads((out / "summary.json").read_text())["models"]
+    assert set(models) == {"M_1", "M~_1/2", "M~_1/4", "P~_1/2", "P~_1/4", "source after co-training"}
+
+
+def test_small_models_see_the_same_data(monkeypatch):
+    config = replace(QUICK, steps=3, source_steps=5)
+    source = make_stage("M_1", config, torch.device("cpu")).module
+    stages = [make_stage(n, config, torch.device("cpu"), source) for n in stage_names(config)]
+    assert [(s.first_batch, s.steps) for s in stages] == [(0, 5), (5, 3), (5, 3), (5, 3)]
+
+
+def test_source_is_copied_not_shared():
+    source = make_stage("M_1", QUICK, torch.device("cpu")).module
+    stage = make_stage("P_1/4", QUICK, torch.device("cpu"), source)
+    copy = stage.module["source"]
+    assert all(torch.equal(a, b) and a is not b for a, b in zip(copy.parameters(), source.parameters()))
+
+
+def test_schedule_warms_up_and_ends_at_zero():
+    rates = [schedule(step, 100, 10) for step in range(101)]
+    assert rates[0] == 0.1 and rates[9] == rates[10] == 1
+    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+    assert rates[100] == pytest.approx(0)
+
+
+def test_presets_and_their_json():
+    for _, config in PRESETS.values():
+        assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in shown
+
+
+# Bad input
+
+
+def fails(capsys, *arguments):
+    assert main([str(a) for a in arguments]) == 1
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--scales 1/3", "scales must be such that each of the 2 heads"),
+        ("--scales 2/3", "scales must be fractions 1/g"),
+        ("--n-embd 33", "n_embd must be a multiple of n_head = 2; it was 33"),
+        ("--batch-size 0", "batch_size must be at least 1; it was 0"),
+        ("--small-lr 0", "small_lr must be above 0; it was 0.0"),
+        ("--dropout 1", "dropout must be in [0, 1); it was 1.0"),
+        ("--examples-per-task 3", "examples_per_task must be a divisor of batch_size = 8; it was 3"),
+        ("--device tpu", "device must be auto, cpu or cuda; it was tpu"),
+        ("--dtype int8", "dtype must be auto, float32 or bfloat16; it was int8"),
+        ("--mnist nowhere", "nowhere"),
+    ],
+)
+def test_bad_settings(capsys, tmp_path, arguments, says):
+    assert says in fails(capsys, "--out", tmp_path / "run", *arguments.split())
+
+
+def test_folder_with_a_run_is_refused(finished, capsys):
+    before = (finished / "summary.json").read_bytes()
+    message = fails(capsys, "--out", finished, *TINY)
+    assert "already holds a run" in message and "--resume" in message and "--overwrite" in message
+    assert (finished / "summary.json").read_bytes() == before
+
+
+def test_folder_with_something_else_is_never_overwritten(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "holds something else" in fails(capsys, "--out", tmp_path, "--overwrite", *TINY)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_resume_needs_a_run_and_its_own_settings(finished, tmp_path, capsys):
+    assert "holds no run" in fails(capsys, "--out", tmp_path / "none", "--resume")
+    assert "--small-lr must be left out with --resume" in fails(capsys, "--out", finished, "--resume", "--small-lr", 1)
+
+
+def test_settings_of_another_version(finished, tmp_path, capsys):
+    values = json.loads((finished / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"flux": 1}))
+    assert "settings of another version: ['flux']" in fails(capsys, "--out", tmp_path, "--resume")
+
+
+def test_diverging_loss_stops_with_its_step(tmp_path, monkeypatch, capsys):
+    import projkern.training.stages as stages
+
+    original, calls = stages.nats_per_token, []
+
+    def poisoned(logits, tokens):
+        calls.append(1)
+        return original(logits, tokens) * (float("nan") if len(calls) == 8 else 1)
+
+    monkeypatch.setattr(stages, "nats_per_token", poisoned)
+    message = fails(capsys, "--out", tmp_path / "run", *TINY)
+    assert "the loss or gradient of M_1 is not finite at step 8" in message
+    (kept,) = (tmp_path / "run/checkpoint/M_1").iterdir()
+    assert kept.name == "step-00000006" and str(kept) in message
+    assert all(v.isfinite().all() for v in load_file(kept / "model.safetensors").values())
+
+
+def stage_of(run, **changes):
+    config = replace(TrainConfig.from_json(json.loads((run / "config.json").read_text())), **changes)
+    return make_stage("M_1", config, torch.device("cpu"))
+
+
+def copied_checkpoint(finished, tmp_path):
+    target = tmp_path / "step-00000012"
+    target.mkdir()
+    for path in checkpoint.latest(finished / "checkpoint" / "M_1").iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_checkpoint_of_another_shape(finished):
+    path = checkpoint.latest(finished / "checkpoint" / "M_1")
+    with pytest.raises(checkpoint.CheckpointError, match=r"of another shape: .* must be .*; it was"):
+        checkpoint.load(path, stage_of(finished, n_embd=64).module)
+    with pytest.raises(checkpoint.CheckpointError, match="of another model"):
+        checkpoint.load(path, make_stage("M~_1/4", QUICK, torch.device("cpu")).module)
+
+
+@pytest.mark.parametrize("size", [0, 5, 1000])
+def test_checkpoint_cut_short(finished, tmp_path, size):
+    path = copied_checkpoint(finished, tmp_path)
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(checkpoint.CheckpointError, match="damaged or cut short"):
+        checkpoint.load(path, stage_of(finished).module)
+
+
+def test_checkpoint_that_is_not_ours(finished, tmp_path):
+    path = copied_checkpoint(finished, tmp_path)
+    (path / "state.json").write_text('{"format": "other", "step": 3}')
+    with pytest.raises(checkpoint.CheckpointError, match="must hold a projkern checkpoint of version 1"):
+        checkpoint.load(path, stage_of(finished).module)
+    (path / "state.json").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match="is not a checkpoint"):
+        checkpoint.load(path, stage_of(finished).module)
+    save_file({"x": torch.zeros(1)}, path / "model.safetensors")
+
+
+def test_disk_that_fills_up_keeps_the_last_checkpoint(finished, tmp_path):
+    stage = stage_of(finished)
+    optimizer = torch.optim.AdamW(stage.groups)
+    checkpoint.save(tmp_path, 3, stage.module, optimizer, {})
+    kept = {p: p.read_bytes() for p in (tmp_path / "step-00000003").iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # writes beyond it fail, as on a full disk
+    try:
+        with pytest.raises(checkpoint.CheckpointError, match="could not write .*the last good checkpoint is .*00003"):
+            checkpoint.save(tmp_path, 6, stage.module, optimizer, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == kept
+    checkpoint.load(tmp_path / "step-00000003", stage.module)
+
+
+def test_full_disk_is_an_error_of_the_command(tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    message = fails(capsys, "--out", tmp_path / "run", *TINY)
+    assert "could not write" in message and "No space left on device" in message
+    assert not list(Path(tmp_path).rglob(".partial"))
+
+
+def test_scales_are_fractions():
+    assert QUICK.scales == (Fraction(1, 4),)
