@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from . import train
+from . import env, train
 
-VERBS = {"train": train.main}
+VERBS = {"train": train.main, "env": env.main}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,10 @@ from projkern.training.metrics import read_metrics
 from projkern.training.stages import make_stage, stage_names
 
 TINY = (
-    "--image-size 6 --colors 8 --n-layer 2 --n-embd 32 --source-steps 12 --steps 10 --batch-size 4 "
-    "--eval-images 8 --log-every 2 --checkpoint-every 3 --warmup 2 --dropout 0.1"
-).split()
+    *("--image-size", "6", "--colors", "8", "--n-layer", "2", "--n-embd", "32", "--source-steps", "12"),
+    *("--steps", "10", "--batch-size", "4", "--eval-images", "8", "--log-every", "2", "--checkpoint-every", "3"),
+    *("--warmup", "2", "--dropout", "0.1"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +128,7 @@ def test_killed_at_random_moments_and_resumed_is_bit_equal(finished, tmp_path):
     for _ in range(4):
         started = (out / "config.json").exists()
         process = subprocess.Popen(
-            command + (["--resume"] if started else TINY), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command + (["--resume"] if started else list(TINY)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         while process.poll() is None and not (out / "metrics.jsonl").exists():
             time.sleep(0.02)
@@ -172,7 +174,7 @@ def test_source_is_copied_not_shared():
 def test_schedule_warms_up_and_ends_at_zero():
     rates = [schedule(step, 100, 10) for step in range(101)]
     assert rates[0] == 0.1 and rates[9] == rates[10] == 1
-    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[100] == pytest.approx(0)
 
 

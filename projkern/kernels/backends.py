@@ -16,7 +16,8 @@ NAMES = ("reference", "cpu", "triton", "cuda", "auto")
 _chosen: ContextVar[str] = ContextVar("projkern_backend", default="auto")
 
 
-def _why_unavailable(name: str) -> str | None:
+def why_unavailable(name: str) -> str | None:
+    """Why a backend cannot run here; None if it can."""
     if name == "cpu":
         return native.why_unavailable()
     if name in ("triton", "cuda"):
@@ -26,7 +27,7 @@ def _why_unavailable(name: str) -> str | None:
 
 def available_backends() -> list[str]:
     """Names of the backends that can run here, ``auto`` left out."""
-    return [name for name in NAMES if name != "auto" and _why_unavailable(name) is None]
+    return [name for name in NAMES if name != "auto" and why_unavailable(name) is None]
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def use_backend(name: str) -> Iterator[None]:
     """
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}; it was {name!r}")
-    reason = _why_unavailable(name)
+    reason = why_unavailable(name)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
     token = _chosen.set(name)

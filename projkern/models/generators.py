@@ -43,7 +43,8 @@ class DiagonalGenerator(nn.Module):
         tasks = len(t)
         hidden = F.silu(F.linear(t, self.inner_weight, self.inner_bias))
         hidden = hidden.view(tasks, len(self.shapes), self.n_layer, self.rank).permute(1, 2, 0, 3)
-        p, q = [], []
+        p: list[Tensor] = []
+        q: list[Tensor] = []
         for h, W, b, (rows, cols) in zip(hidden, self.outer_weight, self.outer_bias, self.shapes):
             both = torch.baddbmm(b[:, None], h, W.mT)  # [L, U, N + M]
             for factor, part in zip((p, q), both.split((rows, cols), dim=2)):

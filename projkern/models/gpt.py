@@ -57,7 +57,7 @@ class GPTConfig:
 
 
 class Affine(NamedTuple):
-    """A weight and its bias: of a norm (d,), (d,); of a linear operator (N, M), (N,), or one a task: (U, N, M), (U, N)."""
+    """Weight and bias of a norm (d,), (d,); of a linear operator (N, M), (N,), or one a task, (U, N, M), (U, N)."""
 
     weight: Tensor
     bias: Tensor
@@ -125,10 +125,7 @@ class Tables(nn.Module):
 
     def embed(self, tokens: Tensor, t: Tensor | None) -> Tensor:
         """(B, T) tokens -> (B, T, d): the start slot, then all tokens but the last, each with its position."""
-        if t is None:
-            start = self.start.expand(len(tokens), 1, -1)
-        else:
-            start = self.start_of_task(t)[:, None]
+        start = self.start.expand(len(tokens), 1, -1) if t is None else self.start_of_task(t)[:, None]
         x = torch.cat([start, F.embedding(tokens[:, :-1], self.token_embedding)], dim=1)
         return x + self.position_embedding[: tokens.shape[1]]
 

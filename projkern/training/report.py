@@ -7,7 +7,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 
 from ..data import SynthMNIST
 from ..sampling import sample
@@ -66,7 +65,7 @@ def _report(config: TrainConfig, summary: dict[str, Any]) -> str:
             gain = models[baseline]["loss"] - row["loss"]
             lines.append(
                 f"- {pretty(name)} is {gain:.3f} nats per token "
-                f"{'below' if gain >= 0 else 'above (!)'} the conditional baseline {pretty(baseline)} of the same shape. "
+                f"{'below' if gain >= 0 else 'above (!)'} {pretty(baseline)}, the conditional baseline of its shape. "
                 f"Its operator has {row['operator_parameters']:,} parameters of its own."
             )
         elif name.startswith("source"):

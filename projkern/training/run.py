@@ -18,7 +18,7 @@ from ..models import GPT
 from . import checkpoint
 from .config import SOURCE_NAME, TrainConfig
 from .evaluate import evaluate
-from .files import write_atomically, write_json
+from .files import write_json
 from .loop import train
 from .metrics import Metrics
 from .report import write_report

@@ -63,7 +63,7 @@ def make_stage(name: str, config: TrainConfig, device: torch.device, source: GPT
         name: one of ``stage_names(config)``.
         source: the pretrained M_1, for the stages that project it; it is copied, then tuned.
     """
-    torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{config.seed} {name}".encode(), digest_size=7).digest()))
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{config.seed} {name}".encode(), digest_size=7).digest(), "big"))
     kind, _, scale = name.partition("_")
     if kind.startswith("P"):
         assert source is not None
