@@ -3,8 +3,8 @@
 //     q, dq, U   [vector][c][b][lane]      W, dW   [vector][c][a][lane]      p, dp   [n][b][a]
 //
 // A vector holds kLanes neighbouring m. Columns are taken in panels, few enough for the panel of q to
-// stay in the first-level cache while all rows n of a chunk pass, and a panel in tiles, few enough for
-// one row group of W to stay there while all b pass.
+// stay in cache while all rows n of a chunk pass, and a panel in tiles, few enough for one row group of W
+// to stay in the first-level cache while all b pass.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +14,8 @@
 
 namespace projkern::cpu {
 
+constexpr int64_t kTileBytes = 16 << 10;
+
 struct Shape {
     int64_t batch;
     int64_t row_group, col_group;
@@ -21,17 +23,17 @@ struct Shape {
     int64_t vectors;  // that cover out_cols
     int64_t panel, tile;  // in vectors
 
-    Shape(const Matrix& x, int64_t batch)
+    // A panel's share of q takes up to `panel_bytes`, a tile's share of W up to kTileBytes.
+    Shape(const Matrix& x, int64_t batch, int64_t panel_bytes)
         : batch(batch),
           row_group(x.row_group),
           col_group(x.col_group),
           out_rows(x.out_rows()),
           out_cols(x.out_cols()),
           vectors((out_cols + kLanes - 1) / kLanes) {
-        constexpr int64_t kCachedFloats = 16 * 1024 / 4;
-        const int64_t most = std::max<int64_t>(vectors, 1);
-        panel = std::clamp<int64_t>(kCachedFloats / std::max<int64_t>(q_vector(), 1), 1, most);
-        tile = std::clamp<int64_t>(kCachedFloats / w_vector(), 1, panel);
+        const int64_t floats = std::max<int64_t>(q_vector(), 1);
+        panel = std::clamp<int64_t>(panel_bytes / 4 / floats, 1, std::max<int64_t>(vectors, 1));
+        tile = std::clamp<int64_t>(kTileBytes / 4 / w_vector(), 1, panel);
     }
 
     // Floats between one vector of an operand and the next.

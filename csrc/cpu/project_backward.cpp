@@ -20,70 +20,105 @@ namespace {
 // Batches in a block: U and G of a tile stay in the first-level cache between the passes.
 constexpr int64_t kBatchBlock = 32;
 
+// Wider panels than a first-level cache would have: longer pieces of G, which comes from memory, are
+// worth more than q and dq, which then come from the second level.
+constexpr int64_t kPanelBytes = 64 << 10;
+
+// The gradients of the block that comes next: (batches, vectors) pieces, `bytes` and `batch_stride` bytes apart.
+struct Ahead {
+    const char* grad;
+    int64_t batches, vectors, batch_stride, bytes;
+
+    // A share of them, so that memory works evenly while the block is computed.
+    void prefetch_vector(int64_t v) const {
+        if (v >= vectors) return;
+        for (int64_t b = 0; b < batches; ++b) prefetch(grad + b * batch_stride + v * bytes);
+    }
+};
+
 // One block of batches [b, b + batches) of one tile.
 struct Block {
     const float* w;  // [vector][c][a][lane]
     const float* q;  // [vector][c][b][lane], from the block's first b
     const float* p;  // [b][a]
-    const float* g;  // [vector][kBatchBlock][lane]
-    float* u;  // [vector][c][kBatchBlock][lane]
+    const float* g;  // [vector][batches][lane]
+    float* u;  // [vector][c][batches][lane]
     float* dw;
     float* dp;
     float* dq;
     int64_t batches, vectors;
     bool first;  // no block has written to dw yet
+    Ahead ahead;
 };
 
-// Rows a .. a + Rows of one (vector, c), all b of the block.
-template <int Rows, bool WantDW, bool WantDQ>
-inline void first_pass(const float* w, const float* q, const float* p, const float* g, float* u, float* dw, float* dq,
-                       int64_t row_group, int64_t batches, bool first) {
-    Vec x[Rows], dx[Rows];
-    for (int a = 0; a < Rows; ++a) {
-        if (WantDQ) x[a] = load(w + a * kLanes);
-        if (WantDW) dx[a] = first ? Vec{} : load(dw + a * kLanes);
-    }
-    for (int64_t b = 0; b < batches; ++b) {
-        const Vec grad = load(g + b * kLanes);
-        const Vec ub = grad * load(q + b * kLanes);
-        store(u + b * kLanes, ub);
-        Vec t{};
-        for (int a = 0; a < Rows; ++a) {
-            const float scale = p[b * row_group + a];
-            if (WantDW) dx[a] += scale * ub;
-            if (WantDQ) t += scale * x[a];
+// Rows a .. a + Rows and planes c .. c + Planes of vector v, all b of the block.
+template <int Rows, int Planes, bool WantDW, bool WantDQ>
+inline void first_pass(const Block& k, const Shape& shape, int64_t v, int64_t c, int64_t a) {
+    const int64_t row_group = shape.row_group, vc = v * shape.col_group + c;
+    const int64_t w_plane = row_group * kLanes, q_plane = shape.batch * kLanes, u_plane = k.batches * kLanes;
+    const float* w = k.w + vc * w_plane + a * kLanes;
+    const float* q = k.q + vc * q_plane;
+    const float* g = k.g + v * u_plane;
+    const float* p = k.p + a;
+    float* dw = k.dw + vc * w_plane + a * kLanes;
+    float* dq = k.dq + vc * q_plane;
+    float* u = k.u + vc * u_plane;
+
+    Vec x[Planes][Rows], dx[Planes][Rows];
+    for (int j = 0; j < Planes; ++j)
+        for (int i = 0; i < Rows; ++i) {
+            if (WantDQ) x[j][i] = load(w + j * w_plane + i * kLanes);
+            if (WantDW) dx[j][i] = k.first ? Vec{} : load(dw + j * w_plane + i * kLanes);
         }
-        if (WantDQ) store(dq + b * kLanes, load(dq + b * kLanes) + grad * t);
+    for (int64_t b = 0; b < k.batches; ++b) {
+        const Vec grad = load(g);
+        Vec ub[Planes], t[Planes] = {};
+        for (int j = 0; j < Planes; ++j) {
+            ub[j] = grad * load(q + j * q_plane);
+            store(u + j * u_plane, ub[j]);
+        }
+        for (int i = 0; i < Rows; ++i) {
+            const float scale = p[i];
+            for (int j = 0; j < Planes; ++j) {
+                if (WantDW) dx[j][i] += scale * ub[j];
+                if (WantDQ) t[j] += scale * x[j][i];
+            }
+        }
+        if (WantDQ)
+            for (int j = 0; j < Planes; ++j) store(dq + j * q_plane, load(dq + j * q_plane) + grad * t[j]);
+        g += kLanes, q += kLanes, u += kLanes, dq += kLanes, p += row_group;
     }
     if (WantDW)
-        for (int a = 0; a < Rows; ++a) store(dw + a * kLanes, dx[a]);
+        for (int j = 0; j < Planes; ++j)
+            for (int i = 0; i < Rows; ++i) store(dw + j * w_plane + i * kLanes, dx[j][i]);
+}
+
+// W and dW of 8 rows fill the registers; of fewer, two planes share the broadcasts of p.
+template <int Rows, bool WantDW, bool WantDQ>
+inline void first_pass(const Block& k, const Shape& shape, int64_t v, int64_t a) {
+    int64_t c = 0;
+    if constexpr (Rows < 8)
+        for (; c + 2 <= shape.col_group; c += 2) first_pass<Rows, 2, WantDW, WantDQ>(k, shape, v, c, a);
+    for (; c < shape.col_group; ++c) first_pass<Rows, 1, WantDW, WantDQ>(k, shape, v, c, a);
 }
 
 template <bool WantDW, bool WantDQ>
 void first_pass(const Block& k, const Shape& shape) {
     const int64_t group = shape.row_group;
     for (int64_t v = 0; v < k.vectors; ++v) {
-        const float* g = k.g + v * kBatchBlock * kLanes;
-        for (int64_t c = 0; c < shape.col_group; ++c) {
-            const int64_t vc = v * shape.col_group + c, at = vc * shape.batch * kLanes;
-            float* u = k.u + vc * kBatchBlock * kLanes;
-            const auto rows = [&](auto count, int64_t a) {
-                constexpr int Rows = decltype(count)::value;
-                first_pass<Rows, WantDW, WantDQ>(k.w + (vc * group + a) * kLanes, k.q + at, k.p + a, g, u,
-                                                 k.dw + (vc * group + a) * kLanes, k.dq + at, group, k.batches, k.first);
-            };
-            int64_t a = 0;
-            for (; a + 8 <= group; a += 8) rows(std::integral_constant<int, 8>{}, a);
-            if (group - a >= 4) rows(std::integral_constant<int, 4>{}, a), a += 4;
-            if (group - a >= 2) rows(std::integral_constant<int, 2>{}, a), a += 2;
-            if (group - a >= 1) rows(std::integral_constant<int, 1>{}, a);
-        }
+        k.ahead.prefetch_vector(v);
+        int64_t a = 0;
+        for (; a + 8 <= group; a += 8) first_pass<8, WantDW, WantDQ>(k, shape, v, a);
+        if (group - a >= 4) first_pass<4, WantDW, WantDQ>(k, shape, v, a), a += 4;
+        if (group - a >= 2) first_pass<2, WantDW, WantDQ>(k, shape, v, a), a += 2;
+        if (group - a >= 1) first_pass<1, WantDW, WantDQ>(k, shape, v, a);
     }
 }
 
 // dp of Batches b and Rows a, over all i of the tile.
 template <int Batches, int Rows>
-inline void second_pass(const float* u, const float* w, int64_t w_stride, int64_t count, float* dp, int64_t row_group) {
+inline void second_pass(const float* u, int64_t u_plane, const float* w, int64_t w_plane, int64_t count, float* dp,
+                        int64_t row_group) {
     Vec sum[Batches][Rows] = {};
     for (int64_t i = 0; i < count; ++i) {
         Vec x[Rows];
@@ -92,8 +127,8 @@ inline void second_pass(const float* u, const float* w, int64_t w_stride, int64_
             const Vec ub = load(u + b * kLanes);
             for (int a = 0; a < Rows; ++a) sum[b][a] += ub * x[a];
         }
-        u += kBatchBlock * kLanes;
-        w += w_stride;
+        u += u_plane;
+        w += w_plane;
     }
     constexpr int kSums = Batches * Rows;
     constexpr int kPadded = (kSums + kLanes - 1) / kLanes * kLanes;
@@ -108,10 +143,12 @@ template <int Rows>
 void second_pass(const Block& k, const Shape& shape, int64_t a) {
     const int64_t group = shape.row_group, count = k.vectors * shape.col_group;
     const auto batches = [&](auto size, int64_t b) {
-        second_pass<decltype(size)::value, Rows>(k.u + b * kLanes, k.w + a * kLanes, group * kLanes, count,
+        second_pass<decltype(size)::value, Rows>(k.u + b * kLanes, k.batches * kLanes, k.w + a * kLanes, group * kLanes, count,
                                                  k.dp + b * group + a, group);
     };
     int64_t b = 0;
+    if constexpr (Rows <= 2)
+        for (; b + 8 <= k.batches; b += 8) batches(std::integral_constant<int, 8>{}, b);
     for (; b + 4 <= k.batches; b += 4) batches(std::integral_constant<int, 4>{}, b);
     if (k.batches - b >= 2) batches(std::integral_constant<int, 2>{}, b), b += 2;
     if (k.batches - b >= 1) batches(std::integral_constant<int, 1>{}, b);
@@ -131,14 +168,8 @@ void load_grad(const G* grad, int64_t batch_stride, int64_t batches, int64_t vec
         for (int64_t v = 0; v < vectors; ++v) {
             const G* from = grad + b * batch_stride + v * kLanes;
             const int64_t left = columns - v * kLanes;
-            store(g + (v * kBatchBlock + b) * kLanes, left >= kLanes ? load(from) : load_part(from, left));
+            store(g + (v * batches + b) * kLanes, left >= kLanes ? load(from) : load_part(from, left));
         }
-}
-
-template <class G>
-void prefetch_grad(const G* grad, int64_t batch_stride, int64_t batches, int64_t vectors) {
-    for (int64_t b = 0; b < batches; ++b)
-        for (int64_t v = 0; v < vectors; ++v) prefetch(grad + b * batch_stride + v * kLanes);
 }
 
 struct Wanted {
@@ -164,13 +195,14 @@ struct Workspace {
     float* rows;  // dW of a chunk, while several scales add to it
 
     Workspace(Arena& arena, const std::vector<Shape>& shapes, const Source& source) {
+        const int64_t batches = std::min(kBatchBlock, shapes.front().batch);
         int64_t tile = 0, grads = 0, us = 0;
         for (const Shape& shape : shapes) {
             q.push_back(arena.floats(shape.q_floats()));
             dq.push_back(arena.floats(shape.q_floats()));
             tile = std::max(tile, shape.w_tile_floats());
-            grads = std::max(grads, shape.tile * kBatchBlock * kLanes);
-            us = std::max(us, shape.tile * shape.col_group * kBatchBlock * kLanes);
+            grads = std::max(grads, shape.tile * batches * kLanes);
+            us = std::max(us, shape.tile * shape.col_group * batches * kLanes);
         }
         p = arena.floats(source.chunk_rows * shapes.front().batch);
         dp = arena.floats(source.chunk_rows * shapes.front().batch);
@@ -188,7 +220,7 @@ class Worker {
   public:
     Worker(const Plan& plan, const Source& source, const Backward& call, bool large, Wanted wanted)
         : plan_(plan), source_(source), call_(call), wanted_(wanted) {
-        for (int64_t k : source.matrices) shapes_.emplace_back(plan.matrices[k], call.batch);
+        for (int64_t k : source.matrices) shapes_.emplace_back(plan.matrices[k], call.batch, kPanelBytes);
         const int64_t layer = source.layer * source.rows * source.cols;
         w_ = static_cast<const In*>(call.weights[source.weight]) + layer;
         if (wanted.dw) dw_ = static_cast<In*>(call.d_weights[source.weight]) + layer;
@@ -243,14 +275,13 @@ class Worker {
         for (int64_t b = 0; b < batch; b += kBatchBlock) {
             const int64_t batches = std::min(kBatchBlock, batch - b), after = b + batches;
             load_grad(grad_at(tile, b), batch_stride, batches, tile.vectors, shape.columns(tile.v, tile.vectors), space.g);
-            if (after < batch) {
-                prefetch_grad(grad_at(tile, after), batch_stride, std::min(kBatchBlock, batch - after), tile.vectors);
-            } else {
-                prefetch_grad(grad_at(next, 0), batch_stride, std::min(kBatchBlock, batch), next.vectors);
-            }
+            const bool stays = after < batch;
+            const Ahead ahead{reinterpret_cast<const char*>(stays ? grad_at(tile, after) : grad_at(next, 0)),
+                              std::min(kBatchBlock, stays ? batch - after : batch), stays ? tile.vectors : next.vectors,
+                              batch_stride * int64_t(sizeof(Grad)), kLanes * int64_t(sizeof(Grad))};
             const int64_t q_at = tile.v * shape.q_vector() + b * kLanes, p_at = (tile.i * batch + b) * shape.row_group;
             project_block(Block{space.w, space.q[s] + q_at, space.p + p_at, space.g, space.u, space.dw,
-                                space.dp + p_at, space.dq[s] + q_at, batches, tile.vectors, b == 0},
+                                space.dp + p_at, space.dq[s] + q_at, batches, tile.vectors, b == 0, ahead},
                           shape, wanted_);
         }
         if (wanted_.dw) write_tile(s, first_row, tile, space);

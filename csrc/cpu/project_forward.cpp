@@ -12,6 +12,9 @@ namespace {
 
 constexpr int kBatchBlock = 4, kVectorBlock = 2;
 
+// q is what a tile reads most of: its panel stays in the first-level cache.
+constexpr int64_t kPanelBytes = 16 << 10;
+
 // Where W_s[b, n, m] of one n and the first m of a tile goes.
 template <class Out>
 struct Target {
@@ -130,7 +133,7 @@ void project_unit(const Plan& plan, const Partition& partition, const Forward& c
     if (source.matrices.empty()) return;
 
     std::vector<Shape> shapes;
-    for (int64_t k : source.matrices) shapes.emplace_back(plan.matrices[k], call.batch);
+    for (int64_t k : source.matrices) shapes.emplace_back(plan.matrices[k], call.batch, kPanelBytes);
     static thread_local Buffer memory;
     Arena sizes;
     Workspace(sizes, shapes, source);
