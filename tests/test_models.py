@@ -101,6 +101,20 @@ def test_several_scales_in_one_call_equal_one_by_one():
         assert torch.allclose(operator(tokens, t), logits, atol=1e-5)
 
 
+def test_tables_start_from_the_source_that_is_constant_in_each_group():
+    """Of a source whose width only repeats that of a smaller model, the smaller model's tables come back."""
+    source = pk.GPT(CONFIG)
+    small = pk.GPT(dataclasses.replace(CONFIG, n_embd=8))
+    randomise(small)
+    with torch.no_grad():
+        for large, values in zip(source.tables.parameters(), small.tables.parameters()):
+            large.copy_(values.repeat_interleave(4, -1))
+    tables = pk.ProjectionOperator(source, 1 / 4, task_dim=3).tables
+    for (name, made), values in zip(tables.named_parameters(), small.tables.parameters()):
+        scale = 1 if "norm" in name and name.endswith("weight") else 2  # g^1/2: the length of the repeated vector
+        assert torch.allclose(made, scale * values, atol=1e-5)
+
+
 def test_gradients_reach_source_and_operator(operator):
     tokens, t = torch.randint(11, (4, 9)), torch.rand(4, 3)
     operator.train()
@@ -157,6 +171,7 @@ TOKENS = torch.zeros(2, 9, dtype=torch.int64)
         (lambda: pk.ProjectionOperator(SOURCE, 2, 3), "scale must be 1/g .* it was 2"),
         (lambda: pk.ProjectionOperator(SOURCE, 1 / 3, 3), "2 heads of width 16 a whole width; it was 1/3"),
         (lambda: pk.ProjectionOperator(SOURCE, 1 / 32, 3), "whole width; it was 1/32"),
+        (lambda: pk.ProjectionOperator(pk.GPT(dataclasses.replace(CONFIG, task_dim=3)), 1 / 4, 3), "unconditional"),
         (lambda: pk.ProjectionOperator(SOURCE, 1 / 4, 0), "task_dim must be at least 1; it was 0"),
         (lambda: pk.ProjectionOperator(SOURCE, 1 / 4, 3, rank=0), "rank must be at least 1; it was 0"),
         (lambda: pk.ProjectionOperator(SOURCE, 1 / 4, 3)(TOKENS, torch.rand(2, 4)), r"t must be \(2, 3\).*\(2, 4\)"),

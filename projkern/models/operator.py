@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..functional import project_layers
 from .generators import DiagonalGenerator
-from .gpt import GPT, LINEARS, Affine, Tables, assemble, check_task, check_tokens, transformer
+from .gpt import GPT, LINEARS, Affine, GPTConfig, Tables, assemble, check_task, check_tokens, transformer
 
 
 class TaskWeights(NamedTuple):
@@ -34,13 +34,14 @@ class ProjectionOperator(nn.Module):
     alone and several operators may share one source.
 
     Args:
-        source: the large model M_1.
+        source: the large model M_1, unconditional.
         scale: s = 1/g with an integer g that divides the source's width; every head stays.
         task_dim: length of t.
         rank: inner width r of the generators.
 
     Raises:
-        ValueError: a scale that is not one over an integer, or does not divide the width of each head.
+        ValueError: a scale that is not one over an integer, or does not divide the width of each head; a conditional
+            source.
     """
 
     def __init__(self, source: GPT, scale: float | Fraction, task_dim: int, rank: int = 8) -> None:
@@ -48,6 +49,8 @@ class ProjectionOperator(nn.Module):
         for name, value in (("task_dim", task_dim), ("rank", rank)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; it was {value}")
+        if source.config.task_dim is not None:
+            raise ValueError(f"source must be unconditional; it took a t of {source.config.task_dim} numbers")
         self._source = (source,)
         self.group = group_of(scale, source.config.n_embd, source.config.n_head)
         self.task_dim = task_dim
@@ -57,7 +60,7 @@ class ProjectionOperator(nn.Module):
         self.generator = DiagonalGenerator(
             [shapes[name] for name in LINEARS], n_layer, task_dim, rank, self.group
         )
-        self.tables = Tables(self.config)
+        self.tables = project_tables(source.tables, self.config, self.group)
         own_shapes = self.config.linear_shapes()
         self.biases = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(n_layer, own_shapes[name][0])) for name in LINEARS}
@@ -124,6 +127,21 @@ class ProjectionOperator(nn.Module):
             small.weights[name].copy_(torch.cat(made.weights[rows]))
             small.biases[name].copy_(torch.cat(made.biases[rows]) + self.biases[name])
         return small.eval()
+
+
+@torch.no_grad()
+def project_tables(source: Tables, config: GPTConfig, group: int) -> Tables:
+    """Tables of a small model, to start from: the source's, on the subspace that its width is projected to.
+
+    With z = R x for the residual stream x, R_ij = g^-1/2 [j // g == i] (orthonormal rows): embeddings, start vector,
+    head and the norms' biases are multiplied by R^T, and the norms' weights averaged over each group.
+    """
+    made = Tables(config)
+    for name, values in source.named_parameters():
+        groups = values.unflatten(-1, (-1, group))
+        is_norm_weight = "norm" in name and name.endswith("weight")
+        getattr(made, name).copy_(groups.mean(-1) if is_norm_weight else groups.sum(-1) * group**-0.5)
+    return made
 
 
 def group_of(scale: float | Fraction, n_embd: int, n_head: int) -> int:

@@ -1,0 +1,1 @@
+"""Benchmarks: the fused kernels beside the strongest forms that a user could write in torch."""
