@@ -94,8 +94,8 @@ void merge_row(const float* in, Planes at, int64_t count, const Sink& sink) {
         if (left >= Group * kLanes) {
             for (int i = 0; i < Group; ++i) sink.full(first + i * kLanes, x[i]);
         } else {
-            for (int64_t i = 0; i * kLanes < left; ++i)
-                sink.part(first + i * kLanes, x[i], std::min<int64_t>(kLanes, left - i * kLanes));
+            for (int i = 0; i < Group; ++i)
+                if (i * kLanes < left) sink.part(first + i * kLanes, x[i], std::min<int64_t>(kLanes, left - i * kLanes));
         }
         in += at.vector_stride;
     }

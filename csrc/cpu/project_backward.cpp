@@ -4,10 +4,10 @@
 // dq[b, i]    = sum_n G[b, n, i / col_group] T[b, n, i]
 //
 // Two passes over each tile of one n, with i = m * col_group + c and lanes m. The first keeps the rows
-// of W and dW in registers while b passes, so that each broadcast of p feeds T and dW, and leaves U
-// behind; the second is a small product of U and W. The source is read once and T is never stored.
+// of W and dW in registers while b passes, so that each broadcast of p feeds T and dW; the second is a
+// small product of U and W. The source is read once, and neither T nor U is ever stored: to multiply G
+// and q again costs less than a store and the room in the first-level cache.
 #include <cstring>
-#include <type_traits>
 
 #include "operands.h"
 #include "project.h"
@@ -17,7 +17,7 @@
 namespace projkern::cpu {
 namespace {
 
-// Batches in a block: U and G of a tile stay in the first-level cache between the passes.
+// Batches in a block: G of a tile stays in the first-level cache between the passes.
 constexpr int64_t kBatchBlock = 32;
 
 // Wider panels than a first-level cache would have: longer pieces of G, which comes from memory, are
@@ -42,7 +42,6 @@ struct Block {
     const float* q;  // [vector][c][b][lane], from the block's first b
     const float* p;  // [b][a]
     const float* g;  // [vector][batches][lane]
-    float* u;  // [vector][c][batches][lane]
     float* dw;
     float* dp;
     float* dq;
@@ -55,14 +54,13 @@ struct Block {
 template <int Rows, int Planes, bool WantDW, bool WantDQ>
 inline void first_pass(const Block& k, const Shape& shape, int64_t v, int64_t c, int64_t a) {
     const int64_t row_group = shape.row_group, vc = v * shape.col_group + c;
-    const int64_t w_plane = row_group * kLanes, q_plane = shape.batch * kLanes, u_plane = k.batches * kLanes;
+    const int64_t w_plane = row_group * kLanes, q_plane = shape.batch * kLanes;
     const float* w = k.w + vc * w_plane + a * kLanes;
     const float* q = k.q + vc * q_plane;
-    const float* g = k.g + v * u_plane;
+    const float* g = k.g + v * k.batches * kLanes;
     const float* p = k.p + a;
     float* dw = k.dw + vc * w_plane + a * kLanes;
     float* dq = k.dq + vc * q_plane;
-    float* u = k.u + vc * u_plane;
 
     Vec x[Planes][Rows], dx[Planes][Rows];
     for (int j = 0; j < Planes; ++j)
@@ -73,10 +71,7 @@ inline void first_pass(const Block& k, const Shape& shape, int64_t v, int64_t c,
     for (int64_t b = 0; b < k.batches; ++b) {
         const Vec grad = load(g);
         Vec ub[Planes], t[Planes] = {};
-        for (int j = 0; j < Planes; ++j) {
-            ub[j] = grad * load(q + j * q_plane);
-            store(u + j * u_plane, ub[j]);
-        }
+        for (int j = 0; j < Planes; ++j) ub[j] = grad * load(q + j * q_plane);
         for (int i = 0; i < Rows; ++i) {
             const float scale = p[i];
             for (int j = 0; j < Planes; ++j) {
@@ -86,7 +81,7 @@ inline void first_pass(const Block& k, const Shape& shape, int64_t v, int64_t c,
         }
         if (WantDQ)
             for (int j = 0; j < Planes; ++j) store(dq + j * q_plane, load(dq + j * q_plane) + grad * t[j]);
-        g += kLanes, q += kLanes, u += kLanes, dq += kLanes, p += row_group;
+        g += kLanes, q += kLanes, dq += kLanes, p += row_group;
     }
     if (WantDW)
         for (int j = 0; j < Planes; ++j)
@@ -117,47 +112,53 @@ void first_pass(const Block& k, const Shape& shape) {
 
 // dp of Batches b and Rows a, over all i of the tile.
 template <int Batches, int Rows>
-inline void second_pass(const float* u, int64_t u_plane, const float* w, int64_t w_plane, int64_t count, float* dp,
-                        int64_t row_group) {
+void second_pass(const Block& k, const Shape& shape, int64_t b, int64_t a) {
+    static_assert(Batches * Rows <= 16);
+    const int64_t row_group = shape.row_group;
+    const float* g = k.g + b * kLanes;
+    const float* q = k.q + b * kLanes;
+    const float* w = k.w + a * kLanes;
     Vec sum[Batches][Rows] = {};
-    for (int64_t i = 0; i < count; ++i) {
-        Vec x[Rows];
-        for (int a = 0; a < Rows; ++a) x[a] = load(w + a * kLanes);
-        for (int b = 0; b < Batches; ++b) {
-            const Vec ub = load(u + b * kLanes);
-            for (int a = 0; a < Rows; ++a) sum[b][a] += ub * x[a];
+    for (int64_t v = 0; v < k.vectors; ++v) {
+        Vec grad[Batches];
+        for (int i = 0; i < Batches; ++i) grad[i] = load(g + i * kLanes);
+        for (int64_t c = 0; c < shape.col_group; ++c) {
+            Vec x[Rows];
+            for (int j = 0; j < Rows; ++j) x[j] = load(w + j * kLanes);
+            for (int i = 0; i < Batches; ++i) {
+                const Vec ub = grad[i] * load(q + i * kLanes);
+                for (int j = 0; j < Rows; ++j) sum[i][j] += ub * x[j];
+            }
+            q += shape.batch * kLanes, w += row_group * kLanes;
         }
-        u += u_plane;
-        w += w_plane;
+        g += k.batches * kLanes;
     }
-    constexpr int kSums = Batches * Rows;
-    constexpr int kPadded = (kSums + kLanes - 1) / kLanes * kLanes;
-    Vec flat[kPadded] = {};
-    float total[kPadded];
-    for (int j = 0; j < kSums; ++j) flat[j] = sum[j / Rows][j % Rows];
-    for (int j = 0; j < kPadded; j += kLanes) store(total + j, sum_each(flat + j));
-    for (int j = 0; j < kSums; ++j) dp[j / Rows * row_group + j % Rows] += total[j];
+    Vec flat[16 + kLanes - 1] = {};
+    for (int j = 0; j < Batches * Rows; ++j) flat[j] = sum[j / Rows][j % Rows];
+    for (int first = 0; first < Batches * Rows; first += kLanes) {
+        float total[kLanes];
+        store(total, sum_each(flat + first));
+        for (int j = first; j < std::min(first + kLanes, Batches * Rows); ++j)
+            k.dp[(b + j / Rows) * row_group + a + j % Rows] += total[j - first];
+    }
 }
 
 template <int Rows>
 void second_pass(const Block& k, const Shape& shape, int64_t a) {
-    const int64_t group = shape.row_group, count = k.vectors * shape.col_group;
-    const auto batches = [&](auto size, int64_t b) {
-        second_pass<decltype(size)::value, Rows>(k.u + b * kLanes, k.batches * kLanes, k.w + a * kLanes, group * kLanes, count,
-                                                 k.dp + b * group + a, group);
-    };
     int64_t b = 0;
     if constexpr (Rows <= 2)
-        for (; b + 8 <= k.batches; b += 8) batches(std::integral_constant<int, 8>{}, b);
-    for (; b + 4 <= k.batches; b += 4) batches(std::integral_constant<int, 4>{}, b);
-    if (k.batches - b >= 2) batches(std::integral_constant<int, 2>{}, b), b += 2;
-    if (k.batches - b >= 1) batches(std::integral_constant<int, 1>{}, b);
+        for (; b + 8 <= k.batches; b += 8) second_pass<8, Rows>(k, shape, b, a);
+    if constexpr (Rows <= 4)
+        for (; b + 4 <= k.batches; b += 4) second_pass<4, Rows>(k, shape, b, a);
+    for (; b + 2 <= k.batches; b += 2) second_pass<2, Rows>(k, shape, b, a);
+    if (b < k.batches) second_pass<1, Rows>(k, shape, b, a);
 }
 
 void second_pass(const Block& k, const Shape& shape) {
     const int64_t group = shape.row_group;
     int64_t a = 0;
-    for (; a + 4 <= group; a += 4) second_pass<4>(k, shape, a);
+    for (; a + 8 <= group; a += 8) second_pass<8>(k, shape, a);
+    if (group - a >= 4) second_pass<4>(k, shape, a), a += 4;
     if (group - a >= 2) second_pass<2>(k, shape, a), a += 2;
     if (group - a >= 1) second_pass<1>(k, shape, a);
 }
@@ -183,33 +184,29 @@ void project_block(const Block& k, const Shape& shape, const Wanted& wanted) {
         first_pass<true, false>(k, shape);
     } else if (wanted.dq) {
         first_pass<false, true>(k, shape);
-    } else {
-        first_pass<false, false>(k, shape);
     }
     if (wanted.dp) second_pass(k, shape);
 }
 
 struct Workspace {
     std::vector<float*> q, dq;  // of each matrix of the source
-    float *p, *dp, *w, *dw, *g, *u;
+    float *p, *dp, *w, *dw, *g;
     float* rows;  // dW of a chunk, while several scales add to it
 
     Workspace(Arena& arena, const std::vector<Shape>& shapes, const Source& source) {
         const int64_t batches = std::min(kBatchBlock, shapes.front().batch);
-        int64_t tile = 0, grads = 0, us = 0;
+        int64_t tile = 0, grads = 0;
         for (const Shape& shape : shapes) {
             q.push_back(arena.floats(shape.q_floats()));
             dq.push_back(arena.floats(shape.q_floats()));
             tile = std::max(tile, shape.w_tile_floats());
             grads = std::max(grads, shape.tile * batches * kLanes);
-            us = std::max(us, shape.tile * shape.col_group * batches * kLanes);
         }
         p = arena.floats(source.chunk_rows * shapes.front().batch);
         dp = arena.floats(source.chunk_rows * shapes.front().batch);
         w = arena.floats(tile);
         dw = arena.floats(tile);
         g = arena.floats(grads);
-        u = arena.floats(us);
         rows = arena.floats(source.shared() ? source.chunk_rows * source.cols : 0);
     }
 };
@@ -280,7 +277,7 @@ class Worker {
                               std::min(kBatchBlock, stays ? batch - after : batch), stays ? tile.vectors : next.vectors,
                               batch_stride * int64_t(sizeof(Grad)), kLanes * int64_t(sizeof(Grad))};
             const int64_t q_at = tile.v * shape.q_vector() + b * kLanes, p_at = (tile.i * batch + b) * shape.row_group;
-            project_block(Block{space.w, space.q[s] + q_at, space.p + p_at, space.g, space.u, space.dw,
+            project_block(Block{space.w, space.q[s] + q_at, space.p + p_at, space.g, space.dw,
                                 space.dp + p_at, space.dq[s] + q_at, batches, tile.vectors, b == 0, ahead},
                           shape, wanted_);
         }
