@@ -84,7 +84,7 @@ struct Tile {
 };
 
 // Calls visit(tile, next) for the tiles of a chunk of row groups, panel by panel. The processor does not
-// see where a tile's rows go on, so each visit asks for its successor's memory; the last has itself.
+// see where a tile's rows go on, so each visit asks for its successor's source; the last has itself.
 template <class Visit>
 void each_tile(const Shape& shape, int64_t row_groups, const Visit& visit) {
     Tile now{-1, 0, 0};

@@ -8,6 +8,7 @@
 // small product of U and W. The source is read once, and neither T nor U is ever stored: to multiply G
 // and q again costs less than a store and the room in the first-level cache.
 #include <cstring>
+#include <type_traits>
 
 #include "operands.h"
 #include "project.h"
@@ -20,34 +21,26 @@ namespace {
 // Batches in a block: G of a tile stays in the first-level cache between the passes.
 constexpr int64_t kBatchBlock = 32;
 
+// Up to this many, G is read where it lies. The examples' rows of G are a power of two apart more often
+// than not: more of them would drive each other out of one set of the first-level cache.
+constexpr int64_t kBatchInPlace = 8;
+
 // Wider panels than a first-level cache would have: longer pieces of G, which comes from memory, are
 // worth more than q and dq, which then come from the second level.
 constexpr int64_t kPanelBytes = 64 << 10;
-
-// The gradients of the block that comes next: (batches, vectors) pieces, `bytes` and `batch_stride` bytes apart.
-struct Ahead {
-    const char* grad;
-    int64_t batches, vectors, batch_stride, bytes;
-
-    // A share of them, so that memory works evenly while the block is computed.
-    void prefetch_vector(int64_t v) const {
-        if (v >= vectors) return;
-        for (int64_t b = 0; b < batches; ++b) prefetch(grad + b * batch_stride + v * bytes);
-    }
-};
 
 // One block of batches [b, b + batches) of one tile.
 struct Block {
     const float* w;  // [vector][c][a][lane]
     const float* q;  // [vector][c][b][lane], from the block's first b
     const float* p;  // [b][a]
-    const float* g;  // [vector][batches][lane]
+    const float* g;
+    int64_t g_batch, g_vector;  // floats from one b to the next, and from one vector to the next
     float* dw;
     float* dp;
     float* dq;
     int64_t batches, vectors;
     bool first;  // no block has written to dw yet
-    Ahead ahead;
 };
 
 // Rows a .. a + Rows and planes c .. c + Planes of vector v, all b of the block.
@@ -57,7 +50,7 @@ inline void first_pass(const Block& k, const Shape& shape, int64_t v, int64_t c,
     const int64_t w_plane = row_group * kLanes, q_plane = shape.batch * kLanes;
     const float* w = k.w + vc * w_plane + a * kLanes;
     const float* q = k.q + vc * q_plane;
-    const float* g = k.g + v * k.batches * kLanes;
+    const float* g = k.g + v * k.g_vector;
     const float* p = k.p + a;
     float* dw = k.dw + vc * w_plane + a * kLanes;
     float* dq = k.dq + vc * q_plane;
@@ -81,7 +74,7 @@ inline void first_pass(const Block& k, const Shape& shape, int64_t v, int64_t c,
         }
         if (WantDQ)
             for (int j = 0; j < Planes; ++j) store(dq + j * q_plane, load(dq + j * q_plane) + grad * t[j]);
-        g += kLanes, q += kLanes, dq += kLanes, p += row_group;
+        g += k.g_batch, q += kLanes, dq += kLanes, p += row_group;
     }
     if (WantDW)
         for (int j = 0; j < Planes; ++j)
@@ -101,7 +94,6 @@ template <bool WantDW, bool WantDQ>
 void first_pass(const Block& k, const Shape& shape) {
     const int64_t group = shape.row_group;
     for (int64_t v = 0; v < k.vectors; ++v) {
-        k.ahead.prefetch_vector(v);
         int64_t a = 0;
         for (; a + 8 <= group; a += 8) first_pass<8, WantDW, WantDQ>(k, shape, v, a);
         if (group - a >= 4) first_pass<4, WantDW, WantDQ>(k, shape, v, a), a += 4;
@@ -115,13 +107,13 @@ template <int Batches, int Rows>
 void second_pass(const Block& k, const Shape& shape, int64_t b, int64_t a) {
     static_assert(Batches * Rows <= 16);
     const int64_t row_group = shape.row_group;
-    const float* g = k.g + b * kLanes;
+    const float* g = k.g + b * k.g_batch;
     const float* q = k.q + b * kLanes;
     const float* w = k.w + a * kLanes;
     Vec sum[Batches][Rows] = {};
     for (int64_t v = 0; v < k.vectors; ++v) {
         Vec grad[Batches];
-        for (int i = 0; i < Batches; ++i) grad[i] = load(g + i * kLanes);
+        for (int i = 0; i < Batches; ++i) grad[i] = load(g + i * k.g_batch);
         for (int64_t c = 0; c < shape.col_group; ++c) {
             Vec x[Rows];
             for (int j = 0; j < Rows; ++j) x[j] = load(w + j * kLanes);
@@ -131,7 +123,7 @@ void second_pass(const Block& k, const Shape& shape, int64_t b, int64_t a) {
             }
             q += shape.batch * kLanes, w += row_group * kLanes;
         }
-        g += k.batches * kLanes;
+        g += k.g_vector;
     }
     Vec flat[16 + kLanes - 1] = {};
     for (int j = 0; j < Batches * Rows; ++j) flat[j] = sum[j / Rows][j % Rows];
@@ -265,20 +257,24 @@ class Worker {
             load_tile(w_ + first_row * source_.cols, source_.cols, shape, tile, next, space.w);
 
         const int64_t batch = shape.batch, batch_stride = shape.out_rows * shape.out_cols;
-        const Grad* grads = static_cast<const Grad*>(call_.grads[source_.matrices[s]]);
-        const auto grad_at = [&](const Tile& x, int64_t b) {
-            return grads + b * batch_stride + (first_row / shape.row_group + x.i) * shape.out_cols + x.v * kLanes;
-        };
+        const int64_t columns = shape.columns(tile.v, tile.vectors);
+        const int64_t n = first_row / shape.row_group + tile.i;
+        const Grad* grads =
+            static_cast<const Grad*>(call_.grads[source_.matrices[s]]) + n * shape.out_cols + tile.v * kLanes;
         for (int64_t b = 0; b < batch; b += kBatchBlock) {
-            const int64_t batches = std::min(kBatchBlock, batch - b), after = b + batches;
-            load_grad(grad_at(tile, b), batch_stride, batches, tile.vectors, shape.columns(tile.v, tile.vectors), space.g);
-            const bool stays = after < batch;
-            const Ahead ahead{reinterpret_cast<const char*>(stays ? grad_at(tile, after) : grad_at(next, 0)),
-                              std::min(kBatchBlock, stays ? batch - after : batch), stays ? tile.vectors : next.vectors,
-                              batch_stride * int64_t(sizeof(Grad)), kLanes * int64_t(sizeof(Grad))};
+            const int64_t batches = std::min(kBatchBlock, batch - b);
+            const float* g = space.g;
+            int64_t g_batch = kLanes, g_vector = batches * kLanes;
+            if (std::is_same_v<Grad, float> && batch <= kBatchInPlace && columns == tile.vectors * kLanes) {
+                g = reinterpret_cast<const float*>(grads);
+                g_batch = batch_stride;
+                g_vector = kLanes;
+            } else {
+                load_grad(grads + b * batch_stride, batch_stride, batches, tile.vectors, columns, space.g);
+            }
             const int64_t q_at = tile.v * shape.q_vector() + b * kLanes, p_at = (tile.i * batch + b) * shape.row_group;
-            project_block(Block{space.w, space.q[s] + q_at, space.p + p_at, space.g, space.dw,
-                                space.dp + p_at, space.dq[s] + q_at, batches, tile.vectors, b == 0, ahead},
+            project_block(Block{space.w, space.q[s] + q_at, space.p + p_at, g, g_batch, g_vector, space.dw,
+                                space.dp + p_at, space.dq[s] + q_at, batches, tile.vectors, b == 0},
                           shape, wanted_);
         }
         if (wanted_.dw) write_tile(s, first_row, tile, space);
