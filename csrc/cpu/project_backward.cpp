@@ -359,7 +359,8 @@ void project(const Plan& plan, const Partition& partition, const Backward& call)
     const PartialDq partial(plan, partition, call.batch);
     float* partials = wanted.dq ? static_cast<float*>(memory.reserve(partial.floats * sizeof(float))) : nullptr;
 
-    parallel_for(int64_t(partition.units.size()), call.threads, [&](int64_t i) {
+    const int threads = useful_threads(partition, call.batch, call.threads);
+    parallel_for(int64_t(partition.units.size()), threads, [&](int64_t i) {
         const Unit& unit = partition.units[i];
         const Source& source = partition.sources[unit.source];
         if (source.matrices.empty()) {
@@ -375,7 +376,7 @@ void project(const Plan& plan, const Partition& partition, const Backward& call)
         Worker<In, Grad>(plan, source, call, large, wanted).run(unit, dq);
     });
     if (!wanted.dq) return;
-    parallel_for(int64_t(plan.matrices.size()) * call.batch, call.threads, [&](int64_t i) {
+    parallel_for(int64_t(plan.matrices.size()) * call.batch, threads, [&](int64_t i) {
         const int64_t k = i / call.batch, b = i % call.batch;
         const Matrix& x = plan.matrices[k];
         sum_partials(partials + partial.offset[k] + b * x.cols, partition.sources[partition.source_of[k]].units,

@@ -164,7 +164,8 @@ void project(const Plan& plan, const Partition& partition, const Forward& call) 
     for (const Matrix& x : plan.matrices) elements += call.batch * x.out_rows() * x.out_cols();
     if (elements == 0) return;
     const bool large = elements * int64_t(sizeof(Out)) > kStreamBytes;
-    parallel_for(int64_t(partition.units.size()), call.threads, [&](int64_t i) {
+    const int threads = useful_threads(partition, call.batch, call.threads);
+    parallel_for(int64_t(partition.units.size()), threads, [&](int64_t i) {
         project_unit<In, Out>(plan, partition, call, large, partition.units[i]);
     });
 }
