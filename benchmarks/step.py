@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from projkern.data import SynthMNIST, load_digits, synthmnist_palette
+from projkern.memory import keep_freed_memory
 from projkern.models import GPT
 from projkern.training.config import QUICK, SOURCE_NAME
 from projkern.training.files import write_json
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     options = parser.parse_args()
     cpu = torch.device("cpu")
+    keep_freed_memory()
     data = make_data(QUICK, synthmnist_palette(QUICK.image_size, QUICK.colors, load_digits()), "train", cpu)
     source = make_stage(SOURCE_NAME, QUICK, cpu).module
     assert isinstance(source, GPT)

@@ -14,6 +14,7 @@ import torch
 
 from ..data import SynthMNIST, load_digits, synthmnist_palette
 from ..data.palette import Palette
+from ..memory import keep_freed_memory
 from ..models import GPT
 from . import checkpoint
 from .config import SOURCE_NAME, TrainConfig
@@ -85,6 +86,8 @@ def run(out: Path, config: TrainConfig) -> dict[str, Any]:
     """
     machine = pick_machine(config)
     print(f"Training on {machine.reason}.")
+    if machine.device.type == "cpu":
+        keep_freed_memory()
     palette = _palette(out, config).to(machine.device)
     training = make_data(config, palette, "train", machine.device)
     validation = make_data(config, palette, "validation", machine.device)

@@ -1,0 +1,106 @@
+"""Write the stored results into the documentation: ``python -m benchmarks.render [--check]``.
+
+A part between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` is made from benchmarks/results/; nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from projkern.training.report import pretty, table
+
+from . import compare
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def stored(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text())
+
+
+def quick() -> str:
+    summary = stored("quick/summary.json")
+    made_on = f"{summary['seconds']:.0f} s on {summary['device']}; torch {summary['versions']['torch']}, seed 0."
+    return f"{table(summary)}\n\n{made_on}"
+
+
+def projection() -> str:
+    result = stored("cpu_projection.json")
+    return f"{compare.table(result)}\n\n{_machine(result['machine'])} Medians; float32."
+
+
+def step() -> str:
+    result = stored("cpu_step.json")
+    lines = ["| step of | ms |", "|---|---:|"]
+    for name, values in result["seconds"].items():
+        lines.append(f"| {pretty(name)} | {1e3 * statistics.median(values):.1f} |")
+    ratio = statistics.median(result["ratios"])
+    return "\n".join(lines) + (
+        f"\n\nP_1/4 to M_1 + M_1/4: **{ratio:.3f}**, the median of {len(result['ratios'])} interleaved rounds. "
+        + _machine(result["machine"])
+    )
+
+
+def learning_rates() -> str:
+    lines = ["| model | learning rate | loss, nats per token |", "|---|---|---:|"]
+    results = stored("quick_learning_rates.json")
+    for model in dict.fromkeys(r["model"] for r in results):
+        rows = [r for r in results if r["model"] == model]
+        best = min(rows, key=lambda r: r["losses"][model])
+        for r in sorted(rows, key=lambda r: list(r["rates"].values())):
+            rates = ", ".join(f"{name} {value:g}" for name, value in r["rates"].items())
+            loss = f"{r['losses'][model]:.3f}"
+            lines.append(f"| {pretty(model)} | {rates} | {f'**{loss}**' if r is best else loss} |")
+    return "\n".join(lines)
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['capability']}; torch {machine['torch']}, "
+        f"projkern {machine['projkern']} built by {machine['native']['compiler']}."
+    )
+
+
+PARTS = {
+    "README.md": {"quick": quick, "projection": projection},
+    "docs/kernels.md": {"projection": projection, "step": step},
+    "docs/training.md": {"learning rates": learning_rates},
+}
+
+
+def render(page: str) -> str:
+    """A page with its generated parts made anew; raises ValueError where one has no place."""
+    text = (ROOT / page).read_text()
+    for name, make in PARTS[page].items():
+        part = f"<!-- {name} -->\n\n{make()}\n\n<!-- end of {name} -->"
+        text, places = re.subn(
+            f"<!-- {name} -->.*?<!-- end of {name} -->", lambda _, part=part: part, text, flags=re.DOTALL
+        )
+        if places != 1:
+            raise ValueError(f"{page} must have one place for '{name}'; it had {places}")
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page and the JSON differ")
+    options = parser.parse_args()
+    stale = [page for page in PARTS if render(page) != (ROOT / page).read_text()]
+    for page in stale:
+        if options.check:
+            print(f"{page} differs from benchmarks/results; run python -m benchmarks.render", file=sys.stderr)
+        else:
+            (ROOT / page).write_text(render(page))
+            print(f"wrote {page}")
+    return int(options.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
