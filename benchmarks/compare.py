@@ -23,15 +23,17 @@ from projkern.memory import keep_freed_memory
 from projkern.training.files import write_json
 
 from .machine import Limits, describe, seconds
-from .providers import BASELINES, Baseline, Case, dense
+from .providers import BASELINES, Baseline, Case
 
 
-def verify(project: Baseline, group: int) -> None:
-    """Raise where a provider's result or gradient is not the definition's."""
-    W, p, q = torch.randn(64, 96), torch.randn(3, 64), torch.randn(3, 96)
+def verify(project: Baseline, group: int, rows: int = 64, batch: int = 3) -> None:
+    """Raise where a provider's result or gradient is not the one of the tested reference in float64."""
+    W, p, q = torch.randn(rows, 96), torch.randn(batch, rows), torch.randn(batch, 96)
     leaves = [x.requires_grad_() for x in (W, p, q)]
     exact = [x.detach().double().requires_grad_() for x in leaves]
-    out, truth = project(*leaves, group), dense(*exact, group)
+    with pk.use_backend("reference"):
+        truth = pk.project(*exact, group)
+    out = project(*leaves, group)
     grad = torch.randn_like(out)
     found = [out, *torch.autograd.grad(out, leaves, grad)]
     wanted = [truth, *torch.autograd.grad(truth, exact, grad.double())]
@@ -41,27 +43,26 @@ def verify(project: Baseline, group: int) -> None:
 
 def measure(layers: int, width: int, batch: int, group: int, rounds: int, compiled: bool) -> dict[str, Any]:
     """Raw seconds of every provider for one cell of the table."""
+    torch._dynamo.reset()  # what was compiled for another cell must not make this one's graphs dynamic
     case = Case(layers, width, batch, group)
     providers: dict[str, Callable[[], None]] = {}
     for name, project in BASELINES.items():
         verify(project, group)
         providers[name] = case.baseline(project)
         if compiled:
-            fast = torch.compile(project)
+            fast = torch.compile(project, dynamic=False)
             verify(fast, group)
+            Case(1, width, batch, group).baseline(fast)()  # compiles for each shape
             providers[f"{name}, compiled"] = case.baseline(fast)
     verify(pk.project, group)
+    verify(pk.project, group, rows=2048, batch=32)
     limits, copies, gemms = Limits(), [], []
     samples: dict[str, list[float]] = {name: [] for name in (*providers, "forward", "backward", "fused")}
     case.fused()
     for turn in range(rounds):
         best = min((statistics.median(samples[n]) for n in providers), default=0.0) if turn else math.inf
         for name, run in providers.items():
-            if turn == 0:
-                if name.endswith("compiled"):
-                    run()  # compiles
-                samples[name].append(seconds(run))
-            elif statistics.median(samples[name]) < 5 * best:
+            if turn == 0 or statistics.median(samples[name]) < 5 * best:
                 samples[name].append(seconds(run))
         for _ in range(3):  # short against the baselines: more samples cost nothing
             samples["fused"].append(seconds(case.fused))
@@ -150,14 +151,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled baselines out")
     options = parser.parse_args()
-    torch._dynamo.config.cache_size_limit = 1000
+    torch._dynamo.config.recompile_limit = 1000
     keep_freed_memory()
     result: dict[str, Any] = {"machine": describe(), "cells": []}
     if options.out.exists():
-        result = json.loads(options.out.read_text())
+        stored = json.loads(options.out.read_text())
+        if not options.table and stored["machine"] != result["machine"]:
+            parser.error(f"OUT must be a new file, or one of this machine and build; {options.out} is of another")
+        result = stored
     if not options.table:
         wanted = [(batch, group) for batch in options.batches for group in options.groups]
         done = {(c["batch"], c["group"]) for c in result["cells"]}
+        sizes = {(c["layers"], c["width"]) for c in result["cells"]} | {(options.layers, options.width)}
+        if len(sizes) > 1:
+            parser.error(f"--layers and --width must be those of {options.out}; they would mix {sorted(sizes)}")
         for batch, group in tqdm([cell for cell in wanted if cell not in done], unit=" cells"):
             cell = measure(options.layers, options.width, batch, group, options.rounds, not options.no_compile)
             result["cells"].append(cell)

@@ -136,4 +136,5 @@ PYBIND11_MODULE(_native, module) {
         "prefer_huge_pages", [](Address data, size_t bytes) { cpu::prefer_huge_pages(pointer<void>(data), bytes); },
         py::arg("data"), py::arg("bytes"));
     module.def("build_info", &build_info);
+    module.attr("interface") = kInterface;
 }

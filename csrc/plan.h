@@ -12,6 +12,10 @@
 
 namespace projkern {
 
+// Counts the changes of what native.py and this library say to each other, so that one of another
+// version is refused, not called.
+constexpr int kInterface = 1;
+
 enum class DType { float32, bfloat16 };
 
 inline int64_t size_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }

@@ -6,26 +6,28 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 
 @torch.no_grad()
 def sample(
-    predict: Callable[[Tensor, Tensor], Tensor], t: Tensor, positions: int, *, seed: int = 0
+    predict: Callable[[Tensor], Tensor], batch: int, positions: int, *, device: torch.device, seed: int = 0
 ) -> Tensor:
-    """Draw one sequence for each task identifier.
+    """Draw sequences.
 
     Args:
-        predict: tokens (B, n), t (B, task_dim) -> logits (B, n, vocabulary), those at i predicting token i.
-        t: (B, task_dim).
+        predict: tokens (B, n) -> logits (B, n, vocabulary), those at i predicting token i.
+        batch: B.
         positions: length T of a sequence.
+        device: of the model.
         seed: of the draws.
 
     Returns:
         (B, T) int64 tokens.
     """
-    generator = torch.Generator(t.device).manual_seed(seed)
-    tokens = torch.zeros(len(t), positions, dtype=torch.int64, device=t.device)
-    for i in range(positions):
-        probabilities = predict(tokens[:, : i + 1], t)[:, i].float().softmax(-1)
+    generator = torch.Generator(device).manual_seed(seed)
+    tokens = torch.zeros(batch, positions, dtype=torch.int64, device=device)
+    for i in tqdm(range(positions), unit=" tokens", desc="sample", leave=False):
+        probabilities = predict(tokens[:, : i + 1])[:, i].float().softmax(-1)
         tokens[:, i] = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
     return tokens

@@ -14,7 +14,7 @@ from typing import Any
 from .training.checkpoint import CheckpointError
 from .training.config import PRESETS, QUICK, TrainConfig
 from .training.loop import Diverged, Interrupted
-from .training.run import open_run, read_config, run
+from .training.run import read_config, run
 
 EXAMPLES = """
 examples:
@@ -25,15 +25,23 @@ examples:
 """
 
 
+def scale(text: str) -> Fraction:
+    """A scale on the command line: 1/4 or 0.25."""
+    try:
+        return Fraction(text)
+    except ZeroDivisionError:
+        raise ValueError from None
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line: one option for each field of a preset."""
     made = argparse.ArgumentParser(
         prog="python -m projkern.train",
-        description=__doc__.split(": ", 1)[1],
+        description="Train a source, its baselines and projected models on SynthMNIST, and compare them.",
         epilog="presets:\n" + "".join(f"  {name:<8}{what}\n" for name, (what, _) in PRESETS.items()) + EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--preset", choices=PRESETS, default="quick", help="settings to start from (default: quick)")
+    made.add_argument("--preset", choices=PRESETS, help="settings to start from (default: quick)")
     made.add_argument("--out", type=Path, help="the run's folder (default: a new one under runs/)")
     state = made.add_mutually_exclusive_group()
     state.add_argument("--resume", action="store_true", help="continue the run in --out with its own settings")
@@ -46,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         if hints[field.name] is bool:
             kind = {"action": argparse.BooleanOptionalAction}
         elif field.name == "scales":
-            kind, default = {"type": Fraction, "nargs": "+", "metavar": "1/G"}, " ".join(map(str, default))
+            kind, default = {"type": scale, "nargs": "+", "metavar": "1/G"}, " ".join(map(str, default))
         elif field.name == "mnist":
             kind = {"metavar": "DIR"}
         else:
@@ -62,22 +70,25 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    options = parser().parse_args(argv)
+    made = parser()
+    options = made.parse_args(argv)
     given = {f.name: getattr(options, f.name) for f in dataclasses.fields(TrainConfig) if hasattr(options, f.name)}
     if "scales" in given:
         given["scales"] = tuple(given["scales"])
+    if options.resume and (options.out is None or options.preset is not None):
+        made.error("--resume needs --out, the run's folder, and takes no --preset: the run keeps its settings")
     out = options.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     try:
         if options.resume:
             config = resumed(out, given)
         else:
-            config = dataclasses.replace(PRESETS[options.preset][1], **given)
-        open_run(out, config, resume=options.resume, overwrite=options.overwrite)
-        summary = run(out, config)
-    except Interrupted as stop:
-        print(f"\n{stop}. To go on: python -m projkern.train --out {out} --resume", file=sys.stderr)
+            config = dataclasses.replace(PRESETS[options.preset or "quick"][1], **given)
+        summary = run(out, config, resume=options.resume, overwrite=options.overwrite)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        said = str(stop) or "stopped between two models"
+        print(f"\n{said}. To go on: python -m projkern.train --out {out} --resume", file=sys.stderr)
         return 130
-    except (ValueError, OSError, CheckpointError, Diverged) as error:
+    except (ValueError, OSError, ImportError, CheckpointError, Diverged, MemoryError) as error:
         print(f"projkern.train: error: {error}", file=sys.stderr)
         return 1
     from .training.report import table

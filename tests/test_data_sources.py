@@ -132,7 +132,12 @@ def test_file_that_is_no_gzip(mnist):
 def test_openml(monkeypatch):
     pixels, labels = np.zeros((60_003, 784), np.int64), np.array(["7"] * 60_000 + ["1", "2", "3"])
     pixels[60_001, 0] = 200
-    monkeypatch.setattr("sklearn.datasets.fetch_openml", lambda *a, **k: (pixels, labels))
+
+    def fetch(*arguments, parser, **options):
+        assert parser == "liac-arff"  # the others need pandas
+        return pixels, labels
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch)
     held_out = load_digits("openml", "validation")
     assert held_out.images.shape == (3, 28, 28) and held_out.images[1, 0, 0] == 200
     assert held_out.labels.tolist() == [1, 2, 3]

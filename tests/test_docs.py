@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,9 @@ def test_environment_report(capsys):
     assert main(["env"]) == 0
     shown = capsys.readouterr().out
     assert pk.__version__ in shown and "reference: ready" in shown
+
+
+def test_documentation_agrees_with_the_stored_results():
+    """Every generated table is the one that its JSON makes (python -m benchmarks.render)."""
+    finished = subprocess.run([sys.executable, "-m", "benchmarks.render", "--check"], cwd=ROOT, capture_output=True)
+    assert finished.returncode == 0, finished.stderr.decode()

@@ -82,6 +82,17 @@ def test_generated_model_is_the_formula(operator):
             row, col = row + rows, col + cols
 
 
+def test_generating_leaves_the_random_stream_alone(operator):
+    before = torch.get_rng_state()
+    operator.generate(torch.rand(3, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_specialised_models_are_the_generated_ones(operator):
+    tokens, t = torch.randint(11, (4, 9)), torch.rand(4, 3)
+    assert torch.allclose(operator.specialise(t)(tokens), operator(tokens, t), atol=1e-5)
+
+
 def test_generated_model_shares_nothing(operator):
     small = operator.generate(torch.rand(3))
     taken = {p.untyped_storage().data_ptr() for p in (*operator.parameters(), *operator.source.parameters())}
@@ -180,6 +191,7 @@ TOKENS = torch.zeros(2, 9, dtype=torch.int64)
         (lambda: pk.GPTConfig(11, 9, 32, 0, 4), "n_layer must be at least 1; it was 0"),
         (lambda: pk.GPTConfig(11, 9, 32, 2, 4, dropout=1.0), r"dropout must lie in \[0, 1\); it was 1.0"),
         (lambda: SOURCE(TOKENS.float()), "tokens must be int64"),
+        (lambda: pk.ProjectionOperator(SOURCE, 1 / 4, 3)(TOKENS[:0], torch.rand(0, 3)), "at least one sequence"),
         (lambda: SOURCE(torch.zeros(2, 10, dtype=torch.int64)), "1 to 9 positions; it held 10"),
         (lambda: SOURCE(TOKENS, torch.rand(2, 3)), "t must be None for this model"),
         (lambda: pk.GPT(dataclasses.replace(CONFIG, task_dim=3))(TOKENS), r"t must be \(B, 3\) for this model"),

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from projkern.training import checkpoint
 from projkern.training.config import PRESETS, QUICK, TrainConfig
 from projkern.training.loop import schedule
 from projkern.training.metrics import read_metrics
+from projkern.training.run import read_config
 from projkern.training.stages import make_stage, stage_names
 
 TINY = (
@@ -120,24 +120,72 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_is_bit_equal(finished, tmp_path, 
     assert results[0] == results[1]
 
 
-def test_killed_at_random_moments_and_resumed_is_bit_equal(finished, tmp_path):
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "projkern.train", "--out", str(out)]
+def train_in_a_process(out, *arguments):
+    command = [sys.executable, "-m", "projkern.train", "--out", str(out), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_and_resume(out, settings, kills, longest):
+    """Start a run, kill it ``kills`` times within ``longest`` seconds of training each, then let it end."""
     rng = random.Random(0)
-    kills = 0
-    for _ in range(4):
+    for _ in range(kills):
         started = (out / "config.json").exists()
-        process = subprocess.Popen(
-            command + (["--resume"] if started else list(TINY)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None and not (out / "metrics.jsonl").exists():
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0, 0.6))
+        logged = (out / "metrics.jsonl").stat().st_mtime_ns if (out / "metrics.jsonl").exists() else 0
+        process = train_in_a_process(out, *(["--resume"] if started else settings))
+        while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").stat().st_mtime_ns == logged:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, longest))
         process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills >= 1
-    assert main(["--out", str(out), "--resume"]) == 0
-    assert_same_weights(out, finished)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert train_in_a_process(out, "--resume").wait() == 0
+
+
+def test_killed_at_random_moments_and_resumed_is_bit_equal(tmp_path):
+    settings = [*TINY, "--source-steps", "80", "--steps", "80"]
+    assert main(["--out", str(tmp_path / "whole"), *settings]) == 0
+    kill_and_resume(tmp_path / "killed", settings, kills=3, longest=0.3)
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_quick_run_killed_ten_times_is_bit_equal(tmp_path):
+    assert train_in_a_process(tmp_path / "whole").wait() == 0
+    kill_and_resume(tmp_path / "killed", [], kills=10, longest=40)
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("extra", [("--w-src", "0"), ("--steps", "1")])
+def test_parameters_that_get_no_gradient_resume_too(tmp_path, monkeypatch, extra):
+    settings = [*TINY, *extra]
+    assert main(["--out", str(tmp_path / "whole"), *settings]) == 0
+    original = torch.optim.AdamW.step
+    calls = []
+
+    def step(self, *arguments):
+        calls.append(1)
+        if len(calls) == 12 + 2 * (10 if extra[0] == "--w-src" else 1) + 1:  # the first step of P_1/4
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    assert main(["--out", str(tmp_path / "run"), *settings]) == 130
+    assert main(["--out", str(tmp_path / "run"), "--resume"]) == 0
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_ctrl_c_while_the_report_is_made(finished, tmp_path, monkeypatch, capsys):
+    import projkern.training.run as run_module
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "evaluate", interrupted)
+        assert main(["--out", str(tmp_path / "run"), *TINY]) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert main(["--out", str(tmp_path / "run"), "--resume"]) == 0
+    assert_same_weights(tmp_path / "run", finished)
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):
@@ -210,13 +258,16 @@ def fails(capsys, *arguments):
         ("--small-lr 0", "small_lr must be above 0; it was 0.0"),
         ("--dropout 1", "dropout must be in [0, 1); it was 1.0"),
         ("--examples-per-task 3", "examples_per_task must be a divisor of batch_size = 8; it was 3"),
-        ("--device tpu", "device must be auto, cpu or cuda; it was tpu"),
+        ("--device tpu", "device must be auto, cpu, cuda or cuda:N; it was tpu"),
+        ("--device cuda:99", "device must be one that is there; it was cuda:99"),
         ("--dtype int8", "dtype must be auto, float32 or bfloat16; it was int8"),
         ("--mnist nowhere", "nowhere"),
+        ("--weight-decay -1", "weight_decay must be at least 0; it was -1.0"),
     ],
 )
 def test_bad_settings(capsys, tmp_path, arguments, says):
     assert says in fails(capsys, "--out", tmp_path / "run", *arguments.split())
+    assert not (tmp_path / "run").exists()  # so that the corrected command is not refused
 
 
 def test_folder_with_a_run_is_refused(finished, capsys):
@@ -226,19 +277,37 @@ def test_folder_with_a_run_is_refused(finished, capsys):
     assert (finished / "summary.json").read_bytes() == before
 
 
-def test_folder_with_something_else_is_never_overwritten(tmp_path, capsys):
+@pytest.mark.parametrize("config", [None, "{}", "[]", '{"model_type": "gpt2"}', "{cut"])
+def test_folder_with_something_else_is_never_overwritten(tmp_path, capsys, config):
     (tmp_path / "thesis.tex").write_text("years of work")
-    assert "holds something else" in fails(capsys, "--out", tmp_path, "--overwrite", *TINY)
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    for flag in ("--overwrite", "--resume", "--no-joint"):
+        assert str(tmp_path) in fails(capsys, "--out", tmp_path, flag, *TINY)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_overwriting_a_run_starts_anew(tmp_path):
+    assert main(["--out", str(tmp_path / "run"), *TINY]) == 0
+    (tmp_path / "run" / "stray").write_text("of the run before")
+    assert main(["--out", str(tmp_path / "run"), "--overwrite", *TINY]) == 0
+    assert not (tmp_path / "run" / "stray").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_resume_needs_a_run_and_its_own_settings(finished, tmp_path, capsys):
     assert "holds no run" in fails(capsys, "--out", tmp_path / "none", "--resume")
+    for arguments in (["--resume"], ["--resume", "--out", str(finished), "--preset", "paper"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "--resume needs --out" in capsys.readouterr().err
     assert "--small-lr must be left out with --resume" in fails(capsys, "--out", finished, "--resume", "--small-lr", 1)
 
 
 def test_settings_of_another_version(finished, tmp_path, capsys):
     values = json.loads((finished / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"version": 2}))
+    assert "holds a run of another version" in fails(capsys, "--out", tmp_path, "--resume")
     (tmp_path / "config.json").write_text(json.dumps(values | {"flux": 1}))
     assert "settings of another version: ['flux']" in fails(capsys, "--out", tmp_path, "--resume")
 
@@ -261,8 +330,7 @@ def test_diverging_loss_stops_with_its_step(tmp_path, monkeypatch, capsys):
 
 
 def stage_of(run, **changes):
-    config = replace(TrainConfig.from_json(json.loads((run / "config.json").read_text())), **changes)
-    return make_stage("M_1", config, torch.device("cpu"))
+    return make_stage("M_1", replace(read_config(run), **changes), torch.device("cpu"))
 
 
 def copied_checkpoint(finished, tmp_path):
@@ -304,19 +372,19 @@ def test_checkpoint_that_is_not_ours(finished, tmp_path):
 def test_disk_that_fills_up_keeps_the_last_checkpoint(finished, tmp_path):
     stage = stage_of(finished)
     optimizer = torch.optim.AdamW(stage.groups)
-    checkpoint.save(tmp_path, 3, stage.module, optimizer, {})
+    checkpoint.save(tmp_path, 3, 1.5, stage.module, optimizer)
     kept = {p: p.read_bytes() for p in (tmp_path / "step-00000003").iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # writes beyond it fail, as on a full disk
     try:
         with pytest.raises(checkpoint.CheckpointError, match="could not write .*the last good checkpoint is .*00003"):
-            checkpoint.save(tmp_path, 6, stage.module, optimizer, {})
+            checkpoint.save(tmp_path, 6, 2.5, stage.module, optimizer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == kept
-    checkpoint.load(tmp_path / "step-00000003", stage.module)
+    assert checkpoint.load(tmp_path / "step-00000003", stage.module) == (3, 1.5)
 
 
 def test_full_disk_is_an_error_of_the_command(tmp_path, monkeypatch, capsys):
@@ -329,5 +397,7 @@ def test_full_disk_is_an_error_of_the_command(tmp_path, monkeypatch, capsys):
     assert not list(Path(tmp_path).rglob(".partial"))
 
 
-def test_scales_are_fractions():
-    assert QUICK.scales == (Fraction(1, 4),)
+def test_scale_with_no_value(capsys):
+    with pytest.raises(SystemExit):
+        main(["--scales", "1/0"])
+    assert "invalid scale value: '1/0'" in capsys.readouterr().err

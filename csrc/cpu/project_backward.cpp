@@ -365,7 +365,7 @@ void project(const Plan& plan, const Partition& partition, const Backward& call)
         const Source& source = partition.sources[unit.source];
         if (source.matrices.empty()) {
             const int64_t from = (source.layer * source.rows + unit.first_row) * source.cols;
-            if (wanted.dw)
+            if (wanted.dw && call.d_weights[source.weight])
                 std::memset(static_cast<In*>(call.d_weights[source.weight]) + from, 0, unit.rows * source.cols * sizeof(In));
             return;
         }
@@ -373,7 +373,9 @@ void project(const Plan& plan, const Partition& partition, const Backward& call)
         for (int64_t k : source.matrices)
             dq.push_back(wanted.dq ? partials + partial.offset[k] + (i - source.first_unit) * call.batch * source.cols
                                    : nullptr);
-        Worker<In, Grad>(plan, source, call, large, wanted).run(unit, dq);
+        Wanted here = wanted;
+        here.dw = wanted.dw && call.d_weights[source.weight];
+        if (here.dw || here.dp || here.dq) Worker<In, Grad>(plan, source, call, large, here).run(unit, dq);
     });
     if (!wanted.dq) return;
     parallel_for(int64_t(plan.matrices.size()) * call.batch, threads, [&](int64_t i) {
@@ -392,7 +394,7 @@ void write_zeros(const Plan& plan, const Backward& call) {
     if (call.dq && cols < plan.q_width) std::memset(call.dq, 0, call.batch * plan.q_width * sizeof(float));
     if (call.batch > 0) return;
     for (size_t w = 0; w < call.d_weights.size(); ++w)
-        if (plan.weights[w].size() > 0)
+        if (call.d_weights[w] && plan.weights[w].size() > 0)
             std::memset(call.d_weights[w], 0, plan.weights[w].size() * size_of(call.weight_dtype));
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -46,7 +47,11 @@ void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>
         parallel(Region::enter, &region, unsigned(workers), 0);
     } else {
         std::vector<std::thread> others;
-        for (int64_t i = 1; i < workers; ++i) others.emplace_back(Region::enter, &region);
+        try {
+            for (int64_t i = 1; i < workers; ++i) others.emplace_back(Region::enter, &region);
+        } catch (const std::system_error&) {
+            // The system has no more threads to give: those that there are do the work.
+        }
         region.work();
         for (std::thread& thread : others) thread.join();
     }

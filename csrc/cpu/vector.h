@@ -125,19 +125,29 @@ inline void finish_streams() {
 
 namespace shuffles {
 
+// Lanes I... of a, then b.
+template <int... I>
+Vec pick(Vec a, Vec b) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, I...);
+#else
+    return __builtin_shuffle(a, b, Bits{uint32_t(I)...});
+#endif
+}
+
 template <int... I>
 Vec evens(Vec a, Vec b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b, (2 * I)...);
+    return pick<(2 * I)...>(a, b);
 }
 
 template <int... I>
 Vec odds(Vec a, Vec b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b, (2 * I + 1)...);
+    return pick<(2 * I + 1)...>(a, b);
 }
 
 template <int First, int... I>
 Vec zip(Vec a, Vec b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b, (First + I / 2 + I % 2 * kLanes)...);
+    return pick<(First + I / 2 + I % 2 * kLanes)...>(a, b);
 }
 
 using Indices = std::make_integer_sequence<int, kLanes>;

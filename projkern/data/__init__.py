@@ -1,8 +1,8 @@
 """Data of the paper's experiments, as sequences of tokens."""
 
-from projkern.data.digits import Digits, Split, load_digits
-from projkern.data.palette import Palette, cache_dir, fit_palette
-from projkern.data.synthmnist import (
+from .digits import Digits, Split, load_digits
+from .palette import Palette, cache_dir, fit_palette
+from .synthmnist import (
     TASK_DIM,
     TASK_NAMES,
     SynthMNIST,

@@ -100,7 +100,7 @@ def _openml_digits(split: Split) -> Digits:
     from sklearn.datasets import fetch_openml
 
     try:
-        pixels, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False)
+        pixels, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False, parser="liac-arff")
     except OSError as error:
         raise ConnectionError(
             f"source is 'openml' and OpenML cannot be reached ({error}); give the directory of MNIST's idx "

@@ -7,8 +7,8 @@ import os
 import torch
 from torch import Tensor
 
-from projkern.data.digits import Digits, load_digits
-from projkern.data.synthmnist import TASK_DIM, SynthMNIST, synthmnist_palette
+from .digits import Digits, load_digits
+from .synthmnist import TASK_DIM, SynthMNIST, synthmnist_palette
 
 _CELL, _GAP = 96, 6  # screen pixels of one image, and between images
 _LEFT, _TOP, _BLOCK = 164, 40, 30  # margins for labels, and between blocks of columns or rows

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from projkern.data.digits import Digits, Split, check_split, load_digits
-from projkern.data.palette import Palette, fit_palette
+from .digits import Digits, Split, check_split, load_digits
+from .palette import Palette, fit_palette
 
 TASK_NAMES = (
     "angle", "scale", "center_x", "center_y", "warp_x", "warp_y", "warp_scale",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -17,9 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projkern.kernels.plan import Plan
+from .plan import Plan
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+INTERFACE = 1
+"""kInterface of csrc/plan.h: what this file and the library say to each other."""
 
 HUGE_PAGE_BYTES = 32 << 20
 """Results from this size up are fresh mappings at every call, each page of which faults once."""
@@ -32,6 +36,8 @@ def _load() -> tuple[ModuleType | None, str | None]:
         library = importlib.import_module("projkern._native")
     except ImportError as error:
         return None, str(error)
+    if getattr(library, "interface", None) != INTERFACE:
+        return None, "the library beside this package was built from other sources"
     library.use_openmp(_gomp_parallel())
     return library, None
 
@@ -44,9 +50,9 @@ def _gomp_parallel() -> int:
     for path in _openmp_runtimes():
         try:
             # Not to load a second runtime: this asks for the one that is there.
-            runtime = ctypes.CDLL(path, mode=ctypes.DEFAULT_MODE | getattr(ctypes, "RTLD_NOLOAD", 4))
+            runtime = ctypes.CDLL(path, mode=ctypes.DEFAULT_MODE | os.RTLD_NOLOAD)
             return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value or 0
-        except (OSError, AttributeError):
+        except (OSError, AttributeError):  # without RTLD_NOLOAD (Windows) too
             continue
     return 0
 
@@ -67,7 +73,7 @@ def _library() -> ModuleType:
     if library is None:
         raise RuntimeError(
             f"projkern's compiled kernels cannot be used: {reason}. To build them, run `pip install .` in the "
-            "project's root with a C++17 compiler (GCC or Clang); PROJKERN_REQUIRE_NATIVE=1 shows what fails."
+            "project's root with a C++17 compiler (GCC >= 9 or Clang); PROJKERN_REQUIRE_NATIVE=1 shows what fails."
         )
     return library
 
@@ -145,7 +151,7 @@ def project_backward(
     p: Tensor,
     q: Tensor,
     grads: list[Tensor],
-    d_weights: list[Tensor] | None,
+    d_weights: list[Tensor | None],
     dp: Tensor | None,
     dq: Tensor | None,
 ) -> None:
@@ -153,12 +159,13 @@ def project_backward(
 
     Args:
         grads: dL/dW_s of each matrix, (batch, out_rows, out_cols), contiguous, all of one type.
-        d_weights: as the weights, in their type; what no matrix reads becomes zero.
+        d_weights: as the weights, in their type, None where not wanted; what no matrix reads becomes zero.
         dp: as p. dq: as q.
     """
     native = _prepare(plan, weights)
-    for d_weight in d_weights or []:
-        _fresh(d_weight)
+    for d_weight in d_weights:
+        if d_weight is not None:
+            _fresh(d_weight)
     native.project_backward(
         _addresses(weights),
         _weight_dtype(weights),
@@ -166,7 +173,7 @@ def project_backward(
         q.data_ptr(),
         _addresses(grads),
         DTYPES[grads[0].dtype] if grads else "float32",
-        _addresses(d_weights or []),
+        [0 if d is None else d.data_ptr() for d in d_weights] if any(d is not None for d in d_weights) else [],
         dp.data_ptr() if dp is not None else 0,
         dq.data_ptr() if dq is not None else 0,
         p.shape[0],

@@ -22,7 +22,7 @@ _library.define(
 )
 _library.define(
     "project_backward(Tensor[] weights, Tensor p, Tensor q, Tensor[] grads, int[] entries,"
-    " bool need_weights, bool need_p, bool need_q) -> (Tensor[], Tensor, Tensor)"
+    " bool[] need_weights, bool need_p, bool need_q) -> (Tensor[], Tensor, Tensor)"
 )
 _forward = torch.ops.projkern.project_forward.default
 _backward = torch.ops.projkern.project_backward.default
@@ -71,7 +71,7 @@ def _project_backward(
     q: Tensor,
     grads: list[Tensor],
     entries: list[int],
-    need_weights: bool,
+    need_weights: list[bool],
     need_p: bool,
     need_q: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -79,7 +79,7 @@ def _project_backward(
     # A gradient may arrive with any strides: expanded after a sum, sliced after a concatenation.
     grads = [g.contiguous() for g in grads]
     weights = [w.contiguous() for w in weights]
-    d_weights = [torch.empty_like(w) for w in weights] if need_weights else []
+    d_weights = [w.new_empty(w.shape if need else 0) for w, need in zip(weights, need_weights)]
     dp = p.new_empty(p.shape if need_p else 0)
     dq = q.new_empty(q.shape if need_q else 0)
     backend = backends.select(p.device, weights[0].dtype, grads[0].dtype)
@@ -90,7 +90,7 @@ def _project_backward(
             p.contiguous(),
             q.contiguous(),
             grads,
-            d_weights if need_weights else None,
+            [d if need else None for d, need in zip(d_weights, need_weights)],
             dp if need_p else None,
             dq if need_q else None,
         )
@@ -116,11 +116,11 @@ def _fake_backward(
     q: Tensor,
     grads: list[Tensor],
     entries: list[int],
-    need_weights: bool,
+    need_weights: list[bool],
     need_p: bool,
     need_q: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    d_weights = [w.new_empty(w.shape) for w in weights] if need_weights else []
+    d_weights = [w.new_empty(w.shape if need else 0) for w, need in zip(weights, need_weights)]
     return d_weights, p.new_empty(p.shape if need_p else 0), q.new_empty(q.shape if need_q else 0)
 
 
@@ -146,7 +146,7 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         p, q, *weights = ctx.saved_tensors
         need_p, need_q, _, _, *need_weights = ctx.needs_input_grad
-        needs = (any(need_weights), need_p, need_q)
+        needs = (need_weights, need_p, need_q)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             dp, dq, *d_weights = _ProjectBackward.apply(p, q, ctx.entries, needs, *weights, *grads)
         else:  # no further derivative is asked for (a compiled graph never has one)
@@ -156,7 +156,7 @@ class _Project(torch.autograd.Function):
             dq if need_q else None,
             None,
             None,
-            *(d_weights if needs[0] else [None] * len(weights)),
+            *(d if need else None for d, need in zip(d_weights, need_weights)),
         )
 
 
@@ -165,7 +165,7 @@ class _ProjectBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        p: Tensor, q: Tensor, entries: list[int], needs: tuple[bool, bool, bool], *rest: Tensor
+        p: Tensor, q: Tensor, entries: list[int], needs: tuple[list[bool], bool, bool], *rest: Tensor
     ) -> Any:
         weights, grads = _split(entries, rest)
         d_weights, dp, dq = _backward(weights, p, q, grads, entries, *needs)
@@ -189,15 +189,18 @@ class _ProjectBackward(torch.autograd.Function):
                 so_far = total[i]
                 total[i] = term if so_far is None else so_far + term
 
+        need_weights, need_p, need_q = ctx.needs
+        # What was not needed is empty and has no cotangent: a zero factor in its place.
+        terms[0][0][:] = [c if n else torch.zeros_like(w) for c, n, w in zip(c_weights, need_weights, weights)]
         for cotangent, (W_k, p_k, q_k) in enumerate(terms):
-            if not ctx.needs[cotangent]:
+            if not (any(need_weights), need_p, need_q)[cotangent]:
                 continue
             outputs = _Project.apply(p_k, q_k, ctx.entries, grads[0].dtype, *W_k)
             add(2 + len(weights), outputs)
             # The cotangent takes the place of one factor; the gradient goes to the two others.
-            needs = (cotangent != 0, cotangent != 1, cotangent != 2)
+            needs = ([cotangent != 0] * len(weights), cotangent != 1, cotangent != 2)
             dp, dq, *d_weights = _ProjectBackward.apply(p_k, q_k, ctx.entries, needs, *W_k, *grads)
-            if needs[0]:
+            if cotangent != 0:
                 add(2, d_weights)
             if needs[1]:
                 add(0, [dp])

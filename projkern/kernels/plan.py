@@ -39,9 +39,9 @@ class Matrix:
         return self.cols // self.col_group
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """The matrices of one call, in the order of its outputs."""
+    """The matrices of one call, in the order of its outputs. Compared by identity: ``make_plan`` caches."""
 
     matrices: tuple[Matrix, ...]
     p_width: int  # the width of p: the sum of all rows

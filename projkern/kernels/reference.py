@@ -44,7 +44,7 @@ def project_backward(
     p: Tensor,
     q: Tensor,
     grads: list[Tensor],
-    d_weights: list[Tensor] | None,
+    d_weights: list[Tensor | None],
     dp: Tensor | None,
     dq: Tensor | None,
 ) -> None:
@@ -52,22 +52,23 @@ def project_backward(
 
     Args:
         grads: G = dL/dW_s of each matrix, (B, out_rows, out_cols).
-        d_weights: dL/dW, one tensor (layers, rows, cols) for each weight.
+        d_weights: dL/dW, one tensor (layers, rows, cols) or None for each weight.
         dp, dq: dL/dp (B, p_width) and dL/dq (B, q_width).
     """
-    sums = None if d_weights is None else [torch.zeros_like(d, dtype=p.dtype) for d in d_weights]
+    sums = [None if d is None else torch.zeros_like(d, dtype=p.dtype) for d in d_weights]
     for matrix, grad in zip(plan.matrices, grads):
         W, p_m, q_m = _operands(matrix, weights, p, q)
         G = grad.to(p.dtype).repeat_interleave(matrix.col_group, dim=2)  # [B, n, M]
         U = G * q_m
-        if sums is not None:
+        total = sums[matrix.weight]
+        if total is not None:
             dW = torch.einsum("bna,bni->nai", p_m, U)
-            sums[matrix.weight][matrix.layer] += dW.reshape(matrix.rows, matrix.cols)
+            total[matrix.layer] += dW.reshape(matrix.rows, matrix.cols)
         if dp is not None:
-            d = torch.einsum("bni,nai->bna", U, W)
-            dp[:, matrix.p_offset : matrix.p_offset + matrix.rows] = d.reshape(len(p), matrix.rows)
+            dp_m = torch.einsum("bni,nai->bna", U, W)
+            dp[:, matrix.p_offset : matrix.p_offset + matrix.rows] = dp_m.reshape(len(p), matrix.rows)
         if dq is not None:
             dq[:, matrix.q_offset : matrix.q_offset + matrix.cols] = (G * _combine_rows(W, p_m)).sum(1)
-    if d_weights is not None and sums is not None:
-        for d, s in zip(d_weights, sums):
-            d.copy_(s)
+    for d, summed in zip(d_weights, sums):
+        if d is not None and summed is not None:
+            d.copy_(summed)

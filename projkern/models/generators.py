@@ -15,14 +15,14 @@ from torch import Tensor, nn
 class DiagonalGenerator(nn.Module):
     """One two-layer MLP for each linear operator of each layer, all evaluated together.
 
-    At the start the result does not depend on t: W_o is small, and b_o holds p0 and q0.
+    At the start the result does not depend on t: W_o is zero, and b_o holds p0 and q0.
 
     Args:
         shapes: (rows N, cols M) of each linear operator of a layer.
         n_layer: number of layers L.
         task_dim: length of t.
         rank: inner width r.
-        group: g; p0 and q0 start at g^-1/4 times a random sign, which keeps the variance of a layer's outputs.
+        group: g; p0 and q0 are g^-1/4, which keeps the variance of a layer's outputs as its fan-in shrinks by g.
     """
 
     def __init__(self, shapes: list[tuple[int, int]], n_layer: int, task_dim: int, rank: int, group: int) -> None:

@@ -203,6 +203,8 @@ def assemble(norms: list[tuple[Affine, Affine]], linears: list[list[Affine]]) ->
 def check_tokens(tokens: Tensor, config: GPTConfig) -> None:
     if tokens.dim() != 2 or tokens.dtype != torch.int64:
         raise ValueError(f"tokens must be int64 (B, T); it was {tokens.dtype} {tuple(tokens.shape)}")
+    if not len(tokens):
+        raise ValueError("tokens must hold at least one sequence; it was empty")
     if not 1 <= tokens.shape[1] <= config.n_positions:
         raise ValueError(f"tokens must hold 1 to {config.n_positions} positions; it held {tokens.shape[1]}")
 

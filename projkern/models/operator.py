@@ -7,6 +7,7 @@ The small model's embeddings, norms, head and the additive biases b are its own,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -82,6 +83,16 @@ class ProjectionOperator(nn.Module):
         """
         return project_and_run([self], tokens, t)[0]
 
+    def specialise(self, t: Tensor) -> Callable[[Tensor], Tensor]:
+        """Generate the models of t (B, task_dim) once, to run many times.
+
+        Returns:
+            A function from tokens (B, T), a sequence for each row of t, to logits (B, T, vocab_size).
+        """
+        check_task(t, len(t), self.task_dim)
+        (made,) = generate_weights([self], t)
+        return lambda tokens: self.run(tokens, made)
+
     def run(self, tokens: Tensor, task_weights: TaskWeights) -> Tensor:
         """Predict with weights already generated: examples sorted by task, B/U for each of the U tasks."""
         layers = self.config.n_layer
@@ -119,7 +130,9 @@ class ProjectionOperator(nn.Module):
         if t.shape != (self.task_dim,):
             raise ValueError(f"t must be ({self.task_dim},), one task identifier; it was {tuple(t.shape)}")
         (made,) = generate_weights([self], t[None])
-        small = GPT(self.config).to(t.device)
+        with torch.device("meta"):
+            small = GPT(self.config)
+        small.to_empty(device=t.device)
         small.tables.load_state_dict(self.tables.state_dict())
         layers = self.config.n_layer
         for k, name in enumerate(LINEARS):

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .files import sync
+
 FORMAT = {"format": "projkern checkpoint", "version": 1}
 
 
@@ -35,10 +37,8 @@ def latest(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), default=None)
 
 
-def save(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
-    """Save a training state as the stage's last checkpoint.
+def save(folder: Path, step: int, seconds: float, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Save a training state, after ``step`` steps and ``seconds`` of work, as the stage's last checkpoint.
 
     Raises:
         CheckpointError: it could not be written; the one before it is kept.
@@ -52,11 +52,11 @@ def save(
         partial.mkdir(parents=True)
         _save_tensors(partial / "model.safetensors", model.state_dict())
         _save_tensors(partial / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
-        (partial / "state.json").write_text(json.dumps(FORMAT | {"step": step} | state, indent=2) + "\n")
-        for path in partial.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+        (partial / "state.json").write_text(json.dumps(FORMAT | {"step": step, "seconds": seconds}, indent=2) + "\n")
+        for path in (*partial.iterdir(), partial):
+            sync(path)
         os.rename(partial, target)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         kept = latest(folder)
@@ -68,11 +68,11 @@ def save(
             shutil.rmtree(old)
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> tuple[int, float]:
     """Load a checkpoint into a model of the same shape, and its optimizer.
 
     Returns:
-        The state that was saved with it, ``step`` included.
+        The step and the seconds that were saved with it.
 
     Raises:
         CheckpointError: anything that is not a whole checkpoint of such a model.
@@ -80,14 +80,16 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None =
     state = _load_state(path)
     _assign(path / "model.safetensors", dict(model.state_dict()))
     if optimizer is not None:
-        for parameter in model.parameters():
-            optimizer.state[parameter] = {
-                "step": torch.tensor(0.0, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+        stored = _read(path / "optimizer.safetensors")
+        for name, parameter in model.named_parameters():
+            if f"{name}.step" in stored:  # none for a parameter that never had a gradient
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(0.0, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
         _assign(path / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
-    return state
+    return state["step"], state["seconds"]
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -109,14 +111,20 @@ def _load_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint: its state.json cannot be read ({error})") from error
     if not isinstance(state, dict) or {key: state.get(key) for key in FORMAT} != FORMAT:
         raise CheckpointError(f"{path} must hold a projkern checkpoint of version {FORMAT['version']}; it does not")
+    if not isinstance(state.get("step"), int) or not isinstance(state.get("seconds"), (int, float)):
+        raise CheckpointError(f"{path}/state.json must name the step and the seconds; it was {state}")
     return state
 
 
-def _assign(path: Path, targets: dict[str, Tensor]) -> None:
+def _read(path: Path) -> dict[str, Tensor]:
     try:
-        stored = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged or cut short: {error}") from error
+
+
+def _assign(path: Path, targets: dict[str, Tensor]) -> None:
+    stored = _read(path)
     if stored.keys() != targets.keys():
         differing = sorted(stored.keys() ^ targets.keys())
         raise CheckpointError(f"{path} is of another model: {len(differing)} tensors differ, such as {differing[0]}")

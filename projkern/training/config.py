@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -39,7 +40,7 @@ class TrainConfig:
     source_steps: int = _setting(1500, "steps that pretrain the source")
     steps: int = _setting(1000, "steps of every small model, baseline and projected")
     source_lr: float = _setting(1e-3, "peak learning rate of the source's pretraining")
-    small_lr: float = _setting(1.2e-2, "peak learning rate of the baselines M_s and M~_s")
+    small_lr: float = _setting(1.2e-2, "peak learning rate of M_s and M~_s")
     tuning_lr: float = _setting(1e-3, "peak learning rate of the source while co-training")
     operator_lr: float = _setting(6e-3, "peak learning rate of the projection operator")
     warmup: int = _setting(50, "steps of linear warm-up; a cosine to zero follows")
@@ -65,7 +66,7 @@ class TrainConfig:
         self._check("colors", self.colors >= 2, "at least 2")
         self._check("eval_images", self.eval_images >= 2, "at least 2")
         self._check("dropout", 0 <= self.dropout < 1, "in [0, 1)")
-        self._check("device", self.device.split(":")[0] in ("auto", "cpu", "cuda"), "auto, cpu or cuda")
+        self._check("device", bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)), "auto, cpu, cuda or cuda:N")
         self._check("dtype", self.dtype in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
         self._check("n_embd", self.n_embd % self.n_head == 0, f"a multiple of n_head = {self.n_head}")
         self._check(

@@ -48,15 +48,15 @@ def train(
     peaks = [group["lr"] for group in optimizer.param_groups]
     start, seconds = 0, 0.0
     if last := checkpoint.latest(folder):
-        state = checkpoint.load(last, stage.module, optimizer)
-        start, seconds = state["step"], state["seconds"]
+        start, seconds = checkpoint.load(last, stage.module, optimizer)
+    if start == stage.steps:
+        return seconds
     metrics.begin(stage.name, start)
     began, step = time.monotonic() - seconds, start
 
     def save() -> None:
         _require_finite(stage.name, unlogged, step, folder)
-        state = {"stage": stage.name, "seconds": time.monotonic() - began}
-        checkpoint.save(folder, step, stage.module, optimizer, state)
+        checkpoint.save(folder, step, time.monotonic() - began, stage.module, optimizer)
 
     stage.module.train()
     unlogged: list[Tensor] = []  # [losses..., norm of the gradient] of the steps since the last log line
@@ -86,6 +86,9 @@ def train(
             if step % config.checkpoint_every == 0:
                 save()
         save()
+        metrics.close()
+        if stop.requested:
+            raise Interrupted(f"stopped after the last step of {stage.name}")
     return time.monotonic() - began
 
 
@@ -123,8 +126,8 @@ def _require_finite(name: str, unlogged: list[Tensor], step: int, folder: Path) 
     if not finite.all():
         first = step - len(unlogged) + 1 + int((~finite).int().argmax())
         raise Diverged(
-            f"the loss or gradient of {name} is not finite at step {first}; "
-            f"the last good checkpoint is {checkpoint.latest(folder) or 'none'}. Try a lower learning rate."
+            f"the loss or gradient of {name} is not finite at step {first}; the last good checkpoint is "
+            f"{checkpoint.latest(folder) or 'none'}. A run keeps its settings: try another, with a lower learning rate."
         )
     return values
 

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch.utils.tensorboard import SummaryWriter
+
 from .files import write_atomically
 
 
@@ -14,12 +16,9 @@ class Metrics:
     """The log of a run. Lines of steps that a resumed stage is about to repeat are dropped."""
 
     def __init__(self, run: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.path = run / "metrics.jsonl"
-        self._writer_of = lambda stage, step: SummaryWriter(
-            str(run / "tensorboard" / stage.replace("/", "-")), purge_step=step
-        )
+        self._events = run / "tensorboard"
+        self._writer: SummaryWriter | None = None
 
     def begin(self, stage: str, step: int) -> None:
         """Start logging a stage that has ``step`` steps behind it."""
@@ -27,8 +26,15 @@ class Metrics:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path, lambda p: p.write_text(text))
         self.stage = stage
-        self.writer = self._writer_of(stage, step + 1)
+        self.close()
+        self._writer = SummaryWriter(str(self._events / stage.replace("/", "-")), purge_step=step + 1)
         self._lap = time.monotonic()
+
+    def close(self) -> None:
+        """Finish TensorBoard's file of the stage."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def lap(self) -> float:
         """Seconds since the last call."""
@@ -48,11 +54,12 @@ class Metrics:
         }
         with open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
+        assert self._writer is not None, "begin() opens the log"
         for name, value in losses.items():
-            self.writer.add_scalar(f"loss/{name}", value, step)
-        for name in ("grad_norm", "lr", "images_per_second"):
-            self.writer.add_scalar(name, line[name], step)
-        self.writer.flush()
+            self._writer.add_scalar(f"loss/{name}", value, step)
+        for name, value in (("grad_norm", grad_norm), ("lr", lr), ("images_per_second", rate)):
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -95,7 +95,8 @@ def _samples(path: Path, models: list[Model], data: SynthMNIST) -> None:
     rows = [("real", tokens[: len(t)])]
     for model in models:
         if model.name.startswith(("P", "M~")):
-            rows.append((pretty(model.name), sample(model.predict, t, data.size**2)))
+            drawn = sample(model.for_tasks(t), len(t), data.size**2, device=t.device)
+            rows.append((pretty(model.name), drawn))
     figure, axes = plt.subplots(
         len(rows), len(t), figsize=(1.1 * len(t) + 0.7, 1.1 * len(rows) + 0.6), squeeze=False, layout="constrained"
     )

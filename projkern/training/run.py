@@ -14,6 +14,7 @@ import torch
 
 from ..data import SynthMNIST, load_digits, synthmnist_palette
 from ..data.palette import Palette
+from ..kernels.backends import available_backends
 from ..memory import keep_freed_memory
 from ..models import GPT
 from . import checkpoint
@@ -38,8 +39,10 @@ class Machine:
 def pick_machine(config: TrainConfig) -> Machine:
     """The device and arithmetic of a run; raises ValueError where what was asked for is not there."""
     cuda = torch.cuda.is_available()
-    if config.device.startswith("cuda") and not cuda:
-        raise ValueError(f"device must be one that is there; it was {config.device}, and torch sees no CUDA card")
+    index = int(config.device.partition(":")[2] or 0)
+    if config.device.startswith("cuda") and index >= torch.cuda.device_count():
+        cards = torch.cuda.device_count()
+        raise ValueError(f"device must be one that is there; it was {config.device}, and torch sees {cards} CUDA cards")
     device = torch.device(("cuda" if cuda else "cpu") if config.device == "auto" else config.device)
     bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     name = {"auto": "bfloat16" if bfloat16 else "float32"}.get(config.dtype, config.dtype)
@@ -48,44 +51,68 @@ def pick_machine(config: TrainConfig) -> Machine:
     return Machine(device, getattr(torch, name), f"{what} ({why}), {name}")
 
 
+FORMAT = {"format": "projkern run", "version": 1}
+
+
 def open_run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> None:
     """Make a run's folder ready, and store its settings.
 
     Raises:
-        FileExistsError: the folder already holds a run (or anything else), and neither flag was given.
-        ValueError: ``overwrite`` of a folder that holds something other than a run.
+        FileExistsError: the folder already holds a run, and neither flag was given.
+        ValueError: the folder holds something other than a run, whatever the flags.
     """
-    ours = (out / "config.json").exists()
-    if out.exists() and any(out.iterdir()):
-        if not ours:
-            raise ValueError(f"out must be a new folder or one that holds a run; {out} holds something else")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        try:
+            _stored_settings(out)
+        except ValueError as error:
+            raise ValueError(f"out must be a new folder or one that holds a run: {error}") from error
         if overwrite:
-            shutil.rmtree(out)
+            doomed = out.with_name(f".{out.name}.overwritten")  # no half-deleted run is left under its name
+            shutil.rmtree(doomed, ignore_errors=True)
+            out.rename(doomed)
+            shutil.rmtree(doomed)
         elif not resume:
             raise FileExistsError(f"{out} already holds a run; give --resume to continue it or --overwrite to redo it")
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "config.json").exists():
-        write_json(out / "config.json", config.to_json())
+        write_json(out / "config.json", FORMAT | config.to_json())
 
 
 def read_config(run: Path) -> TrainConfig:
-    """The settings of a run; raises ValueError where the folder holds none of this version."""
+    """The settings of a run; raises ValueError where the folder holds none, or one of another version."""
+    values = _stored_settings(run)
+    if values.pop("version", None) != FORMAT["version"]:
+        raise ValueError(f"{run} holds a run of another version; this one reads version {FORMAT['version']}")
+    return TrainConfig.from_json(values)
+
+
+def _stored_settings(run: Path) -> dict[str, Any]:
     try:
-        return TrainConfig.from_json(json.loads((run / "config.json").read_text()))
-    except OSError as error:
+        values = json.loads((run / "config.json").read_text())
+    except (OSError, ValueError) as error:
         raise ValueError(f"{run} holds no run: its config.json cannot be read ({error})") from error
-    except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{run}/config.json is not a run's settings: {error}") from error
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT["format"]:
+        raise ValueError(f"{run} holds something else: its config.json is not a projkern run's")
+    return values
 
 
-def run(out: Path, config: TrainConfig) -> dict[str, Any]:
+def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Train all models of a run, continuing where its folder left off, and report on them.
+
+    The folder is touched only once the device and the digits are known to be there.
 
     Returns:
         What ``summary.json`` holds.
+
+    Raises:
+        ValueError, OSError: settings that cannot be met, or a folder that cannot be used (see ``open_run``).
     """
     machine = pick_machine(config)
-    print(f"Training on {machine.reason}.")
+    for split in ("train", "validation"):
+        load_digits(config.mnist, split)
+    open_run(out, config, resume=resume, overwrite=overwrite)
+    kernels = [name for name in available_backends() if name != "reference"]
+    print(f"Training on {machine.reason}; projection by {', '.join(kernels) or 'plain torch, which is slow'}.")
     if machine.device.type == "cpu":
         keep_freed_memory()
     palette = _palette(out, config).to(machine.device)

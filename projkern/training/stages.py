@@ -25,6 +25,7 @@ class Model:
 
     name: str
     predict: Predict
+    for_tasks: Callable[[Tensor], Callable[[Tensor], Tensor]]  # t (B, 18) -> (tokens (B, T) -> logits), made once
     parameters: int  # of one small model that a user would run
     operator_parameters: int | None = None  # of what generates it
 
@@ -84,7 +85,7 @@ def make_stage(name: str, config: TrainConfig, device: torch.device, source: GPT
         losses=lambda tokens, t: {name: nats_per_token(predict(tokens, t), tokens)},
         loss_weights={name: 1.0},
         groups=[{"params": list(model.parameters()), "lr": config.source_lr if is_source else config.small_lr}],
-        models=[Model(name, predict, count(model))],
+        models=[Model(name, predict, lambda t: lambda tokens: predict(tokens, t), count(model))],
     )
 
 
@@ -103,6 +104,12 @@ def gpt_config(config: TrainConfig, scale: Fraction, conditional: bool = False) 
 
 def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def count_of(config: GPTConfig) -> int:
+    """Parameters of a GPT of this shape."""
+    with torch.device("meta"):
+        return count(GPT(config))
 
 
 def _projected(
@@ -125,7 +132,8 @@ def _projected(
         return parts
 
     models = [
-        Model(n, operator, count(GPT(operator.config)), count(operator)) for n, operator in zip(names, operators)
+        Model(n, operator, operator.specialise, count_of(operator.config), count(operator))
+        for n, operator in zip(names, operators)
     ]
     return Stage(
         name=name,
@@ -138,5 +146,8 @@ def _projected(
             {"params": list(source.parameters()), "lr": config.tuning_lr},
             {"params": [p for operator in operators for p in operator.parameters()], "lr": config.operator_lr},
         ],
-        models=[*models, Model(source_name, lambda tokens, t: source(tokens), count(source))],
+        models=[
+            *models,
+            Model(source_name, lambda tokens, t: source(tokens), lambda t: source, count(source)),
+        ],
     )
