@@ -1,4 +1,4 @@
-"""Tune the learning rates of the quick preset: ``python benchmarks/tune_quick.py OUT.json [--threads N]``.
+"""Tune the learning rates of the quick preset: ``python -m benchmarks.tune_quick OUT.json [--threads N]``.
 
 Every model of the comparison gets its own sweep, on another seed than the preset's. Results go into OUT.json as they
 come, and a sweep that was interrupted goes on where it stopped.
@@ -24,7 +24,7 @@ from projkern.training.files import write_json
 from projkern.training.loop import train
 from projkern.training.metrics import Metrics
 from projkern.training.run import make_data
-from projkern.training.stages import make_stage
+from projkern.training.stages import Stage, make_stage, nats_per_token
 
 BASE = dataclasses.replace(QUICK, seed=1, checkpoint_every=10**9, log_every=100)
 SWEEPS: dict[str, list[dict[str, float]]] = {
@@ -37,6 +37,20 @@ SWEEPS: dict[str, list[dict[str, float]]] = {
     ],
 }
 """P_1/4 starts from the best source; its two rates are swept one at a time."""
+CONTROL = "M_1, as many steps more"
+"""What co-training does to the source is to be compared with what the same steps do to it alone."""
+SWEEPS[CONTROL] = [{"tuning_lr": 1e-3}]
+
+
+def source_alone(stage: Stage) -> Stage:
+    """A co-training stage with its operator left out: the source's own loss, and nothing else."""
+    (alone,) = (m for m in stage.models if m.name.startswith("source"))
+    return dataclasses.replace(
+        stage,
+        losses=lambda tokens, t: {CONTROL: nats_per_token(alone.predict(tokens, t), tokens)},
+        loss_weights={CONTROL: 1.0},
+        models=[dataclasses.replace(alone, name=CONTROL)],
+    )
 
 
 def main() -> None:
@@ -58,11 +72,13 @@ def main() -> None:
                 continue
             config = dataclasses.replace(BASE, **rates)
             source = None
-            if name.startswith("P"):
+            if name in ("P_1/4", CONTROL):
                 source = make_stage(SOURCE_NAME, config, cpu).module
                 assert isinstance(source, GPT)
                 load_model(source, source_weights)
-            stage = make_stage(name, config, cpu, source)
+            stage = make_stage("P_1/4" if name == CONTROL else name, config, cpu, source)
+            if name == CONTROL:
+                stage = source_alone(stage)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder)
                 train(stage, training, config, torch.float32, path / "checkpoint", Metrics(path))

@@ -73,6 +73,7 @@ def test_what_a_run_leaves(finished):
     assert set(summary["models"]) == {"M_1", "M_1/4", "M~_1/4", "P_1/4", "source after co-training"}
     for row in summary["models"].values():
         assert 0 < row["loss"] < 4 and row["standard_error"] > 0 and row["parameters"] > 0
+    assert [n for n, row in summary["models"].items() if "loss_with_another_t" in row] == ["M~_1/4", "P_1/4"]
     report = (finished / "report.md").read_text()
     for row in summary["models"].values():
         assert f"{row['loss']:.3f} ± {row['standard_error']:.3f}" in report

@@ -32,10 +32,11 @@ def write_report(
 
 def table(summary: dict[str, Any]) -> str:
     """The run's losses as a Markdown table."""
-    lines = ["| model | parameters | loss, nats per token |", "|---|---:|---:|"]
+    lines = ["| model | parameters | loss, nats per token | given another image's t |", "|---|---:|---:|---:|"]
     for name, row in summary["models"].items():
+        other = f"{row['loss_with_another_t']:.3f}" if "loss_with_another_t" in row else ""
         lines.append(
-            f"| {pretty(name)} | {row['parameters']:,} | {row['loss']:.3f} ± {row['standard_error']:.3f} |"
+            f"| {pretty(name)} | {row['parameters']:,} | {row['loss']:.3f} ± {row['standard_error']:.3f} | {other} |"
         )
     return "\n".join(lines)
 
@@ -74,7 +75,8 @@ def _report(config: TrainConfig, summary: dict[str, Any]) -> str:
     lines += [
         "",
         "M is an unconditional model, M̃ one conditioned on the task identifier t by its first position, and P one "
-        "generated for each t from the source (paper, Table 1).",
+        "generated for each t from the source (paper, Table 1). The last column shows how much a model makes of t: "
+        "there each image comes with the t of another.",
         "",
         "![Real images, and samples for the same task identifiers](samples.png)",
         "",

@@ -130,9 +130,8 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
             source = stage.module
         models += stage.models
     began = time.monotonic()
-    losses = {m.name: evaluate(m.predict, validation, config.eval_images) for m in models}
     summary = {
-        "models": {m.name: _row(m, losses[m.name]) for m in models},
+        "models": {m.name: _row(m, validation, config.eval_images) for m in models},
         "seconds": round(seconds + time.monotonic() - began, 1),
         "device": machine.reason,
         "versions": {"projkern": _version(), "torch": torch.__version__, "python": platform.python_version()},
@@ -166,8 +165,11 @@ def _palette(out: Path, config: TrainConfig) -> Palette:
     return Palette.load(path)
 
 
-def _row(model: Model, loss: tuple[float, float]) -> dict[str, Any]:
-    row = {"loss": round(loss[0], 5), "standard_error": round(loss[1], 5), "parameters": model.parameters}
+def _row(model: Model, data: SynthMNIST, images: int) -> dict[str, Any]:
+    loss, error = evaluate(model.predict, data, images)
+    row = {"loss": round(loss, 5), "standard_error": round(error, 5), "parameters": model.parameters}
+    if model.takes_task:
+        row["loss_with_another_t"] = round(evaluate(model.predict, data, images, another_task=True)[0], 5)
     if model.operator_parameters is not None:
         row["operator_parameters"] = model.operator_parameters
     return row

@@ -27,6 +27,7 @@ class Model:
     predict: Predict
     for_tasks: Callable[[Tensor], Callable[[Tensor], Tensor]]  # t (B, 18) -> (tokens (B, T) -> logits), made once
     parameters: int  # of one small model that a user would run
+    takes_task: bool  # whether t changes what it predicts
     operator_parameters: int | None = None  # of what generates it
 
 
@@ -85,7 +86,7 @@ def make_stage(name: str, config: TrainConfig, device: torch.device, source: GPT
         losses=lambda tokens, t: {name: nats_per_token(predict(tokens, t), tokens)},
         loss_weights={name: 1.0},
         groups=[{"params": list(model.parameters()), "lr": config.source_lr if is_source else config.small_lr}],
-        models=[Model(name, predict, lambda t: lambda tokens: predict(tokens, t), count(model))],
+        models=[Model(name, predict, lambda t: lambda tokens: predict(tokens, t), count(model), conditional)],
     )
 
 
@@ -132,7 +133,7 @@ def _projected(
         return parts
 
     models = [
-        Model(n, operator, operator.specialise, count_of(operator.config), count(operator))
+        Model(n, operator, operator.specialise, count_of(operator.config), True, count(operator))
         for n, operator in zip(names, operators)
     ]
     return Stage(
@@ -148,6 +149,6 @@ def _projected(
         ],
         models=[
             *models,
-            Model(source_name, lambda tokens, t: source(tokens), lambda t: source, count(source)),
+            Model(source_name, lambda tokens, t: source(tokens), lambda t: source, count(source), False),
         ],
     )
