@@ -60,13 +60,16 @@ def learning_rates() -> str:
             rates = ", ".join(f"{name} {value:g}" for name, value in r["rates"].items())
             loss = f"{r['losses'][model]:.3f}"
             lines.append(f"| {pretty(model)} | {rates} | {f'**{loss}**' if r is best else loss} |")
-    losses = {model: min(r["losses"][model] for r in results if r["model"] == model) for model in (SOURCE_NAME, CONTROL)}
-    projected = min((r["losses"] for r in results if r["model"] == "P_1/4"), key=lambda found: found["P_1/4"])
-    after = projected["source after co-training"]
+    best_of = {
+        model: min((r["losses"] for r in results if r["model"] == model), key=lambda found, model=model: found[model])
+        for model in (SOURCE_NAME, "P_1/4", CONTROL)
+    }
+    before, alone = best_of[SOURCE_NAME][SOURCE_NAME], best_of[CONTROL][CONTROL]
+    after = best_of["P_1/4"]["source after co-training"]
     return "\n".join(lines) + (
-        f"\n\nWhat co-training does to the source: it goes from {losses[SOURCE_NAME]:.3f} to {after:.3f} beside the best P_1/4, "
-        f"because it goes on learning. The same {BASE.steps} steps on its own loss alone take it to {losses[CONTROL]:.3f}; "
-        f"carrying P_1/4 costs it {100 * (after / losses[CONTROL] - 1):.1f} %."
+        f"\n\nWhat co-training does to the source: it goes from {before:.3f} to {after:.3f} beside the best P_1/4, because "
+        f"it goes on learning. The same {BASE.steps} steps on its own loss alone take it to {alone:.3f}; carrying P_1/4 "
+        f"costs it {100 * (after / alone - 1):.1f} %."
     )
 
 
