@@ -67,9 +67,9 @@ def learning_rates() -> str:
     before, alone = best_of[SOURCE_NAME][SOURCE_NAME], best_of[CONTROL][CONTROL]
     after = best_of["P_1/4"]["source after co-training"]
     return "\n".join(lines) + (
-        f"\n\nWhat co-training does to the source: it goes from {before:.3f} to {after:.3f} beside the best P_1/4, because "
-        f"it goes on learning. The same {BASE.steps} steps on its own loss alone take it to {alone:.3f}; carrying P_1/4 "
-        f"costs it {100 * (after / alone - 1):.1f} %."
+        f"\n\nWhat co-training does to the source: beside the best P_1/4 it goes from {before:.3f} to {after:.3f}, "
+        f"because it goes on learning. The same {BASE.steps} steps on its own loss alone take it to {alone:.3f}; so "
+        f"carrying P_1/4 costs it {100 * (after / alone - 1):.1f} %."
     )
 
 
