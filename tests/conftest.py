@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import projkern as pk
+from projkern.data import load_digits
 from projkern.kernels import native
 
 
@@ -20,6 +21,28 @@ def backend(request):
         pytest.skip(f"the compiled kernels are not here: {native.why_unavailable()}")
     with pk.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tests of small tensors: there threads only cost time, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A palette cache that starts empty, in place of the user's."""
+    monkeypatch.setenv("PROJKERN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """scikit-learn's, the training split."""
+    return load_digits()
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from projkern.data import (
     Digits,
     Palette,
     SynthMNIST,
-    load_digits,
     overlay,
     synthmnist_palette,
     texture,
@@ -24,24 +23,7 @@ SIZE = 16
 INDEX = {name: i for i, name in enumerate(TASK_NAMES)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The tensors are small: threads only cost time, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PROJKERN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_digits()
+pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
 
 
 @pytest.fixture(scope="module")

@@ -10,25 +10,7 @@ import torch
 
 from projkern.data import Palette, cache_dir, fit_palette, load_digits
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The tensors are small: threads only cost time, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PROJKERN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_digits()
+pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
 
 
 # ---------------------------------------------------------------- digits

@@ -181,7 +181,6 @@ class _ProjectBackward(torch.autograd.Function):
         """Differentiate <c_W, dW> + <c_p, dp> + <c_q, dq> = <G, F(c_W, p, q) + F(W, c_p, q) + F(W, p, c_q)>."""
         p, q, *rest = ctx.saved_tensors
         weights, grads = _split(ctx.entries, rest)
-        terms = [(list(c_weights), p, q), (weights, c_p, q), (weights, p, c_q)]
         total: list[Tensor | None] = [None] * (2 + len(rest))
 
         def add(first: int, terms: Any) -> None:
@@ -190,17 +189,21 @@ class _ProjectBackward(torch.autograd.Function):
                 total[i] = term if so_far is None else so_far + term
 
         need_weights, need_p, need_q = ctx.needs
-        # What was not needed is empty and has no cotangent: a zero factor in its place.
-        terms[0][0][:] = [c if n else torch.zeros_like(w) for c, n, w in zip(c_weights, need_weights, weights)]
-        for cotangent, (W_k, p_k, q_k) in enumerate(terms):
-            if not (any(need_weights), need_p, need_q)[cotangent]:
-                continue
+        terms: list[tuple[int, list[Tensor], Tensor, Tensor]] = []  # which factor a cotangent replaces; W, p, q
+        if any(need_weights):
+            # A gradient that was not needed is empty and has no cotangent.
+            cotangents = [c if n else torch.zeros_like(w) for c, n, w in zip(c_weights, need_weights, weights)]
+            terms.append((0, cotangents, p, q))
+        if need_p:
+            terms.append((1, weights, c_p, q))
+        if need_q:
+            terms.append((2, weights, p, c_q))
+        for replaced, W_k, p_k, q_k in terms:
             outputs = _Project.apply(p_k, q_k, ctx.entries, grads[0].dtype, *W_k)
             add(2 + len(weights), outputs)
-            # The cotangent takes the place of one factor; the gradient goes to the two others.
-            needs = ([cotangent != 0] * len(weights), cotangent != 1, cotangent != 2)
+            needs = ([replaced != 0] * len(weights), replaced != 1, replaced != 2)
             dp, dq, *d_weights = _ProjectBackward.apply(p_k, q_k, ctx.entries, needs, *W_k, *grads)
-            if cotangent != 0:
+            if replaced != 0:
                 add(2, d_weights)
             if needs[1]:
                 add(0, [dp])
