@@ -20,7 +20,7 @@ def project(weight: Tensor, p: Tensor, q: Tensor, group: Group, *, dtype: torch.
     """Project one weight matrix for every task of a batch.
 
     Each row of the result is a sum of ``group`` neighbouring source rows weighted by ``p``, and the same for
-    the columns and ``q``. Differentiable in ``weight``, ``p`` and ``q``, to any order.
+    the columns and ``q``. Differentiable in ``weight``, ``p`` and ``q``, in reverse mode, to any order.
 
     Args:
         weight: (N, M) source matrix W; float32, bfloat16, float16 or float64.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import sys
 import time
 import typing
@@ -29,8 +30,8 @@ def scale(text: str) -> Fraction:
     """A scale on the command line: 1/4 or 0.25."""
     try:
         return Fraction(text)
-    except ZeroDivisionError:
-        raise ValueError from None
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"must be a fraction such as 1/4; it was {text!r}") from None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,8 +76,11 @@ def main(argv: list[str] | None = None) -> int:
     given = {f.name: getattr(options, f.name) for f in dataclasses.fields(TrainConfig) if hasattr(options, f.name)}
     if "scales" in given:
         given["scales"] = tuple(given["scales"])
-    if options.resume and (options.out is None or options.preset is not None):
-        made.error("--resume needs --out, the run's folder, and takes no --preset: the run keeps its settings")
+    if options.resume and options.out is None:
+        made.error("--resume needs --out, the folder of the run to continue")
+    if options.resume and options.preset is not None:
+        made.error(f"--preset must be left out with --resume: a run keeps its settings; it was {options.preset}")
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))  # as polite as Ctrl-C
     out = options.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     try:
         if options.resume:
@@ -85,8 +89,11 @@ def main(argv: list[str] | None = None) -> int:
             config = dataclasses.replace(PRESETS[options.preset or "quick"][1], **given)
         summary = run(out, config, resume=options.resume, overwrite=options.overwrite)
     except (Interrupted, KeyboardInterrupt) as stop:
-        said = str(stop) or "stopped between two models"
-        print(f"\n{said}. To go on: python -m projkern.train --out {out} --resume", file=sys.stderr)
+        if (out / "config.json").exists():
+            said = f"{str(stop) or 'stopped'}. To go on: python -m projkern.train --out {out} --resume"
+        else:
+            said = "stopped before the run began"
+        print(f"\n{said}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, CheckpointError, Diverged, MemoryError) as error:
         print(f"projkern.train: error: {error}", file=sys.stderr)

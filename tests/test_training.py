@@ -175,16 +175,18 @@ def test_parameters_that_get_no_gradient_resume_too(tmp_path, monkeypatch, extra
     assert_same_weights(tmp_path / "run", tmp_path / "whole")
 
 
-def test_ctrl_c_while_the_report_is_made(finished, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("where", "begun"), [("load_digits", False), ("make_stage", True), ("evaluate", True)])
+def test_polite_stops_outside_the_loop(finished, tmp_path, monkeypatch, capsys, number, where, begun):
     import projkern.training.run as run_module
 
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "evaluate", interrupted)
+        patch.setattr(run_module, where, lambda *arguments, **options: os.kill(os.getpid(), number))
         assert main(["--out", str(tmp_path / "run"), *TINY]) == 130
-    assert "--resume" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert ("--resume" in said) == begun and ("before the run began" in said) != begun
+    if not begun:
+        return
     assert main(["--out", str(tmp_path / "run"), "--resume"]) == 0
     assert_same_weights(tmp_path / "run", finished)
 
@@ -206,7 +208,7 @@ def test_joint_run_of_several_scales(tmp_path):
     assert set(models) == {"M_1", "M~_1/2", "M~_1/4", "P~_1/2", "P~_1/4", "source after co-training"}
 
 
-def test_small_models_see_the_same_data(monkeypatch):
+def test_small_models_see_the_same_data():
     config = replace(QUICK, steps=3, source_steps=5)
     source = make_stage("M_1", config, torch.device("cpu")).module
     stages = [make_stage(n, config, torch.device("cpu"), source) for n in stage_names(config)]
@@ -262,7 +264,8 @@ def fails(capsys, *arguments):
         ("--device tpu", "device must be auto, cpu, cuda or cuda:N; it was tpu"),
         ("--device cuda:99", "device must be one that is there; it was cuda:99"),
         ("--dtype int8", "dtype must be auto, float32 or bfloat16; it was int8"),
-        ("--mnist nowhere", "nowhere"),
+        ("--mnist nowhere", "mnist must be a folder with MNIST's four idx files, or 'openml'; it was nowhere"),
+        ("--seed 99999999999", "seed must be below 2^32; it was 99999999999"),
         ("--weight-decay -1", "weight_decay must be at least 0; it was -1.0"),
     ],
 )
@@ -288,20 +291,31 @@ def test_folder_with_something_else_is_never_overwritten(tmp_path, capsys, confi
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_overwriting_a_run_starts_anew(tmp_path):
+def test_overwriting_a_run_starts_anew(tmp_path, monkeypatch, capsys):
     assert main(["--out", str(tmp_path / "run"), *TINY]) == 0
     (tmp_path / "run" / "stray").write_text("of the run before")
-    assert main(["--out", str(tmp_path / "run"), "--overwrite", *TINY]) == 0
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    assert main(["--out", str(tmp_path / "link"), "--overwrite", *TINY]) == 0
     assert not (tmp_path / "run" / "stray").exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "link"}
+    monkeypatch.chdir(tmp_path / "run")
+    assert "must not be the working directory" in fails(capsys, "--out", ".", "--overwrite", *TINY)
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_folder_that_cannot_be_written(capsys):
+    assert "out must be a folder that can be written; it was /proc/x" in fails(capsys, "--out", "/proc/x", *TINY)
 
 
 def test_resume_needs_a_run_and_its_own_settings(finished, tmp_path, capsys):
     assert "holds no run" in fails(capsys, "--out", tmp_path / "none", "--resume")
-    for arguments in (["--resume"], ["--resume", "--out", str(finished), "--preset", "paper"]):
+    for arguments, says in (
+        (["--resume"], "--resume needs --out"),
+        (["--resume", "--out", str(finished), "--preset", "paper"], "--preset must be left out with --resume"),
+    ):
         with pytest.raises(SystemExit):
             main(arguments)
-        assert "--resume needs --out" in capsys.readouterr().err
+        assert says in capsys.readouterr().err
     assert "--small-lr must be left out with --resume" in fails(capsys, "--out", finished, "--resume", "--small-lr", 1)
 
 
@@ -401,4 +415,4 @@ def test_full_disk_is_an_error_of_the_command(tmp_path, monkeypatch, capsys):
 def test_scale_with_no_value(capsys):
     with pytest.raises(SystemExit):
         main(["--scales", "1/0"])
-    assert "invalid scale value: '1/0'" in capsys.readouterr().err
+    assert "--scales: must be a fraction such as 1/4; it was '1/0'" in capsys.readouterr().err

@@ -62,6 +62,7 @@ class TrainConfig:
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("source_lr", "small_lr", "tuning_lr", "operator_lr", "clip"):
             self._check(name, getattr(self, name) > 0, "above 0")
+        self._check("seed", self.seed < 2**32, "below 2^32")
         self._check("image_size", self.image_size >= 4, "at least 4")
         self._check("colors", self.colors >= 2, "at least 2")
         self._check("eval_images", self.eval_images >= 2, "at least 2")

@@ -19,7 +19,7 @@ def evaluate(
 
     Args:
         predict: tokens (B, T), t (B, 18) -> logits (B, T, vocabulary).
-        another_task: give each image the t of the next one, to see how much a model makes of its t.
+        another_task: give each image the t of the one before it, to see how much a model makes of its t.
 
     Returns:
         Nats per token, and the standard error of that mean over images.

@@ -67,15 +67,25 @@ def open_run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite:
         except ValueError as error:
             raise ValueError(f"out must be a new folder or one that holds a run: {error}") from error
         if overwrite:
-            doomed = out.with_name(f".{out.name}.overwritten")  # no half-deleted run is left under its name
-            shutil.rmtree(doomed, ignore_errors=True)
-            out.rename(doomed)
-            shutil.rmtree(doomed)
+            _delete(out.resolve())
         elif not resume:
             raise FileExistsError(f"{out} already holds a run; give --resume to continue it or --overwrite to redo it")
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / "config.json").exists():
-        write_json(out / "config.json", FORMAT | config.to_json())
+    try:
+        out.resolve().mkdir(parents=True, exist_ok=True)  # out may be a link to what was deleted
+        if not (out / "config.json").exists():
+            write_json(out / "config.json", FORMAT | config.to_json())
+    except OSError as error:
+        raise ValueError(f"out must be a folder that can be written; it was {out}: {error}") from error
+
+
+def _delete(run: Path) -> None:
+    """Delete a run, in such a way that no half-deleted one is ever left under its name."""
+    if run == Path.cwd():
+        raise ValueError(f"out must not be the working directory if it is to be overwritten; it was {run}")
+    doomed = run.with_name(f".{run.name}.overwritten")
+    shutil.rmtree(doomed, ignore_errors=True)
+    run.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -108,8 +118,12 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
         ValueError, OSError: settings that cannot be met, or a folder that cannot be used (see ``open_run``).
     """
     machine = pick_machine(config)
-    for split in ("train", "validation"):
-        load_digits(config.mnist, split)
+    try:
+        for split in ("train", "validation"):
+            load_digits(config.mnist, split)
+    except (OSError, ValueError) as error:
+        wanted = "a folder with MNIST's four idx files, or 'openml'"
+        raise ValueError(f"mnist must be {wanted}; it was {config.mnist}: {error}") from error
     open_run(out, config, resume=resume, overwrite=overwrite)
     kernels = [name for name in available_backends() if name != "reference"]
     print(f"Training on {machine.reason}; projection by {', '.join(kernels) or 'plain torch, which is slow'}.")
