@@ -43,7 +43,9 @@ def main() -> None:
     options = parser.parse_args()
     cpu = torch.device("cpu")
     keep_freed_memory()
-    data = make_data(QUICK, synthmnist_palette(QUICK.image_size, QUICK.colors, load_digits()), "train", cpu)
+    digits = load_digits()
+    palette = synthmnist_palette(QUICK.image_size, QUICK.colors, digits)
+    data = make_data(QUICK, palette, digits, "train", cpu)
     source = make_stage(SOURCE_NAME, QUICK, cpu).module
     assert isinstance(source, GPT)
     steps = {n: stepper(make_stage(n, QUICK, cpu, source), data) for n in (SOURCE_NAME, "M_1/4", "M~_1/4", "P_1/4")}

@@ -62,9 +62,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     results: list[dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else []
     done = {(r["model"], *r["rates"].values()) for r in results}
-    palette = synthmnist_palette(BASE.image_size, BASE.colors, load_digits())
+    palette = synthmnist_palette(BASE.image_size, BASE.colors, load_digits(split="train"))
     cpu = torch.device("cpu")
-    training, validation = (make_data(BASE, palette, split, cpu) for split in ("train", "validation"))
+    training = make_data(BASE, palette, load_digits(split="train"), "train", cpu)
+    validation = make_data(BASE, palette, load_digits(split="validation"), "validation", cpu)
     source_weights = options.out.with_suffix(".source.safetensors")
     for name in options.only:
         for rates in SWEEPS[name]:

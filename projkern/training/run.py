@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..data import SynthMNIST, load_digits, synthmnist_palette
+from ..data import Digits, Split, SynthMNIST, load_digits, synthmnist_palette
 from ..data.palette import Palette
 from ..kernels.backends import available_backends
 from ..memory import keep_freed_memory
@@ -118,20 +118,15 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
         ValueError, OSError: settings that cannot be met, or a folder that cannot be used (see ``open_run``).
     """
     machine = pick_machine(config)
-    try:
-        for split in ("train", "validation"):
-            load_digits(config.mnist, split)
-    except (OSError, ValueError) as error:
-        wanted = "a folder with MNIST's four idx files, or 'openml'"
-        raise ValueError(f"mnist must be {wanted}; it was {config.mnist}: {error}") from error
+    digits, held_out = _digits(config, "train"), _digits(config, "validation")
     open_run(out, config, resume=resume, overwrite=overwrite)
     kernels = [name for name in available_backends() if name != "reference"]
     print(f"Training on {machine.reason}; projection by {', '.join(kernels) or 'plain torch, which is slow'}.")
     if machine.device.type == "cpu":
         keep_freed_memory()
-    palette = _palette(out, config).to(machine.device)
-    training = make_data(config, palette, "train", machine.device)
-    validation = make_data(config, palette, "validation", machine.device)
+    palette = _palette(out, config, digits).to(machine.device)
+    training = make_data(config, palette, digits, "train", machine.device)
+    validation = make_data(config, palette, held_out, "validation", machine.device)
     metrics = Metrics(out)
     seconds, models = 0.0, []
     source = None
@@ -155,13 +150,15 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
     return summary
 
 
-def make_data(config: TrainConfig, palette: Palette, split: Any, device: torch.device) -> SynthMNIST:
+def make_data(
+    config: TrainConfig, palette: Palette, digits: Digits, split: Split, device: torch.device
+) -> SynthMNIST:
     """The training stream, in the run's batches, or the held-out one, in batches fit for evaluation."""
     training = split == "train"
     return SynthMNIST(
         config.image_size,
         palette,
-        load_digits(config.mnist, split),
+        digits,
         seed=config.seed,
         split=split,
         batch=config.batch_size if training else min(64, config.eval_images),
@@ -170,12 +167,19 @@ def make_data(config: TrainConfig, palette: Palette, split: Any, device: torch.d
     )
 
 
-def _palette(out: Path, config: TrainConfig) -> Palette:
+def _digits(config: TrainConfig, split: Split) -> Digits:
+    try:
+        return load_digits(config.mnist, split)
+    except (OSError, ValueError) as error:
+        wanted = "a folder with MNIST's four idx files, or 'openml'"
+        raise ValueError(f"mnist must be {wanted}; it was {config.mnist}: {error}") from error
+
+
+def _palette(out: Path, config: TrainConfig, digits: Digits) -> Palette:
     """The run's palette: fitted at its start, kept in its folder."""
     path = out / "palette.npy"
     if not path.exists():
-        palette = synthmnist_palette(config.image_size, config.colors, load_digits(config.mnist, "train"))
-        palette.save(path)
+        synthmnist_palette(config.image_size, config.colors, digits).save(path)
     return Palette.load(path)
 
 
