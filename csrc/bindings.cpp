@@ -4,58 +4,38 @@
 
 #include <stdexcept>
 #include <string>
-#include <tuple>
 
 #include "cpu/instruction_set.h"
 #include "cpu/pages.h"
 #include "cpu/project.h"
 #include "cpu/threads.h"
+#include "python_types.h"
 
 namespace py = pybind11;
 
 namespace projkern {
 namespace {
 
-using Address = uintptr_t;
-
-template <class T>
-T* pointer(Address address) {
-    return reinterpret_cast<T*>(address);
-}
-
-template <class T>
-std::vector<T*> pointers(const std::vector<Address>& addresses, size_t wanted, const char* what) {
-    if (addresses.size() != wanted)
-        throw std::invalid_argument(std::to_string(addresses.size()) + " " + what + " for a plan of " + std::to_string(wanted));
-    std::vector<T*> result;
-    for (Address address : addresses) result.push_back(pointer<T>(address));
-    return result;
-}
-
-DType dtype(const std::string& name) {
-    if (name == "float32") return DType::float32;
-    if (name == "bfloat16") return DType::bfloat16;
-    throw std::invalid_argument("storage type " + name + " is not float32 or bfloat16");
+DType served(const std::string& name) {
+    if (name == "float16") throw std::invalid_argument("the CPU kernels serve float32 and bfloat16; the storage type was float16");
+    return dtype(name);
 }
 
 class NativePlan {
   public:
-    using WeightRow = std::tuple<int64_t, int64_t, int64_t>;
-    using MatrixRow = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
-
     NativePlan(const std::vector<WeightRow>& weights, const std::vector<MatrixRow>& matrices, int64_t p_width,
                int64_t q_width)
-        : plan_(table(weights, matrices, p_width, q_width)), partition_(plan_) {}
+        : plan_(make_plan(weights, matrices, p_width, q_width)), partition_(plan_) {}
 
     void project_forward(const std::vector<Address>& weights, const std::string& weight_dtype, Address p, Address q,
                          const std::vector<Address>& outputs, const std::string& output_dtype, int64_t batch,
                          int threads) const {
         const cpu::Forward call{pointers<const void>(weights, plan_.weights.size(), "weights"),
-                                dtype(weight_dtype),
+                                served(weight_dtype),
                                 pointer<const float>(p),
                                 pointer<const float>(q),
                                 pointers<void>(outputs, plan_.matrices.size(), "outputs"),
-                                dtype(output_dtype),
+                                served(output_dtype),
                                 batch,
                                 threads};
         py::gil_scoped_release release;
@@ -67,11 +47,11 @@ class NativePlan {
                           const std::vector<Address>& d_weights, Address dp, Address dq, int64_t batch,
                           int threads) const {
         const cpu::Backward call{pointers<const void>(weights, plan_.weights.size(), "weights"),
-                                 dtype(weight_dtype),
+                                 served(weight_dtype),
                                  pointer<const float>(p),
                                  pointer<const float>(q),
                                  pointers<const void>(grads, plan_.matrices.size(), "grads"),
-                                 dtype(grad_dtype),
+                                 served(grad_dtype),
                                  pointers<void>(d_weights, d_weights.empty() ? 0 : plan_.weights.size(), "d_weights"),
                                  pointer<float>(dp),
                                  pointer<float>(dq),
@@ -82,16 +62,6 @@ class NativePlan {
     }
 
   private:
-    static Plan table(const std::vector<WeightRow>& weights, const std::vector<MatrixRow>& matrices, int64_t p_width,
-                      int64_t q_width) {
-        Plan plan{{}, {}, p_width, q_width};
-        for (const auto& [layers, rows, cols] : weights) plan.weights.push_back({layers, rows, cols});
-        for (const auto& [weight, layer, rows, cols, row_group, col_group, p_offset, q_offset] : matrices)
-            plan.matrices.push_back({weight, layer, rows, cols, row_group, col_group, p_offset, q_offset});
-        validate(plan);
-        return plan;
-    }
-
     Plan plan_;
     cpu::Partition partition_;
 };
@@ -119,8 +89,7 @@ PYBIND11_MODULE(_native, module) {
                                ", which this one lacks; build them here, or anywhere with PROJKERN_PORTABLE=1");
 
     py::class_<NativePlan>(module, "Plan")
-        .def(py::init<const std::vector<NativePlan::WeightRow>&, const std::vector<NativePlan::MatrixRow>&, int64_t,
-                      int64_t>(),
+        .def(py::init<const std::vector<WeightRow>&, const std::vector<MatrixRow>&, int64_t, int64_t>(),
              py::arg("weights"), py::arg("matrices"), py::arg("p_width"), py::arg("q_width"))
         .def("project_forward", &NativePlan::project_forward, py::arg("weights"), py::arg("weight_dtype"),
              py::arg("p"), py::arg("q"), py::arg("outputs"), py::arg("output_dtype"), py::arg("batch"),

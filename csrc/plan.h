@@ -16,7 +16,7 @@ namespace projkern {
 // version is refused, not called.
 constexpr int kInterface = 1;
 
-enum class DType { float32, bfloat16 };
+enum class DType { float32, bfloat16, float16 };  // of storage; sums are float32
 
 inline int64_t size_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 

@@ -1,0 +1,149 @@
+#include "build_table.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace projkern::cuda {
+namespace {
+
+constexpr int64_t kMostStripRows = 64;
+
+int32_t narrow(int64_t value, const char* what) {
+    if (value > std::numeric_limits<int32_t>::max())
+        throw std::invalid_argument(std::string(what) + " must be below 2^31 on a CUDA card; it was " + std::to_string(value));
+    return int32_t(value);
+}
+
+bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+
+// The matrices of the plan by source: (weight, layer) -> indices, in the order of first use.
+using Sources = std::vector<std::vector<size_t>>;
+
+Sources group_by_source(const Plan& plan) {
+    std::map<std::pair<int64_t, int64_t>, size_t> place;
+    Sources sources;
+    for (size_t k = 0; k < plan.matrices.size(); ++k) {
+        const Matrix& x = plan.matrices[k];
+        if (x.rows == 0 || x.cols == 0) continue;
+        const auto [found, fresh] = place.try_emplace({x.weight, x.layer}, sources.size());
+        if (fresh) sources.emplace_back();
+        sources[found->second].push_back(k);
+    }
+    return sources;
+}
+
+std::vector<int64_t> row_groups(const Plan& plan, const std::vector<size_t>& matrices) {
+    std::vector<int64_t> groups;
+    for (size_t k : matrices) groups.push_back(plan.matrices[k].row_group);
+    return groups;
+}
+
+// Whether 16-byte accesses reach every row of W, of W_s or G, and of p and q.
+bool serves_fast_path(const Matrix& x, const Source& source, const void* projected, const float* p, const float* q,
+                      const Plan& plan) {
+    const int64_t g = x.row_group;
+    return g == x.col_group && (g == 2 || g == 4 || g == 8) && source.strip_rows <= kMostStripRows && x.cols % 8 == 0 &&
+           x.q_offset % 4 == 0 && plan.q_width % 4 == 0 && x.p_offset % 4 == 0 && plan.p_width % 4 == 0 && aligned(source.W) &&
+           aligned(projected) && aligned(p) && aligned(q);
+}
+
+template <class Call, class FillScale>
+std::vector<Table> build(const Plan& plan, const Call& call, FillScale fill_scale) {
+    std::vector<Table> tables;
+    for (const std::vector<size_t>& matrices : group_by_source(plan)) {
+        if (matrices.size() > Table::capacity)
+            throw std::invalid_argument("a weight must be projected to at most " + std::to_string(Table::capacity) +
+                                        " scales in one call; it was " + std::to_string(matrices.size()));
+        const Matrix& first = plan.matrices[matrices[0]];
+        const int64_t rows = strip_rows(first.rows, row_groups(plan, matrices));
+        const int64_t strips = (first.rows + rows - 1) / rows;
+        int64_t scales = tables.empty() ? 0 : tables.back().source[tables.back().sources - 1].first_scale +
+                                                  tables.back().source[tables.back().sources - 1].scales;
+        if (tables.empty() || tables.back().sources == Table::capacity ||
+            scales + int64_t(matrices.size()) > Table::capacity ||
+            tables.back().strips + strips > std::numeric_limits<int32_t>::max()) {
+            tables.emplace_back();  // zeroed
+            scales = 0;
+            Table& table = tables.back();
+            table.p = call.p;
+            table.q = call.q;
+            table.batch = call.batch;
+            table.p_width = plan.p_width;
+            table.q_width = plan.q_width;
+        }
+        Table& table = tables.back();
+        Source& source = table.source[table.sources++];
+        source.rows = narrow(first.rows, "rows");
+        source.cols = narrow(first.cols, "cols");
+        source.strip_rows = narrow(rows, "a strip's rows");
+        source.first_strip = table.strips;
+        source.first_scale = int32_t(scales);
+        source.scales = int32_t(matrices.size());
+        table.strips = narrow(table.strips + strips, "the number of strips");
+        const int64_t skipped = first.layer * first.rows * first.cols;
+        source.W = static_cast<const char*>(call.weights[first.weight]) + skipped * size_of(call.weight_dtype);
+        for (size_t k : matrices) {
+            const Matrix& x = plan.matrices[k];
+            Scale& scale = table.scale[scales++];
+            scale.p_offset = narrow(x.p_offset, "p_offset");
+            scale.q_offset = narrow(x.q_offset, "q_offset");
+            scale.row_group = narrow(x.row_group, "row_group");
+            scale.col_group = narrow(x.col_group, "col_group");
+            fill_scale(table, source, scale, k);
+        }
+    }
+    return tables;
+}
+
+}  // namespace
+
+int32_t strip_rows(int64_t rows, const std::vector<int64_t>& row_groups) {
+    int64_t step = 1;  // divides the rows, since every group does
+    for (int64_t group : row_groups) step = std::lcm(step, group);
+    return narrow(std::min(rows, step * std::max<int64_t>(1, kMostStripRows / step)), "a strip's rows");
+}
+
+std::vector<Table> build_tables(const Plan& plan, const Forward& call) {
+    return build(plan, call, [&](Table&, Source& source, Scale& scale, size_t k) {
+        scale.projected = call.outputs[k];
+        scale.path = serves_fast_path(plan.matrices[k], source, scale.projected, call.p, call.q, plan) ? Path::any : Path::any;
+    });
+}
+
+std::vector<Table> build_tables(const Plan& plan, const Backward& call) {
+    int64_t partial = 0;
+    return build(plan, call, [&](Table& table, Source& source, Scale& scale, size_t k) {
+        const Matrix& x = plan.matrices[k];
+        table.dp = call.dp;
+        table.dq = call.dq;
+        table.partial_dq = call.workspace;
+        table.accumulate = call.accumulate;
+        table.wide_dW = call.d_weight_dtype == DType::float32;
+        if (!call.d_weights.empty() && call.d_weights[x.weight] != nullptr)
+            source.dW = static_cast<char*>(call.d_weights[x.weight]) +
+                        x.layer * x.rows * x.cols * size_of(call.d_weight_dtype);
+        scale.grad = call.grads[k];
+        scale.partial_dq = partial;
+        const int64_t strips = (x.rows + source.strip_rows - 1) / source.strip_rows;
+        partial += strips * call.batch * x.cols;
+        scale.path = Path::any;
+    });
+}
+
+int64_t partial_dq_size(const Plan& plan, int64_t batch) {
+    int64_t size = 0;
+    for (const std::vector<size_t>& matrices : group_by_source(plan)) {
+        const Matrix& first = plan.matrices[matrices[0]];
+        const int64_t rows = strip_rows(first.rows, row_groups(plan, matrices));
+        size += int64_t(matrices.size()) * ((first.rows + rows - 1) / rows) * batch * first.cols;
+    }
+    return size;
+}
+
+}  // namespace projkern::cuda
