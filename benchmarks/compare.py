@@ -1,178 +1,131 @@
 """Fused beside every baseline, and beside the machine's limits: ``python -m benchmarks.compare OUT.json``.
 
-Each round measures every provider once, one after another, so that all see the same machine; medians are compared.
-A baseline more than five times slower than the best one is measured in the first round only. Every provider is
-verified against the float64 definition before it is timed. ``--table`` prints a stored result again.
+Measures the cells of the documented tables (``roofline.standard``), the most telling first, or those that are asked
+for. OUT.json is written after each cell, and an interrupted measurement goes on. On a CUDA card (``--device cuda``)
+times are the device's, by events; several sets of inputs are rotated, so that no cache serves them; compiled
+baselines and our kernels are measured inside CUDA graphs too. ``measure.py`` has the protocol. ``--table`` prints a
+stored result.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import statistics
-from collections.abc import Callable
+import re
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-import projkern as pk
 from projkern.memory import keep_freed_memory
-from projkern.training.files import write_json
+from projkern.training.files import write_atomically
 
-from .machine import Limits, describe, seconds
-from .providers import BASELINES, Baseline, Case
+from .machine import machine_of
+from .measure import Settings, measure
+from .providers import backends
+from .roofline import Cell, standard
+from .tables import table
 
-
-def verify(project: Baseline, group: int, rows: int = 64, batch: int = 3) -> None:
-    """Raise where a provider's result or gradient is not the one of the tested reference in float64."""
-    W, p, q = torch.randn(rows, 96), torch.randn(batch, rows), torch.randn(batch, 96)
-    leaves = [x.requires_grad_() for x in (W, p, q)]
-    exact = [x.detach().double().requires_grad_() for x in leaves]
-    with pk.use_backend("reference"):
-        truth = pk.project(*exact, group)
-    out = project(*leaves, group)
-    grad = torch.randn_like(out)
-    found = [out, *torch.autograd.grad(out, leaves, grad)]
-    wanted = [truth, *torch.autograd.grad(truth, exact, grad.double())]
-    for f, w in zip(found, wanted):
-        torch.testing.assert_close(f.double(), w, rtol=1e-4, atol=1e-4)
+PROTOCOL = 2
+"""How times are taken: results of different ones are not to be compared. 1 had no field for it, and kept no results."""
 
 
-def measure(layers: int, width: int, batch: int, group: int, rounds: int, compiled: bool) -> dict[str, Any]:
-    """Raw seconds of every provider for one cell of the table."""
-    torch._dynamo.reset()  # what was compiled for another cell must not make this one's graphs dynamic
-    case = Case(layers, width, batch, group)
-    providers: dict[str, Callable[[], None]] = {}
-    for name, project in BASELINES.items():
-        verify(project, group)
-        providers[name] = case.baseline(project)
-        if compiled:
-            fast = torch.compile(project, dynamic=False)
-            verify(fast, group)
-            Case(1, width, batch, group).baseline(fast)()  # compiles for each shape
-            providers[f"{name}, compiled"] = case.baseline(fast)
-    verify(pk.project, group)
-    verify(pk.project, group, rows=2048, batch=32)
-    limits, copies, gemms = Limits(), [], []
-    samples: dict[str, list[float]] = {name: [] for name in (*providers, "forward", "backward", "fused")}
-    case.fused()
-    for turn in range(rounds):
-        best = min((statistics.median(samples[n]) for n in providers), default=0.0) if turn else math.inf
-        for name, run in providers.items():
-            if turn == 0 or statistics.median(samples[name]) < 5 * best:
-                samples[name].append(seconds(run))
-        for _ in range(3):  # short against the baselines: more samples cost nothing
-            samples["fused"].append(seconds(case.fused))
-            outputs = case.fused_forward()
-            samples["backward"].append(seconds(lambda outputs=outputs: case.fused_backward(outputs)))
-            del outputs
-            samples["forward"].append(seconds(case.fused_forward))
-            copies.append(limits.copy_bytes_per_second())
-            gemms.append(limits.gemm_flops_per_second())
-    return {
-        "layers": layers,
-        "width": width,
-        "batch": batch,
-        "group": group,
-        "seconds": samples,
-        "copy_bytes_per_second": copies,
-        "gemm_flops_per_second": gemms,
-        "bytes": {"forward": case.forward_bytes(), "backward": case.backward_bytes()},
-        "multiply_adds": {"forward": case.forward_multiply_adds(), "backward": case.backward_multiply_adds()},
-    }
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """JSON with the samples of a provider on one line each, and as many digits as a clock has."""
+    rounded = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.6g}"))
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), json.dumps(rounded, indent=1))
+    write_atomically(path, lambda p: p.write_text(text + "\n"))
 
 
-def limit(cell: dict[str, Any], part: str) -> tuple[float, str]:
-    """The least time a part could take on this machine, and what sets it."""
-    memory = cell["bytes"][part] / statistics.median(cell["copy_bytes_per_second"])
-    arithmetic = 2 * cell["multiply_adds"][part] / statistics.median(cell["gemm_flops_per_second"])
-    return max((memory, "memory"), (arithmetic, "arithmetic"))
+def load(path: Path, machine: dict[str, Any]) -> dict[str, Any]:
+    """A result to go on with; raises ValueError where it was measured on another machine, build or protocol."""
+    stored = json.loads(path.read_text())
+    if stored["machine"] != json.loads(json.dumps(machine)) or stored.get("protocol", 1) != PROTOCOL:
+        raise ValueError(f"OUT must be a new file, or one of this machine, build and protocol; {path} is of another")
+    return stored
 
 
-def row(cell: dict[str, Any]) -> dict[str, Any]:
-    """One line of the table."""
-    median = {name: statistics.median(values) for name, values in cell["seconds"].items() if values}
-    baselines = {n: t for n, t in median.items() if n not in ("fused", "forward", "backward")}
-    best = min(baselines, key=lambda name: baselines[name])
-    parts = {}
-    for part in ("forward", "backward"):
-        floor, by = limit(cell, part)
-        parts[part] = {"seconds": median[part], "of_limit": floor / median[part], "by": by}
-    floor = limit(cell, "forward")[0] + limit(cell, "backward")[0]
-    return {
-        "batch": cell["batch"],
-        "group": cell["group"],
-        "fused": median["fused"],
-        "of_limit": floor / median["fused"],
-        "best": best,
-        "best_seconds": baselines[best],
-        "speedup": baselines[best] / median["fused"],
-        **parts,
-    }
-
-
-def table(result: dict[str, Any]) -> str:
-    """The stored measurement as a Markdown table."""
-    lines = [
-        "| B | g | forward, ms | of limit | backward, ms | of limit | both, ms | of limit "
-        "| best in torch | ms | ratio |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|",
+def wanted_cells(options: argparse.Namespace) -> list[Cell]:
+    """The documented cells, or the product of what the options name."""
+    named = (options.batches, options.groups, options.layers, options.width, options.weights, options.outputs)
+    if all(value is None for value in named):
+        return standard(options.device)
+    return [
+        Cell(options.layers or 24, options.width or 512, batch, group, weights, options.outputs or on_device)
+        for on_device in ("float32" if options.device == "cpu" else "bfloat16",)
+        for weights in options.weights or ["float32"]
+        for batch in options.batches or [1, 8, 32]
+        for group in options.groups or [2, 4, 8]
     ]
-    rows = [row(cell) for cell in result["cells"]]
-    for r in rows:
-        parts = " | ".join(
-            f"{1e3 * r[part]['seconds']:.1f} | {r[part]['of_limit']:.0%} ({r[part]['by']})"
-            for part in ("forward", "backward")
-        )
-        lines.append(
-            f"| {r['batch']} | {r['group']} | {parts} | {1e3 * r['fused']:.1f} | {r['of_limit']:.0%} "
-            f"| {r['best']} | {1e3 * r['best_seconds']:.0f} | {r['speedup']:.1f} |"
-        )
-    speedups = [r["speedup"] for r in rows]
-    at_limit = [r["speedup"] / min(r["of_limit"], 1) for r in rows]
-    lines.append("")
-    lines.append(
-        f"Ratio to the best in torch: geometric mean {statistics.geometric_mean(speedups):.1f}, smallest "
-        f"{min(speedups):.1f}. At 100 % of the limits everywhere the geometric mean would be "
-        f"{statistics.geometric_mean(at_limit):.1f}."
-    )
-    return "\n".join(lines)
 
 
-def main() -> None:
+def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("out", type=Path, help="JSON file of the result; an interrupted measurement goes on")
     parser.add_argument("--table", action="store_true", help="only print the table of a stored result")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--groups", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--batches", type=int, nargs="+")
+    parser.add_argument("--groups", type=int, nargs="+")
+    parser.add_argument("--layers", type=int, help="24 unless given")
+    parser.add_argument("--width", type=int, help="512 unless given")
+    dtypes = ["float32", "bfloat16"]
+    parser.add_argument("--weights", choices=dtypes, nargs="+", help="dtypes of W: float32 unless given")
+    parser.add_argument("--outputs", choices=dtypes, help="dtype of W_s: float32 on a CPU, bfloat16 on a card")
+    parser.add_argument("--rounds", type=int, help="in which all providers take turns; 3 on a CPU, 5 on a card")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled baselines out")
-    options = parser.parse_args()
-    torch._dynamo.config.recompile_limit = 1000
+    parser.add_argument("--slow", type=float, default=None, help="seconds; slower baselines are not measured")
+    parser.add_argument("--cell-seconds", type=float, default=None, help="seconds a cell may take, roughly")
+    parser.add_argument("--seconds", type=float, default=None, help="begin no cell that would end after as many")
+    return parser, parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns 1 if any of our kernels was wrong, which is then not timed."""
+    began = time.monotonic()
+    parser, options = parse(argv)
+    if options.table:
+        print(table(json.loads(options.out.read_text())))
+        return 0
+    on_card = options.device == "cuda"
+    try:
+        machine = machine_of(options.device)
+        described = machine.describe()
+        result = {"protocol": PROTOCOL, "machine": described, "cells": []}
+        if options.out.exists():
+            result = load(options.out, described)
+    except (RuntimeError, ValueError) as error:
+        parser.error(str(error))
+    ours = backends(options.device)
+    if not ours:
+        parser.error(f"none of our kernels run on {options.device} here; python -m projkern.env says why")
     keep_freed_memory()
-    result: dict[str, Any] = {"machine": describe(), "cells": []}
-    if options.out.exists():
-        stored = json.loads(options.out.read_text())
-        if not options.table and stored["machine"] != result["machine"]:
-            parser.error(f"OUT must be a new file, or one of this machine and build; {options.out} is of another")
-        result = stored
-    if not options.table:
-        wanted = [(batch, group) for batch in options.batches for group in options.groups]
-        done = {(c["batch"], c["group"]) for c in result["cells"]}
-        sizes = {(c["layers"], c["width"]) for c in result["cells"]} | {(options.layers, options.width)}
-        if len(sizes) > 1:
-            parser.error(f"--layers and --width must be those of {options.out}; they would mix {sorted(sizes)}")
-        for batch, group in tqdm([cell for cell in wanted if cell not in done], unit=" cells"):
-            cell = measure(options.layers, options.width, batch, group, options.rounds, not options.no_compile)
-            result["cells"].append(cell)
-            write_json(options.out, result)
+    settings = Settings(
+        rounds=options.rounds or (5 if on_card else 3),
+        compiled=not options.no_compile,
+        slow=options.slow or (3.0 if on_card else 60.0),
+        seconds=options.cell_seconds,
+    )
+    # A cell with a red provider is measured again: its kernels may have been mended.
+    result["cells"] = [cell for cell in result["cells"] if not cell.get("red")]
+    done = {Cell.of(cell) for cell in result["cells"]}
+    longest = 0.0
+    for cell in tqdm([cell for cell in wanted_cells(options) if cell not in done], unit=" cells"):
+        start = time.monotonic()
+        if options.seconds is not None and start - began + longest > options.seconds:
+            print("The time is over; the same command goes on from here.", file=sys.stderr)
+            break
+        result["cells"].append(measure(cell, machine, settings, ours))
+        write_result(options.out, result)
+        machine.clear()
+        longest = max(longest, time.monotonic() - start)
     print(table(result))
+    red = [(cell, name) for cell in result["cells"] for name in cell.get("red", ())]
+    for cell, name in red:
+        print(f"RED: {name} at B = {cell['batch']}, g = {cell['group']}: {cell['failed'][name]}", file=sys.stderr)
+    return int(bool(red))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

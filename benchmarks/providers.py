@@ -1,17 +1,25 @@
 """Who is measured: the projection in plain torch, four ways, each also compiled, and our kernels.
 
 A baseline projects one matrix, W (N, M) with p (B, N) and q (B, M), and takes one matrix after another: the
-intermediate results of all 24 layers at once would not fit into most machines.
+intermediate results of all 24 layers at once would not fit into most machines. It computes in W's dtype, the fastest
+that a user could write: with bfloat16 weights it is less exact than our kernels, which sum in float32. All results
+(W_s, dW, dp and dq of every matrix) are kept until the last one is there, as a training step needs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import projkern as pk
+
+from .case import Case, Matrix
+from .machine import Card
 
 Baseline = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
@@ -19,8 +27,8 @@ Baseline = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 def dense(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
     """P @ W @ Q with full matrices."""
     N, M = W.shape
-    rows = torch.eye(N // g, dtype=W.dtype).repeat_interleave(g, 1)
-    cols = torch.eye(M // g, dtype=W.dtype).repeat_interleave(g, 0)
+    rows = torch.eye(N // g, dtype=W.dtype, device=W.device).repeat_interleave(g, 1)
+    cols = torch.eye(M // g, dtype=W.dtype, device=W.device).repeat_interleave(g, 0)
     return (p[:, None] * rows) @ W @ (q[:, :, None] * cols)
 
 
@@ -45,77 +53,114 @@ def column_bmm(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
 
 
 BASELINES: dict[str, Baseline] = {
-    "dense": dense,
-    "broadcast": broadcast,
     "einsum": einsum,
     "column bmm": column_bmm,
+    "broadcast": broadcast,
+    "dense": dense,
 }
+"""In the order in which they are compiled, the likely best first."""
+
+BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+"""Our kernels, by the device they are for."""
 
 
-class Case:
-    """One cell of the table: the linear operators of a GPT, p and q of a batch, and a gradient for each result.
+@dataclass(frozen=True)
+class Provider:
+    """One way to do a cell: its forward, forward and backward, and where it can be had alone, backward.
 
-    Args:
-        layers, width: of the source.
-        batch: B tasks.
-        group: g.
+    The functions take a case. ``both`` returns results that ``per_matrix`` sorts into W_s, dW, dp, dq of each matrix.
     """
 
-    def __init__(self, layers: int, width: int, batch: int, group: int) -> None:
-        d, self.group, self.batch = width, group, batch
-        generator = torch.Generator().manual_seed(0)
+    name: str
+    fused: bool
+    forward: Callable[[Case], Any]
+    both: Callable[[Case], Any]
+    per_matrix: Callable[[Case, Any], list[Matrix]]
+    backward: Callable[[Case, Any], Any] | None = None
+    """Takes the result of ``forward`` too. A baseline's would have to hold the intermediate results of all matrices."""
+    verified: Callable[[], None] = lambda: None
+    """To be called once results have been looked at: those of a graph are kept until then."""
 
-        def make(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator).requires_grad_()
 
-        shapes = [(3 * d, d), (d, d), (4 * d, d), (d, 4 * d)]
-        self.weights = [make(layers, *shape) for shape in shapes]
-        self.p = make(batch, layers * sum(n for n, _ in shapes))
-        self.q = make(batch, layers * sum(m for _, m in shapes))
-        self.size = sum(w.numel() for w in self.weights)
-        self.grads = [torch.randn(batch, n // group, m // group) for n, m in shapes for _ in range(layers)]
+def backends(device: str) -> list[str]:
+    """Our backends that can run on this device, here."""
+    return [name for name in BACKENDS[device] if name in pk.available_backends()]
 
-    def matrices(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """W, p, q and the gradient of each matrix, as leaves of their own."""
-        flat = [w for stack in self.weights for w in stack.detach().unbind(0)]
-        p = self.p.detach().split([w.shape[0] for w in flat], 1)
-        q = self.q.detach().split([w.shape[1] for w in flat], 1)
-        return [
-            (w.requires_grad_(), a.contiguous().requires_grad_(), b.contiguous().requires_grad_(), grad)
-            for w, a, b, grad in zip(flat, p, q, self.grads)
-        ]
 
-    def fused_forward(self) -> list[Tensor]:
-        return pk.project_layers(self.weights, self.p, self.q, self.group)
+def fused(backend: str) -> Provider:
+    """Our kernels: all matrices in one call each way."""
 
-    def fused_backward(self, outputs: list[Tensor]) -> None:
-        torch.autograd.grad(outputs, [*self.weights, self.p, self.q], self.grads, retain_graph=True)
+    def forward(case: Case) -> list[Tensor]:
+        with pk.use_backend(backend):
+            return pk.project_layers(case.weights, case.p, case.q, case.group, dtype=case.output_dtype)
 
-    def fused(self) -> None:
-        self.fused_backward(self.fused_forward())
+    def backward(case: Case, outputs: list[Tensor]) -> tuple[Tensor, ...]:
+        with pk.use_backend(backend):
+            return torch.autograd.grad(outputs, [*case.weights, case.p, case.q], case.grads, retain_graph=True)
 
-    def baseline(self, project: Baseline) -> Callable[[], None]:
-        """Forward and backward of all matrices, one after another."""
-        matrices = self.matrices()
+    def both(case: Case) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        outputs = forward(case)
+        return outputs, backward(case, outputs)
 
-        def run() -> None:
-            for W, p, q, grad in matrices:
-                torch.autograd.grad(project(W, p, q, self.group), (W, p, q), grad)
+    def per_matrix(case: Case, results: tuple[list[Tensor], tuple[Tensor, ...]]) -> list[Matrix]:
+        outputs, (*stacks, dp, dq) = results
+        d_weights = [d for stack in stacks for d in stack.unbind(0)]
+        dps = dp.split([d.shape[0] for d in d_weights], 1)
+        dqs = dq.split([d.shape[1] for d in d_weights], 1)
+        return list(zip(outputs, d_weights, dps, dqs))
 
-        return run
+    return Provider(backend, True, forward, both, per_matrix, backward)
 
-    def forward_multiply_adds(self) -> float:
-        """B |W| for the rows, 1/g of it for the columns."""
-        return self.batch * self.size * (1 + 1 / self.group)
 
-    def backward_multiply_adds(self) -> float:
-        """B |W| each for dW, dp and the recomputed T; 1/g of it each for U and dq."""
-        return self.batch * self.size * (3 + 2 / self.group)
+def baseline(name: str, compiled: bool = False) -> Provider:
+    """A form in torch: all matrices, one after another. Its forward keeps what a backward would need."""
+    plain = BASELINES[name]
 
-    def forward_bytes(self) -> float:
-        """W read, W_s written; float32."""
-        return 4 * (self.size + self.batch * self.size / self.group**2)
+    def project(W: Tensor, p: Tensor, q: Tensor, g: int, dtype: torch.dtype) -> Tensor:
+        return plain(W, p.to(W.dtype), q.to(W.dtype), g).to(dtype)
 
-    def backward_bytes(self) -> float:
-        """W and G read, dW written; float32."""
-        return 4 * (2 * self.size + self.batch * self.size / self.group**2)
+    if compiled:
+        project = torch.compile(project, dynamic=False)
+    def forward(case: Case) -> list[Tensor]:
+        # Without detach, every matrix's intermediate results would stay until the last one's.
+        return [project(W, p, q, case.group, case.output_dtype).detach() for W, p, q, _ in case.matrices]
+
+    def both(case: Case) -> list[Matrix]:
+        results = []
+        for W, p, q, grad in case.matrices:
+            out = project(W, p, q, case.group, case.output_dtype)
+            results.append((out.detach(), *torch.autograd.grad(out, (W, p, q), grad)))
+        return results
+
+    label = f"{name}, compiled" if compiled else name
+    return Provider(label, False, forward, both, lambda case, results: results)
+
+
+def in_graphs(provider: Provider, cases: list[Case], machine: Card, pool: Any) -> Provider:
+    """A provider recorded as CUDA graphs, one for each set of inputs and direction.
+
+    Their results share memory. Those of ``both`` on the first case last until ``verified`` is called.
+    """
+    forward, both = {}, {}
+    for graphs, run in ((forward, provider.forward), (both, provider.both)):
+        for case in reversed(cases):
+            graphs[case] = machine.graph(partial(run, case), pool)
+            if run is provider.forward or case is not cases[0]:
+                graphs[case].release()
+    return Provider(
+        f"{provider.name}, graph",
+        provider.fused,
+        lambda case: forward[case](),
+        lambda case: both[case](),
+        provider.per_matrix,
+        verified=both[cases[0]].release,
+    )
+
+
+def baselines(compiled: bool) -> Iterator[Provider]:
+    """All plain forms, then all compiled ones."""
+    for name in BASELINES:
+        yield baseline(name)
+    if compiled:
+        for name in BASELINES:
+            yield baseline(name, compiled=True)

@@ -16,7 +16,7 @@ from typing import Any
 from projkern.training.config import SOURCE_NAME
 from projkern.training.report import pretty, table
 
-from . import compare
+from . import tables
 from .tune_quick import BASE, CONTROL
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ def quick() -> str:
 
 def projection() -> str:
     result = stored("cpu_projection.json")
-    return f"{compare.table(result)}\n\n{_machine(result['machine'])} Medians; float32."
+    return f"{tables.table(result)}\n\n{_machine(result['machine'])} Medians; float32."
 
 
 def step() -> str:
