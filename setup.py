@@ -5,6 +5,7 @@ Torch is not needed here: the kernels take raw pointers. Environment variables:
     PROJKERN_PORTABLE=1        kernels for any x86-64-v3 processor (AVX2), not only the one that builds
     PROJKERN_REQUIRE_NATIVE=1  a failing native build is an error, not a warning and a pure Python install
     PROJKERN_CUDA=0|1|auto     CUDA kernels: never, always, or where a compiler for them is found
+    CUDAARCHS                  CMake's: the architectures to compile them for, "90-real" say
 """
 
 from __future__ import annotations
@@ -18,10 +19,16 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+NATIVE, CUDA = "projkern._native", "projkern._cuda"
 
 
 def flag(name: str) -> bool:
     return os.environ.get(name, "0").lower() in ("1", "on", "true", "yes")
+
+
+def warn(text: str) -> None:
+    banner = "*" * 80
+    print(f"{banner}\nWARNING: {text}\n{banner}", file=sys.stderr)
 
 
 def revision() -> str:
@@ -37,27 +44,39 @@ def revision() -> str:
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
+        if ext.name != NATIVE:
+            return  # CMake builds all of them at once
         cuda = os.environ.get("PROJKERN_CUDA", "auto").lower()
         if cuda not in ("0", "1", "auto"):
             raise SystemExit(f"PROJKERN_CUDA={cuda}: expected 0, 1 or auto")
-        if cuda == "1":
-            raise SystemExit("PROJKERN_CUDA=1, but this version has no CUDA kernels; unset it or use 0 or auto")
-        try:
-            self.build_with_cmake(Path(self.get_ext_fullpath(ext.name)).resolve().parent)
-        except (OSError, ImportError, subprocess.CalledProcessError) as error:
-            if flag("PROJKERN_REQUIRE_NATIVE"):
-                raise SystemExit(f"PROJKERN_REQUIRE_NATIVE=1, and the native build failed: {error}") from error
-            banner = "*" * 80
-            print(
-                f"{banner}\nWARNING: the native build failed, so projkern is installed WITHOUT its compiled kernels:"
-                f"\n    {error}\nEverything works, slowly. PROJKERN_REQUIRE_NATIVE=1 makes this an error.\n{banner}",
-                file=sys.stderr,
+        destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        for stale in destination.glob("_cuda*.so"):
+            stale.unlink()  # of another build, which this one may leave out
+        failures = []
+        for choice in ("auto", "0") if cuda == "auto" else (cuda,):
+            try:
+                self.build_with_cmake(destination, choice)
+                break
+            except (OSError, ImportError, subprocess.CalledProcessError) as error:
+                failures.append(error)
+        else:
+            if flag("PROJKERN_REQUIRE_NATIVE") or cuda == "1":
+                raise SystemExit(f"the native build failed, and the environment requires it: {failures[-1]}")
+            warn(
+                f"the native build failed, so projkern is installed WITHOUT its compiled kernels:\n    {failures[-1]}"
+                "\nEverything works, slowly. PROJKERN_REQUIRE_NATIVE=1 makes this an error."
+            )
+            return
+        if failures:
+            warn(
+                f"the CUDA kernels did not build, so projkern is installed without them:\n    {failures[0]}\n"
+                "PROJKERN_CUDA=1 makes this an error."
             )
 
-    def build_with_cmake(self, destination: Path) -> None:
+    def build_with_cmake(self, destination: Path, cuda: str) -> None:
         import pybind11
 
-        build = Path(self.build_temp).resolve()
+        build = Path(self.build_temp).resolve() / f"cuda-{cuda}"
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake",
@@ -67,6 +86,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPROJKERN_PORTABLE={'ON' if flag('PROJKERN_PORTABLE') else 'OFF'}",
+            f"-DPROJKERN_CUDA={cuda}",
             f"-DPROJKERN_VERSION={self.distribution.get_version()}",
             f"-DPROJKERN_REVISION={revision()}",
         ]
@@ -83,6 +103,9 @@ class CMakeBuild(build_ext):
 
 if __name__ == "__main__":
     setup(
-        ext_modules=[Extension("projkern._native", sources=[], optional=not flag("PROJKERN_REQUIRE_NATIVE"))],
+        ext_modules=[
+            Extension(NATIVE, sources=[], optional=not flag("PROJKERN_REQUIRE_NATIVE")),
+            Extension(CUDA, sources=[], optional=True),
+        ],
         cmdclass={"build_ext": CMakeBuild},
     )

@@ -72,7 +72,6 @@ py::dict build_info() {
     info["flags"] = PROJKERN_FLAGS;
     info["target"] = PROJKERN_TARGET;
     info["float32_lanes"] = cpu::kernel_lanes;
-    info["cuda"] = false;
     info["version"] = PROJKERN_VERSION;
     info["revision"] = PROJKERN_REVISION;
     return info;

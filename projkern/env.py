@@ -8,7 +8,7 @@ import sys
 import torch
 
 from . import __version__
-from .kernels import backends, native
+from .kernels import backends, cuda, native
 
 
 def report() -> str:
@@ -23,6 +23,8 @@ def report() -> str:
         lines.append(f"backend    {name}: {backends.why_unavailable(name) or 'ready'}")
     if native.is_available():
         lines += [f"native     {key}: {value}" for key, value in native.build_info().items()]
+    if cuda.is_built():
+        lines += [f"cuda       {key}: {value}" for key, value in cuda.build_info().items()]
     return "\n".join(lines)
 
 

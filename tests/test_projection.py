@@ -7,7 +7,7 @@ import torch
 from oracle import gradients, project_by_loops, project_dense, relative_error
 
 import projkern as pk
-from projkern.kernels import native, ops
+from projkern.kernels import cuda, native, ops
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -406,12 +406,40 @@ W, P, Q = torch.randn(8, 12), torch.randn(2, 8), torch.randn(2, 12)
         (lambda: pk.project_layers([W], P, Q, [4, 2]), ValueError, "group must have one entry .* 1 weights; it had 2"),
         (lambda: pk.project_layers([W], P, Q[:1], 4), ValueError, "p and q must have the same leading axes"),
         (lambda: pk.use_backend("gpu").__enter__(), ValueError, "backend must be one of .* it was 'gpu'"),
-        (lambda: pk.use_backend("triton").__enter__(), RuntimeError, "backend 'triton' cannot run here"),
     ],
 )
 def test_bad_input(call, error, says):
     with pytest.raises(error, match=says):
         call()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_missing_card_is_said_when_it_is_asked_for(monkeypatch):
+    with pytest.raises(RuntimeError, match="'cuda' cannot run here: (torch sees no CUDA card|.*without CUDA kernels)"):
+        pk.use_backend("cuda").__enter__()
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match="'triton' cannot run here: (triton is not installed|there is no CUDA card)"):
+        pk.use_backend("triton").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("built_for", "card", "runs"),
+    [
+        ("80-real 90 120", (8, 0), True),
+        ("80-real 90 120", (8, 6), True),  # machine code of an older minor version
+        ("80-real 90 120", (9, 0), True),
+        ("80-real 90 120", (10, 0), True),  # PTX of 90
+        ("80-real 90-real", (10, 0), False),
+        ("80-real 90 120", (7, 5), False),
+        ("90a-real", (9, 0), True),
+        ("90a", (10, 0), False),
+        ("89-virtual", (9, 0), True),
+        ("100-real 120", (10, 3), True),
+        ("100-real 120", (11, 0), False),
+    ],
+)
+def test_which_cards_a_build_runs_on(built_for, card, runs):
+    assert cuda.runs_on(built_for.split(), card) == runs
 
 
 def test_a_backend_asked_for_does_not_fall_back():
@@ -423,7 +451,7 @@ def test_a_backend_asked_for_does_not_fall_back():
 
 def test_missing_library_is_said_when_it_is_used(monkeypatch):
     monkeypatch.setattr(native, "_load", lambda: (None, "no such file"))
-    assert pk.available_backends() == ["reference"]
+    assert "cpu" not in pk.available_backends()
     assert pk.project(W, P, Q, 4).shape == (2, 2, 3)
     with pytest.raises(RuntimeError, match="cannot run here: no such file"), pk.use_backend("cpu"):
         pass

@@ -9,25 +9,25 @@ from types import ModuleType
 
 import torch
 
-from . import native, reference
+from . import cuda, native, reference, triton
 
-NAMES = ("reference", "cpu", "triton", "cuda", "auto")
+_MODULES: dict[str, ModuleType] = {"reference": reference, "cpu": native, "triton": triton, "cuda": cuda}
+_FASTEST_FIRST = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+NAMES = (*_MODULES, "auto")
 
 _chosen: ContextVar[str] = ContextVar("projkern_backend", default="auto")
 
 
 def why_unavailable(name: str) -> str | None:
     """Why a backend cannot run here; None if it can."""
-    if name == "cpu":
-        return native.why_unavailable()
-    if name in ("triton", "cuda"):
-        return f"this version of projkern has no {name} kernels"
-    return None
+    reason: str | None = _MODULES[name].why_unavailable()
+    return reason
 
 
 def available_backends() -> list[str]:
     """Names of the backends that can run here, ``auto`` left out."""
-    return [name for name in NAMES if name != "auto" and why_unavailable(name) is None]
+    return [name for name in _MODULES if why_unavailable(name) is None]
 
 
 @contextmanager
@@ -35,8 +35,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Run the projections inside the ``with`` block on one backend.
 
     Args:
-        name: "reference" (plain torch, any device and dtype), "cpu" (the C++ kernels), "triton", "cuda", or
-            "auto": the fastest backend that serves the tensors at hand.
+        name: "reference" (plain torch, any device and dtype), "cpu" (the C++ kernels), "triton", "cuda" (the CUDA
+            kernels), or "auto": the fastest backend that serves the tensors at hand.
 
     Raises:
         ValueError: ``name`` is not a backend.
@@ -44,7 +44,7 @@ def use_backend(name: str) -> Iterator[None]:
     """
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}; it was {name!r}")
-    reason = why_unavailable(name)
+    reason = None if name == "auto" else why_unavailable(name)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
     token = _chosen.set(name)
@@ -57,12 +57,14 @@ def use_backend(name: str) -> Iterator[None]:
 def select(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.dtype) -> ModuleType:
     """The backend module that serves these tensors under the choice now in force."""
     name = _chosen.get()
-    native_serves = device.type == "cpu" and native.supports(weight_dtype, output_dtype)
-    if name == "reference" or (name == "auto" and not (native_serves and native.is_available())):
+    if name == "auto":
+        for candidate in _FASTEST_FIRST.get(device.type, ()):
+            module = _MODULES[candidate]
+            if module.serves(device, weight_dtype, output_dtype) and module.why_unavailable() is None:
+                return module
         return reference
-    if not native_serves:
+    if not _MODULES[name].serves(device, weight_dtype, output_dtype):
         raise TypeError(
-            f"backend 'cpu' serves float32 and bfloat16 weights and outputs on the CPU; "
-            f"they were {weight_dtype} and {output_dtype} on {device}"
+            f"backend {name!r} serves {_MODULES[name].SERVES}; they were {weight_dtype} and {output_dtype} on {device}"
         )
-    return native
+    return _MODULES[name]

@@ -8,7 +8,6 @@ torch has loaded.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -18,12 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import extension
 from .plan import Plan
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-
-INTERFACE = 1
-"""kInterface of csrc/plan.h: what this file and the library say to each other."""
+SERVES = "float32 and bfloat16 weights and outputs on the CPU"
 
 HUGE_PAGE_BYTES = 32 << 20
 """Results from this size up are fresh mappings at every call, each page of which faults once."""
@@ -32,12 +29,9 @@ HUGE_PAGE_BYTES = 32 << 20
 @lru_cache(maxsize=1)
 def _load() -> tuple[ModuleType | None, str | None]:
     """The library, or the reason why there is none."""
-    try:
-        library = importlib.import_module("projkern._native")
-    except ImportError as error:
-        return None, str(error)
-    if getattr(library, "interface", None) != INTERFACE:
-        return None, "the library beside this package was built from other sources"
+    library, reason = extension.load("projkern._native")
+    if library is None:
+        return None, reason
     library.use_openmp(_gomp_parallel())
     return library, None
 
@@ -87,28 +81,22 @@ def why_unavailable() -> str | None:
 
 
 def build_info() -> dict[str, Any]:
-    """How the library was built: compiler, flags, target, float32 lanes, CUDA, version and revision."""
+    """How the library was built: compiler, flags, target, float32 lanes, version and revision."""
     return dict(_library().build_info())
 
 
-def supports(weight_dtype: torch.dtype, output_dtype: torch.dtype) -> bool:
-    return weight_dtype in DTYPES and output_dtype in DTYPES
+def serves(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.dtype) -> bool:
+    served = (torch.float32, torch.bfloat16)
+    return device.type == "cpu" and weight_dtype in served and output_dtype in served
 
 
 @lru_cache(maxsize=256)
 def _native_plan(plan: Plan, shapes: tuple[tuple[int, ...], ...]) -> Any:
-    matrices = [
-        (m.weight, m.layer, m.rows, m.cols, m.row_group, m.col_group, m.p_offset, m.q_offset) for m in plan.matrices
-    ]
-    return _library().Plan(weights=shapes, matrices=matrices, p_width=plan.p_width, q_width=plan.q_width)
+    return extension.make_plan(_library(), plan, shapes)
 
 
 def _prepare(plan: Plan, weights: list[Tensor]) -> Any:
-    return _native_plan(plan, tuple(tuple(weight.shape) for weight in weights))
-
-
-def _addresses(tensors: list[Tensor]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
+    return _native_plan(plan, extension.shapes_of(weights))
 
 
 def _fresh(tensor: Tensor) -> None:
@@ -116,10 +104,6 @@ def _fresh(tensor: Tensor) -> None:
     size = tensor.numel() * tensor.element_size()
     if size >= HUGE_PAGE_BYTES:
         _library().prefer_huge_pages(tensor.data_ptr(), size)
-
-
-def _weight_dtype(weights: list[Tensor]) -> str:
-    return DTYPES[weights[0].dtype] if weights else "float32"
 
 
 def project_forward(plan: Plan, weights: list[Tensor], p: Tensor, q: Tensor, out: Tensor) -> None:
@@ -131,15 +115,15 @@ def project_forward(plan: Plan, weights: list[Tensor], p: Tensor, q: Tensor, out
         out: float32 or bfloat16, sum(plan.output_sizes(batch)) elements. Padding is not written.
     """
     native = _prepare(plan, weights)
-    batch, start, size = p.shape[0], out.data_ptr(), out.element_size()
+    batch = p.shape[0]
     _fresh(out)
     native.project_forward(
-        _addresses(weights),
-        _weight_dtype(weights),
+        [w.data_ptr() for w in weights],
+        extension.dtype_name(weights),
         p.data_ptr(),
         q.data_ptr(),
-        [start + offset * size for offset in plan.output_offsets(batch)],
-        DTYPES[out.dtype],
+        extension.output_addresses(plan, out, batch),
+        extension.DTYPES[out.dtype],
         batch,
         torch.get_num_threads(),
     )
@@ -167,15 +151,15 @@ def project_backward(
         if d_weight is not None:
             _fresh(d_weight)
     native.project_backward(
-        _addresses(weights),
-        _weight_dtype(weights),
+        [w.data_ptr() for w in weights],
+        extension.dtype_name(weights),
         p.data_ptr(),
         q.data_ptr(),
-        _addresses(grads),
-        DTYPES[grads[0].dtype] if grads else "float32",
-        [0 if d is None else d.data_ptr() for d in d_weights] if any(d is not None for d in d_weights) else [],
-        dp.data_ptr() if dp is not None else 0,
-        dq.data_ptr() if dq is not None else 0,
+        [g.data_ptr() for g in grads],
+        extension.dtype_name(grads),
+        extension.addresses(d_weights),
+        extension.address(dp),
+        extension.address(dq),
         p.shape[0],
         torch.get_num_threads(),
     )

@@ -14,6 +14,16 @@ from torch import Tensor
 
 from .plan import Matrix, Plan
 
+SERVES = "every floating type on every device"
+
+
+def why_unavailable() -> str | None:
+    return None
+
+
+def serves(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.dtype) -> bool:
+    return True
+
 
 def _operands(matrix: Matrix, weights: list[Tensor], p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     W = weights[matrix.weight][matrix.layer].to(p.dtype)

@@ -1,0 +1,384 @@
+"""The Triton kernels' launchers: a whole plan, all layers and scales, in one launch each way.
+
+For one source matrix W, viewed as (n, a, m, c), with p (B, n, a), q (B, m, c) and G = dL/dW_s:
+
+    W_s[b,n,m] = sum_{a,c} p[b,n,a] W[n,a,m,c] q[b,m,c]             (paper, Eq. 1 and Fig. 2)
+    dW[n,a,i]  = sum_b p[b,n,a] U[b,n,i]                            U = G q, i = (m, c)
+    dp[b,n,a]  = sum_i U[b,n,i] W[n,a,i]
+    dq[b,i]    = sum_n G[b,n,m] T[b,n,i]                            T[b,n,i] = sum_a p[b,n,a] W[n,a,i]
+
+**One launch.** A program finds its tile, and all of that tile's sizes and offsets, in tables that depend on the plan.
+They are uploaded once. Addresses of weights and gradients are another table; a change of it travels in the arguments of a
+tiny kernel, so there is no copy from the host that a CUDA graph could not hold. After one call as a warm-up with the
+same plan and batch, calls may be captured.
+
+**The backward** holds rows of W and of dW in registers while it runs over the batch: one read of W gives dW, and parts of dp
+and dq. Parts are summed by a second kernel in the order of the tiles. No atomics; tiles depend on the plan, never on the
+card, so results are bit-equal over repeats.
+
+Triton is optional. It is imported at the first use, and without a card only runs interpreted (TRITON_INTERPRET=1).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, product
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .plan import Plan
+
+SERVES = "float32, bfloat16 and float16 weights and float32 and bfloat16 outputs on a CUDA device"
+
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
+
+LANE_BYTES = 16
+"""What one thread reads of a row at a time."""
+
+ADDRESSES_PER_LAUNCH = 128
+"""1 KB of kernel arguments: every card takes 4."""
+
+SUM_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How the kernels cut a plan. No choice changes a result by more than rounding; none depends on the card."""
+
+    rows: int = 8  # source rows that a thread holds at a time; a power of two, as all of these
+    cols: int = 512  # source columns of a tile, at most
+    band: int = 128  # source rows of a tile in the backward: dq has a part for each
+    tasks: int = 8  # of the batch at a time, at most
+
+
+def configurations() -> Iterator[Configuration]:
+    """What a benchmark may try. The hot path tunes nothing."""
+    for rows, cols, band, tasks in product((4, 8, 16), (256, 512, 1024), (64, 128, 256), (1, 2, 4, 8)):
+        yield Configuration(rows, cols, band, tasks)
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def why_unavailable() -> str | None:
+    """Why these kernels cannot run here; None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; `pip install triton` on Linux, or `pip install 'projkern[gpu]'`"
+    if not torch.cuda.is_available() and not _interpreted():
+        return "there is no CUDA card (with TRITON_INTERPRET=1, set before the start, the kernels run interpreted)"
+    return None
+
+
+def serves(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.dtype) -> bool:
+    """Whether tensors of these kinds can be projected here."""
+    runs_on = "cpu" if _interpreted() else "cuda"
+    return device.type == runs_on and weight_dtype in WEIGHT_DTYPES and output_dtype in OUTPUT_DTYPES
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> ModuleType:
+    return importlib.import_module("projkern.kernels.triton_kernels")
+
+
+def _type(dtype: torch.dtype) -> Any:
+    """The Triton type of a torch type."""
+    return getattr(importlib.import_module("triton.language"), str(dtype).removeprefix("torch."))
+
+
+def _next_power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _together(group: int, rows: int) -> int:
+    """How many rows of a group the kernels take at once: the largest power of two that divides it, up to ``rows``."""
+    return min(group & -group, rows)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The constants that one plan and batch give a kernel, beside its variants."""
+
+    rows: int
+    cols: int
+    band: int
+    tasks: int
+    num_warps: int
+
+
+def _shape(plan: Plan, batch: int, element_size: int, chosen: Configuration) -> _Shape:
+    lane = LANE_BYTES // element_size
+    widest = max((m.cols for m in plan.matrices), default=0)
+    cols = min(max(_next_power_of_two(widest), 32 * lane), chosen.cols)
+    # Each task costs rows / together * lane registers; 64 for all tasks leave room for W's.
+    together = min((_together(m.row_group, chosen.rows) for m in plan.matrices), default=1)
+    tasks = max(1, 64 * together // (chosen.rows * lane))
+    tasks = min(tasks, chosen.tasks, _next_power_of_two(batch))
+    return _Shape(chosen.rows, cols, chosen.band, tasks, max(1, cols // (32 * lane)))
+
+
+def _upload(rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64).to(device)
+
+
+def _tiles(sizes: list[tuple[int, int, int, int]], device: torch.device) -> Tensor:
+    """(k, row, column) of every tile, for (rows, row step, columns, column step) of each k."""
+    tiles = [
+        torch.cartesian_prod(torch.tensor([k]), torch.arange(0, rows, row_step), torch.arange(0, cols, col_step))
+        for k, (rows, row_step, cols, col_step) in enumerate(sizes)
+    ]
+    return torch.cat(tiles).contiguous().to(device) if tiles else torch.empty(0, 3, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class _ForwardTables:
+    tiles: Tensor
+    matrices: Tensor
+    variants: tuple[tuple[int, int, bool], ...]
+
+
+@lru_cache(maxsize=256)
+def _forward_tables(plan: Plan, device: torch.device, rows: int, cols: int) -> _ForwardTables:
+    variants: dict[tuple[int, int, bool], int] = {}
+    matrices, sizes = [], []
+    for m in plan.matrices:
+        side = min(_next_power_of_two(m.col_group), cols)
+        variant = (_together(m.row_group, rows), side, side == m.col_group)
+        index = variants.setdefault(variant, len(variants))
+        matrices.append(
+            (m.weight, m.layer * m.rows * m.cols, m.out_rows, m.out_cols, m.row_group, m.col_group,
+             m.p_offset, m.q_offset, index)
+        )  # fmt: skip
+        sizes.append((m.out_rows, rows // variant[0], m.out_cols, cols // side))
+    tiles = _tiles(sizes, torch.device("cpu"))
+    # The scales of one source read the same rows one after another: once from memory, then from the cache.
+    source = {key: s for s, key in enumerate(dict.fromkeys((m.weight, m.layer) for m in plan.matrices))}
+    first_row = torch.tensor([(source[m.weight, m.layer] << 40, m.row_group) for m in plan.matrices])[tiles[:, 0]]
+    order = torch.argsort(first_row[:, 0] + tiles[:, 1] * first_row[:, 1], stable=True)
+    return _ForwardTables(tiles[order].to(device), _upload(matrices, device), tuple(variants))
+
+
+@lru_cache(maxsize=256)
+def _output_offsets(plan: Plan, device: torch.device, batch: int) -> Tensor:
+    return torch.tensor(plan.output_offsets(batch)).to(device)
+
+
+@dataclass(frozen=True)
+class _BackwardTables:
+    tiles: Tensor
+    sources: Tensor
+    matrices: Tensor
+    variants: tuple[int, ...]
+    p_runs: Tensor
+    p_parts: int  # elements for each task
+    q_runs: Tensor
+    q_parts: int
+    layers: dict[int, int]  # how many layers of each weight some matrix reads
+
+
+@lru_cache(maxsize=256)
+def _backward_tables(plan: Plan, device: torch.device, rows: int, cols: int, band: int) -> _BackwardTables:
+    by_source: dict[tuple[int, int], list[int]] = {}
+    for k, m in enumerate(plan.matrices):
+        by_source.setdefault((m.weight, m.layer), []).append(k)
+    variants: dict[int, int] = {}
+    sources: list[tuple[int, ...]] = []
+    matrices: list[tuple[int, ...]] = []
+    p_runs: list[tuple[int, ...]] = []
+    q_runs: list[tuple[int, ...]] = []
+    p_parts = q_parts = 0
+    for members in by_source.values():
+        m = plan.matrices[members[0]]
+        first = len(matrices)
+        sources.append((m.weight, m.layer * m.rows * m.cols, m.rows, m.cols, first, first + len(members)))
+        bands, strips = -(-m.rows // band), -(-m.cols // cols)
+        for k in members:
+            m = plan.matrices[k]
+            variant = variants.setdefault(_together(m.row_group, rows), len(variants))
+            matrices.append((k, m.row_group, m.col_group, m.p_offset, m.q_offset, p_parts, q_parts, variant))
+            p_runs += [(p_parts, strips, m.rows, m.p_offset, i) for i in range(0, m.rows, SUM_BLOCK)]
+            q_runs += [(q_parts, bands, m.cols, m.q_offset, i) for i in range(0, m.cols, SUM_BLOCK)]
+            p_parts += strips * m.rows
+            q_parts += bands * m.cols
+    layers: dict[int, int] = {}
+    for weight, _ in by_source:
+        layers[weight] = layers.get(weight, 0) + 1
+    return _BackwardTables(
+        _tiles([(s[2], band, s[3], cols) for s in sources], device),
+        _upload(sources, device),
+        _upload(matrices, device),
+        tuple(variants),
+        _upload(p_runs, device),
+        p_parts,
+        _upload(q_runs, device),
+        q_parts,
+        layers,
+    )
+
+
+_read_by_graphs: list[Any] = []
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _kept(tables: Any, device: torch.device) -> Any:
+    """A CUDA graph reads its tables at every replay, long after a cache may have dropped them."""
+    if _capturing(device):
+        _read_by_graphs.append(tables)
+    return tables
+
+
+def _write_addresses(addresses: tuple[int, ...], device: torch.device) -> Tensor:
+    table = torch.empty(len(addresses), dtype=torch.int64, device=device)
+    for first in range(0, len(addresses), ADDRESSES_PER_LAUNCH):
+        part = addresses[first : first + ADDRESSES_PER_LAUNCH]
+        _kernels()._write_addresses_kernel[(1,)](table[first:], part, num_warps=1)
+    return table
+
+
+@lru_cache(maxsize=128)
+def _cached_addresses(addresses: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+    return _write_addresses(addresses, device)
+
+
+def _addresses(tensors: list[Tensor | None], device: torch.device) -> Tensor:
+    """A table of the tensors' addresses on the device; 0 for None.
+
+    Weights stay where they are and allocators repeat themselves, so most calls find the table written. What a
+    graph under capture writes is written at its replay: that is no use to others.
+    """
+    addresses = tuple(0 if t is None else t.data_ptr() for t in tensors)
+    if device.type != "cuda" or _capturing(device):
+        return _write_addresses(addresses, device)
+    return _cached_addresses(addresses, device, torch.cuda.current_stream(device).cuda_stream)
+
+
+@lru_cache(maxsize=256)
+def _divides(plan: Plan) -> bool:
+    """Whether every row and every part of p and q starts at a multiple of eight elements."""
+    return all((m.rows | m.cols | m.out_cols) % 8 == 0 for m in plan.matrices)
+
+
+def _aligned(plan: Plan, tensors: list[Tensor | None]) -> bool:
+    """Whether 16 bytes may be read and written at once; a false promise would be undefined behaviour."""
+    return _divides(plan) and all(t is None or t.data_ptr() % LANE_BYTES == 0 for t in tensors)
+
+
+def project_forward(
+    plan: Plan,
+    weights: list[Tensor],
+    p: Tensor,
+    q: Tensor,
+    flat: Tensor,
+    configuration: Configuration = Configuration(),  # noqa: B008
+) -> None:
+    """Write W_s of each matrix k into the ``flat`` output buffer, at plan.output_offsets(batch)[k].
+
+    Args:
+        weights: (layers, rows, cols) each, contiguous, all of one of WEIGHT_DTYPES.
+        p: (batch, plan.p_width) float32, contiguous. q: (batch, plan.q_width) alike.
+        flat: one of OUTPUT_DTYPES, sum(plan.output_sizes(batch)) elements. Padding is not written.
+    """
+    batch, device = p.shape[0], p.device
+    if flat.numel() == 0:
+        return
+    shape = _shape(plan, batch, weights[0].element_size(), configuration)
+    tables = _kept(_forward_tables(plan, device, shape.rows, shape.cols), device)
+    # Few tiles share out the batch, or most of the card would idle.
+    splits = max(1, min(-(-batch // shape.tasks), 1024 // len(tables.tiles)))
+    with torch.cuda.device_of(p):
+        _kernels()._project_forward_kernel[(len(tables.tiles), splits)](
+            _addresses([*weights], device),
+            tables.tiles,
+            tables.matrices,
+            _kept(_output_offsets(plan, device, batch), device),
+            p,
+            q,
+            flat,
+            batch,
+            plan.p_width,
+            plan.q_width,
+            W_TYPE=_type(weights[0].dtype),
+            VARIANTS=tables.variants,
+            ALIGNED=_aligned(plan, [*weights]),
+            ROWS=shape.rows,
+            COLS=shape.cols,
+            TASKS=shape.tasks,
+            num_warps=shape.num_warps,
+        )
+
+
+def project_backward(
+    plan: Plan,
+    weights: list[Tensor],
+    p: Tensor,
+    q: Tensor,
+    grads: list[Tensor],
+    d_weights: list[Tensor | None],
+    dp: Tensor | None,
+    dq: Tensor | None,
+    configuration: Configuration = Configuration(),  # noqa: B008
+) -> None:
+    """Write the gradients that are given a place; the others cost nothing.
+
+    Args:
+        grads: dL/dW_s of each matrix, (batch, out_rows, out_cols), contiguous, all of one of OUTPUT_DTYPES.
+        d_weights: as the weights, in their type, None where not wanted; what no matrix reads becomes zero.
+        dp: as p. dq: as q.
+    """
+    batch, device = p.shape[0], p.device
+    if not weights:
+        return
+    shape = _shape(plan, batch, weights[0].element_size(), configuration)
+    tables = _kept(_backward_tables(plan, device, shape.rows, shape.cols, shape.band), device)
+    for weight, d in enumerate(d_weights):
+        if d is not None and tables.layers.get(weight, 0) < d.shape[0]:
+            d.zero_()
+    wanted = any(d is not None for d in d_weights)
+    p_parts = p.new_empty(batch * tables.p_parts if dp is not None else 0)
+    q_parts = q.new_empty(batch * tables.q_parts if dq is not None else 0)
+    with torch.cuda.device_of(p):
+        if len(tables.tiles) and (wanted or (batch and (dp is not None or dq is not None))):
+            addresses = _addresses([*weights, *d_weights, *grads], device)
+            _kernels()._project_backward_kernel[(len(tables.tiles),)](
+                addresses,
+                addresses[len(weights) :],
+                addresses[2 * len(weights) :],
+                tables.tiles,
+                tables.sources,
+                tables.matrices,
+                p,
+                q,
+                p_parts,
+                q_parts,
+                batch,
+                plan.p_width,
+                plan.q_width,
+                W_TYPE=_type(weights[0].dtype),
+                G_TYPE=_type(grads[0].dtype),
+                VARIANTS=tables.variants,
+                ALIGNED=_aligned(plan, [*weights, *d_weights]),
+                BAND=shape.band,
+                ROWS=shape.rows,
+                COLS=shape.cols,
+                TASKS=shape.tasks,
+                NEED_W=wanted,
+                NEED_P=dp is not None,
+                NEED_Q=dq is not None,
+                num_warps=shape.num_warps,
+            )
+        for total, parts, runs in ((dp, p_parts, tables.p_runs), (dq, q_parts, tables.q_runs)):
+            if total is not None and batch and len(runs):
+                _kernels()._sum_parts_kernel[(len(runs) * batch,)](
+                    parts, runs, total, batch, total.shape[1], BLOCK=SUM_BLOCK, num_warps=4
+                )
