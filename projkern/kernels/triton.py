@@ -86,7 +86,25 @@ def serves(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.
 
 @lru_cache(maxsize=1)
 def _kernels() -> ModuleType:
+    if _interpreted():
+        _mend_interpreter()
     return importlib.import_module("projkern.kernels.triton_kernels")
+
+
+def _mend_interpreter() -> None:
+    """Let Triton's interpreter loop up to a number that the kernel has read, with NumPy 2.4 too.
+
+    Up to Triton 3.6 it makes an int of an array of one element, which NumPy now refuses
+    (github.com/triton-lang/triton/issues/9171).
+    """
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    patch = interpreter._patch_lang_tensor
+
+    def mended(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = mended
 
 
 def _type(dtype: torch.dtype) -> Any:

@@ -45,6 +45,7 @@ def _forward_tile(
     m = m0 + lane // C
     for first in range(tl.program_id(1) * TASKS, batch, tl.num_programs(1) * TASKS):
         b = (first + tl.arange(0, TASKS)).to(tl.int64)
+        task = b < batch
         total = tl.zeros([TASKS, NS, MS], tl.float32)
         for c0 in range(0, col_group, C):
             if WHOLE:
@@ -54,18 +55,19 @@ def _forward_tile(
                 c = c0 + lane % C
                 i = m * col_group + c
                 inside = (m < M) & (c < col_group)
-            q_b = tl.load(q + b[:, None] * q_width + i, (b < batch)[:, None] & inside, 0.0)  # [tasks, cols]
+            q_b = tl.load(q + b[:, None] * q_width + i, task[:, None] & inside, 0.0)  # [tasks, cols]
             T = tl.zeros([TASKS, NS, COLS], tl.float32)
             for a0 in range(0, row_group, A):
                 j = n[:, None] * row_group + a0 + tl.arange(0, A)  # [n, a]
-                here = (n < N)[:, None, None]
-                p_b = tl.load(p + b[:, None, None] * p_width + j, (b < batch)[:, None, None] & here, 0.0)  # [tasks, n, a]
-                W_a = tl.load(W + j[:, :, None] * cols + i, here & inside, 0.0).to(tl.float32)  # [n, a, cols]
+                here = task[:, None, None] & (n < N)[:, None]
+                p_b = tl.load(p + b[:, None, None] * p_width + j, here, 0.0)  # [tasks, n, a]
+                here = (n < N)[:, None, None] & inside
+                W_a = tl.load(W + j[:, :, None] * cols + i, here, 0.0).to(tl.float32)  # [n, a, cols]
                 T += tl.sum(p_b[:, :, :, None] * W_a, 2)
             total += tl.sum(tl.reshape(T * q_b[:, None], [TASKS, NS, MS, C]), 3)
         m_out = m0 + tl.arange(0, MS)
         place = (b[:, None, None] * N + n[:, None]) * M + m_out  # [tasks, n, m]
-        here = (b < batch)[:, None, None] & (n < N)[:, None] & (m_out < M)
+        here = task[:, None, None] & (n < N)[:, None] & (m_out < M)
         tl.store(out + place, total.to(out.dtype.element_ty), here)
 
 
