@@ -1,0 +1,180 @@
+"""y = x W_s^T, W_s = P W Q (arXiv 2506.05641, Eq. 1), in three forms that differ in what they write and read.
+
+    materialised    W_s[b], then y = x W_s^T
+    projected       y in one kernel, which makes each tile of W_s where it is used
+    factored        y[s,n] = sum_a p[n,a] sum_i W[n,a,i] (q[i] x[s,m])        i = (m, c)
+
+The first and the last are made of operators that exist. The second is ``projkern::linear_forward`` and
+``projkern::linear_backward``, which are opaque to ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops
+
+# Of the projected form's kernels:
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+MAX_GROUP = 16
+"""Loops over a row group are unrolled, and a column group lies in one tile."""
+
+TOKEN_TILE = 64
+"""Most tokens of one task that share a tile of W_s."""
+
+
+def materialised(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int) -> Tensor:
+    """Generate W_s (B, n, m) in the type of x, then multiply. For the arguments see ``projkern.project_linear``."""
+    (W_s,) = ops.project([weight[None]], p, q, [0, row_group, col_group], x.dtype)
+    return torch.bmm(x, W_s.mT)
+
+
+def factored(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int) -> Tensor:
+    """Scale x, multiply by W itself once for all tasks, scale and sum. The product is made in the wider type."""
+    B, S, m = x.shape
+    N, M = weight.shape
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    wide = (x[..., None] * q.view(B, 1, m, col_group)).to(dtype).view(B, S, M)
+    z = F.linear(wide, weight.to(dtype)).view(B, S, N // row_group, row_group)
+    return (z * p.view(B, 1, N // row_group, row_group)).sum(-1).to(x.dtype)
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The Triton kernels, or the reason why there are none."""
+    try:
+        return importlib.import_module("projkern.kernels.triton_linear"), None
+    except ImportError as error:
+        return None, f"Triton cannot be imported: {error}"
+
+
+def _kernels() -> ModuleType:
+    kernels, reason = _load()
+    if kernels is None:
+        raise RuntimeError(f"the projected form cannot run: {reason}")
+    return kernels
+
+
+def why_not_served(weight_dtype: torch.dtype, dtype: torch.dtype, row_group: int, col_group: int) -> str | None:
+    """Why the projected form has no kernels for these arguments; None if it has."""
+    for name, given in (("weight", weight_dtype), ("x", dtype)):
+        if given not in DTYPES:
+            return f"its {name} is float32, bfloat16 or float16; it was {given}"
+    if max(row_group, col_group) > MAX_GROUP:
+        return f"its groups are at most {MAX_GROUP}; they were {row_group} and {col_group}"
+    return None
+
+
+def why_not_here(device: torch.device) -> str | None:
+    """Why the projected form's kernels cannot run on a device; None if they can, be it in Triton's interpreter."""
+    kernels, reason = _load()
+    if kernels is not None and device.type != "cuda" and not kernels.INTERPRETED:
+        return f"its kernels run on CUDA devices; the device was {device}"
+    return reason
+
+
+def is_interpreted() -> bool:
+    """Whether the projected form's kernels would run in Triton's interpreter, on any device, and slowly."""
+    kernels, _ = _load()
+    return kernels is not None and kernels.INTERPRETED
+
+
+def projected(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int) -> Tensor:
+    """Multiply by tiles of W_s that are never written. ``why_not_served`` and ``why_not_here`` must be None."""
+    return _ProjectedLinear.apply(x, weight, p, q, row_group, col_group)
+
+
+_library = torch.library.Library("projkern", "FRAGMENT")
+_library.define("linear_forward(Tensor x, Tensor weight, Tensor p, Tensor q, int row_group, int col_group) -> Tensor")
+_library.define(
+    "linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor p, Tensor q, int row_group, int col_group,"
+    " bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_forward = torch.ops.projkern.linear_forward.default
+_backward = torch.ops.projkern.linear_backward.default
+
+
+def _linear_forward(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int) -> Tensor:
+    y = _fake_forward(x, weight, p, q, row_group, col_group)
+    inputs = [t.detach().contiguous() for t in (x, weight, p, q)]
+    _kernels().linear_forward(*inputs, row_group, col_group, y)
+    return y
+
+
+def _linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    p: Tensor,
+    q: Tensor,
+    row_group: int,
+    col_group: int,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:
+    outputs = _fake_backward(grad, x, weight, p, q, row_group, col_group, needs)
+    # A gradient may arrive with any strides: expanded after a sum, sliced after a concatenation.
+    inputs = [t.detach().contiguous() for t in (grad, x, weight, p, q)]
+    wanted = [out if need else None for out, need in zip(outputs, needs)]
+    _kernels().linear_backward(*inputs, row_group, col_group, *wanted)
+    return outputs
+
+
+def _fake_forward(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], weight.shape[0] // row_group)
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    p: Tensor,
+    q: Tensor,
+    row_group: int,
+    col_group: int,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape if need else 0) for t, need in zip((x, weight, p, q), needs))
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("linear_forward", _linear_forward, _key)
+    _library.impl("linear_backward", _linear_backward, _key)
+torch.library.register_fake("projkern::linear_forward", _fake_forward, lib=_library)
+torch.library.register_fake("projkern::linear_backward", _fake_backward, lib=_library)
+
+
+class _ProjectedLinear(torch.autograd.Function):
+    """(x, weight, p, q, row_group, col_group) -> y"""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int) -> Tensor:
+        return _forward(x, weight, p, q, row_group, col_group)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.row_group, ctx.col_group = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, p, q = inputs = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:4])
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # A further derivative is asked for: the factored form is the same function, and torch knows all of its.
+            wanted = [t for t, need in zip(inputs, needs) if need]
+            y = factored(x, weight, p, q, ctx.row_group, ctx.col_group)
+            made = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+            found = [next(made) if need else None for need in needs]
+        else:
+            outputs = _backward(grad, x, weight, p, q, ctx.row_group, ctx.col_group, needs)
+            found = [out if need else None for out, need in zip(outputs, needs)]
+        return *found, None, None
