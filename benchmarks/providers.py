@@ -121,6 +121,7 @@ def baseline(name: str, compiled: bool = False) -> Provider:
 
     if compiled:
         project = torch.compile(project, dynamic=False)
+
     def forward(case: Case) -> list[Tensor]:
         # Without detach, every matrix's intermediate results would stay until the last one's.
         return [project(W, p, q, case.group, case.output_dtype).detach() for W, p, q, _ in case.matrices]

@@ -1,66 +1,122 @@
 """What a step of P_s costs beside a step of M_1 and one of M_s: ``python -m benchmarks.step OUT.json``.
 
-The quick preset's models and batch; whole steps (data, forward, backward, clipping, optimizer), interleaved.
+Whole steps (data, forward, backward, clipping, optimizer), interleaved; each from its call until the device is done
+with it. On a CPU the quick preset's models and batch, in float32; on a card (``--device cuda``) those of the paper's
+preset, under bfloat16 autocast. A batch that does not fit the card's memory is halved until it does.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
+import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from projkern.data import SynthMNIST, load_digits, synthmnist_palette
+from projkern.data import SynthMNIST, load_digits
+from projkern.data.palette import Palette
 from projkern.memory import keep_freed_memory
 from projkern.models import GPT
-from projkern.training.config import QUICK, SOURCE_NAME
-from projkern.training.files import write_json
+from projkern.training.config import PRESETS, SOURCE_NAME, TrainConfig
 from projkern.training.loop import backward_and_step, make_optimizer
 from projkern.training.run import make_data
 from projkern.training.stages import Stage, make_stage
 
-from .machine import describe, seconds
+from .compare import write_result
+from .machine import Machine, machine_of
+
+WARM_UP = 5
 
 
-def stepper(stage: Stage, data: SynthMNIST) -> Callable[[int], None]:
-    """A function that makes the k-th training step of a stage."""
-    optimizer = make_optimizer(stage, QUICK)
+def stepper(stage: Stage, data: SynthMNIST, config: TrainConfig, dtype: torch.dtype) -> Callable[[int], None]:
+    """A function that makes the k-th training step of a stage, as the training loop does."""
+    optimizer = make_optimizer(stage, config)
     stage.module.train()
 
     def step(k: int) -> None:
         tokens, t = data.batch(k)
-        backward_and_step(stage, stage.losses(tokens, t), optimizer, QUICK.clip)
+        with torch.autocast(tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            losses = stage.losses(tokens, t)
+        backward_and_step(stage, losses, optimizer, config.clip)
 
     return step
 
 
-def main() -> None:
+def measure(config: TrainConfig, scale: Fraction, machine: Machine, rounds: int) -> dict[str, Any]:
+    """Seconds of the steps of M_1, M_s, M~_s and P_s, and of each round the ratio of P_s to M_1 and M_s."""
+    dtype = torch.float32 if machine.device.type == "cpu" else torch.bfloat16
+    # Which colours they are changes nothing about the time, and fitting the paper's 512 takes a while.
+    colors = torch.rand(config.colors, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    data = make_data(config, Palette(colors).to(machine.device), load_digits(), "train", machine.device)
+    source = make_stage(SOURCE_NAME, config, machine.device).module
+    assert isinstance(source, GPT)
+    names = (SOURCE_NAME, f"M_{scale}", f"M~_{scale}", f"P_{scale}")
+    steps = {
+        name: stepper(make_stage(name, config, machine.device, source), data, config, dtype) for name in names
+    }
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    for k in range(WARM_UP + rounds):
+        for name, step in steps.items():
+            elapsed = machine.wall(lambda step=step, k=k: step(k))
+            if k >= WARM_UP:
+                samples[name].append(elapsed)
+    small, projected = f"M_{scale}", f"P_{scale}"
+    return {
+        "scale": str(scale),
+        "dtype": str(dtype).removeprefix("torch."),
+        "shape": {
+            "layers": config.n_layer,
+            "width": config.n_embd,
+            "tokens": config.image_size**2,
+            "batch": config.batch_size,
+        },
+        "seconds": samples,
+        "ratios": [p / (a + b) for p, a, b in zip(samples[projected], samples[SOURCE_NAME], samples[small])],
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--rounds", type=int, default=60)
-    options = parser.parse_args()
-    cpu = torch.device("cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--preset", choices=PRESETS, help="quick on a CPU, paper on a card")
+    parser.add_argument("--scale", type=Fraction, default=Fraction(1, 4))
+    parser.add_argument("--batch", type=int, help="that of the preset unless given")
+    parser.add_argument("--rounds", type=int, default=None, help="60 on a CPU, 20 on a card")
+    options = parser.parse_args(argv)
+    on_card = options.device == "cuda"
+    preset = options.preset or ("paper" if on_card else "quick")
+    _, config = PRESETS[preset]
+    config = dataclasses.replace(config, batch_size=options.batch or config.batch_size, scales=(options.scale,))
+    try:
+        machine = machine_of(options.device)
+    except RuntimeError as error:
+        parser.error(str(error))
     keep_freed_memory()
-    digits = load_digits()
-    palette = synthmnist_palette(QUICK.image_size, QUICK.colors, digits)
-    data = make_data(QUICK, palette, digits, "train", cpu)
-    source = make_stage(SOURCE_NAME, QUICK, cpu).module
-    assert isinstance(source, GPT)
-    steps = {n: stepper(make_stage(n, QUICK, cpu, source), data) for n in (SOURCE_NAME, "M_1/4", "M~_1/4", "P_1/4")}
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    for k in range(options.rounds + 5):
-        for name, step in steps.items():
-            elapsed = seconds(lambda step=step, k=k: step(k))
-            if k >= 5:  # the first steps warm up
-                samples[name].append(elapsed)
-    ratios = [p / (a + b) for p, a, b in zip(samples["P_1/4"], samples[SOURCE_NAME], samples["M_1/4"])]
-    write_json(options.out, {"machine": describe(), "seconds": samples, "ratios": ratios})
-    for name, values in samples.items():
+    found = None
+    while found is None:
+        try:
+            found = measure(config, options.scale, machine, options.rounds or (20 if on_card else 60))
+        except torch.OutOfMemoryError:
+            if config.batch_size == 1:
+                raise
+            config = dataclasses.replace(config, batch_size=config.batch_size // 2)
+        machine.clear()
+    write_result(options.out, {"machine": machine.describe(), "preset": preset, **found})
+    for name, values in found["seconds"].items():
         print(f"{name:>7}: {1e3 * statistics.median(values):.1f} ms a step")
-    print(f"P_1/4 / (M_1 + M_1/4): {statistics.median(ratios):.3f} (median of {len(ratios)} interleaved rounds)")
+    ratios = found["ratios"]
+    print(
+        f"P_{options.scale} / (M_1 + M_{options.scale}): {statistics.median(ratios):.3f} "
+        f"(median of {len(ratios)} interleaved rounds, batch {config.batch_size})"
+    )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

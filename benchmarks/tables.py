@@ -122,9 +122,7 @@ def _lines(rows: list[Stored], on_card: bool) -> list[str]:
     lines = []
     for r in rows:
         both = r["both"]
-        alone = " | ".join(
-            f"{ms(r[part]['seconds'])} | {r[part]['of_limit']:.0%} ({r[part]['by']})" for part in PARTS
-        )
+        alone = " | ".join(f"{ms(r[part]['seconds'])} | {r[part]['of_limit']:.0%} ({r[part]['by']})" for part in PARTS)
         best_ms = f"{1e3 * both['best_seconds']:.{2 if on_card else 0}f}" if "best" in both else ""
         line = (
             f"| {r['batch']} | {r['group']} | {alone} | {ms(both['seconds'])} | {both['of_limit']:.0%} "
