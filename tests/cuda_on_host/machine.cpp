@@ -6,6 +6,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstdarg>
 #include <cstdio>
 #include <cstring>
 #include <deque>
@@ -90,8 +91,6 @@ struct Machine {
 // Never destroyed: fibers may still hold on to it.
 Machine& machine = *new Machine;
 
-std::string where() { return "block " + std::to_string(place.block) + ", thread " + std::to_string(place.thread); }
-
 // A thread that may go on, by the schedule; -1 if none may.
 int Machine::choose() {
     const int words = (count + 63) / 64;
@@ -170,7 +169,7 @@ std::string Machine::describe() {
     const auto state = [&](int index) {
         const Thread& x = threads[index];
         if (x.state == Thread::returned) return std::string("returned");
-        return std::string("at ") + x.waits_for + " (" + line_of(x.instruction) + ")";
+        return std::string("at ") + x.waits_for + line_of(x.instruction);
     };
     std::string text;
     for (int first = 0, next; first < count; first = next) {
@@ -222,7 +221,8 @@ void Machine::restart() {
     failure.clear();
     for (int index = 0; index < kMostThreads; ++index) threads[index].started = false;
     if (stacks != nullptr) return;
-    void* memory = mmap(nullptr, kMostThreads * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory = mmap(nullptr, kMostThreads * kStack, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::runtime_error("no memory for the threads' stacks");
     stacks = static_cast<unsigned char*>(memory);
     for (int index = 0; index < kMostThreads; ++index) mprotect(stacks + index * kStack, kGuard, PROT_NONE);
@@ -238,8 +238,14 @@ void perform(const Copy& copy) {
 
 }  // namespace
 
-void fail(const std::string& what) {
-    machine.failure = where() + ": " + what;
+[[gnu::noinline]] void fail(const char* what, ...) {
+    char text[1024];
+    va_list arguments;
+    va_start(arguments, what);
+    std::vsnprintf(text, sizeof text, what, arguments);
+    va_end(arguments);
+    machine.failure = "block " + std::to_string(place.block) + ", thread " + std::to_string(place.thread) + ": " +
+                      text + line_of(__builtin_return_address(0));
     for (;;) machine.pause();
 }
 
@@ -252,8 +258,8 @@ void fail(const std::string& what) {
     for (int lane = 0; lane < 32; ++lane) {
         const Thread& other = machine.threads[place.thread / 32 * 32 + lane];
         if (other.state == Thread::in_warp && other.exchange != exchange)
-            fail(std::string("is at ") + what + " (" + line_of(__builtin_return_address(0)) + ") where lane " +
-                 std::to_string(lane) + " of its warp is at " + other.waits_for + " (" + line_of(other.instruction) + ")");
+            fail("is at %s%s where lane %d of its warp is at %s%s", what, line_of(__builtin_return_address(0)).c_str(),
+                 lane, other.waits_for, line_of(other.instruction).c_str());
     }
     me.exchange = exchange;
     me.brought = brought;
@@ -318,23 +324,24 @@ void run(const Work& work, int64_t blocks, int threads, int shared_bytes) {
 }
 
 std::string line_of(const void* instruction) {
-    Dl_info info;
-    if (instruction == nullptr || dladdr(instruction, &info) == 0) return "unknown place";
-    char command[4096];
-    std::snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%lx 2>/dev/null", info.dli_fname,
-                  static_cast<unsigned long>(static_cast<const char*>(instruction) - 1 - static_cast<const char*>(info.dli_fbase)));
-    std::string place = "unknown place";
-    FILE* lines = popen(command, "r");
-    if (lines == nullptr) return place;
-    // Functions that were inlined come first: the first line that is not of these files.
-    for (char line[4096]; std::fgets(line, sizeof line, lines) != nullptr;) {
-        std::string text(line);
-        text = text.substr(text.rfind('/') + 1);
-        place = text.substr(0, text.find_first_of(" \n"));
-        if (place.rfind("on_host.h", 0) != 0 && place.rfind("machine.", 0) != 0) break;
+    Dl_info library;
+    if (instruction == nullptr || dladdr(instruction, &library) == 0) return "";
+    // One byte back: what is here follows a call.
+    const auto offset = static_cast<const char*>(instruction) - 1 - static_cast<const char*>(library.dli_fbase);
+    char text[4096];
+    std::snprintf(text, sizeof text, "addr2line -i -e '%s' %tx 2>/dev/null", library.dli_fname, offset);
+    FILE* lines = popen(text, "r");
+    if (lines == nullptr) return "";
+    // From the innermost of the functions that were inlined outwards.
+    std::string found;
+    while (found.empty() && std::fgets(text, sizeof text, lines) != nullptr) {
+        const std::string path(text);
+        const std::string line = path.substr(path.rfind('/') + 1, path.find_first_of(" \n") - path.rfind('/') - 1);
+        const auto is_of = [&](const char* file) { return line.rfind(file, 0) == 0; };
+        if (!is_of("on_host.h") && !is_of("machine.") && !is_of("races.") && !is_of("??")) found = " (" + line + ")";
     }
     pclose(lines);
-    return place;
+    return found;
 }
 
 extern "C" {

@@ -1,6 +1,6 @@
-// The machine that on_host.h runs kernels on: one block after another, each thread of a block a fiber of its own, in one
-// thread of the operating system. A fiber runs from one point of waiting to the next; which one goes on is chosen by a
-// schedule, so that what depends on the order of threads shows as a difference between schedules.
+// The machine that on_host.h runs kernels on: one block after another, each thread of a block a fiber of its own, in
+// one thread of the operating system. A fiber runs from one point of waiting to the next; which one goes on is chosen
+// by a schedule, so that what depends on the order of threads shows as a difference between schedules.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,8 @@ struct Place {
 };
 extern Place place;
 
-// Ends the launch with an exception, which says block and thread.
-[[noreturn]] void fail(const std::string& what);
+// Ends the launch with an exception, which says block and thread; printf's arguments.
+[[noreturn, gnu::format(printf, 1, 2)]] void fail(const char* what, ...);
 
 void wait_for_block();
 
@@ -45,7 +45,7 @@ struct Work {
 
 void run(const Work& work, int64_t blocks, int threads, int shared_bytes);
 
-// File and line of an instruction that follows a call, as far as the debugger's tables tell.
+// " (file:line)" of an instruction that follows a call, as far as the debugger's tables tell; these files left out.
 std::string line_of(const void* instruction);
 
 }  // namespace projkern::cuda::on_host

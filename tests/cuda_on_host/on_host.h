@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
-#include <string>
 
 #include "machine.h"
 
@@ -43,7 +42,7 @@ inline float high_half(uint32_t pair) { return float_of_bits(pair & 0xffff0000u)
 
 inline void require_aligned(const void* address, size_t bytes, const char* what) {
     if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
-        fail(std::string(what) + " needs an address that is a multiple of " + std::to_string(bytes));
+        fail("%s an address that is no multiple of %zu", what, bytes);
 }
 
 // What a lane brings to a product: D (16, 8) += A (16, 8 halves) B (8 halves, 8), for one or two halves.
@@ -110,7 +109,7 @@ inline float shuffle_xor(float value, int mask) {
         [](void* const (&lanes)[32]) {
             for (int l = 0; l < 32; ++l) {
                 Lane& mine = *static_cast<Lane*>(lanes[l]);
-                if (mine.mask < 0 || mine.mask >= 32) on_host::fail("shuffle_xor with mask " + std::to_string(mine.mask));
+                if (mine.mask < 0 || mine.mask >= 32) on_host::fail("shuffle_xor with mask %d", mine.mask);
                 mine.got = static_cast<const Lane*>(lanes[l ^ mine.mask])->given;
             }
         },
@@ -132,9 +131,9 @@ inline float to_float(Bfloat16 x) { return on_host::float_of_bits(uint32_t(x.bit
 inline float to_float(Float16 x) {
     const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16, rest = uint32_t(x.bits & 0x7fffu) << 13;
     const bool finite = (x.bits & 0x7c00u) != 0x7c00u;
+    if (!finite) return on_host::float_of_bits(sign | rest | 0x7f800000u);
     // The exponents' biases differ by 112; a product does subnormal numbers too.
-    const uint32_t magnitude = finite ? on_host::bits_of_float(on_host::float_of_bits(rest) * 0x1p112f) : rest | 0x7f800000u;
-    return on_host::float_of_bits(sign | magnitude);
+    return on_host::float_of_bits(sign | on_host::bits_of_float(on_host::float_of_bits(rest) * 0x1p112f));
 }
 
 template <class T>
@@ -174,19 +173,25 @@ struct alignas(sizeof(T) * n) Pack {
 
 template <class T, int n>
 Pack<T, n> load(const T* address) {
-    on_host::require_aligned(address, sizeof(Pack<T, n>), "a load");
+    on_host::require_aligned(address, sizeof(Pack<T, n>), "loads from");
     return *reinterpret_cast<const Pack<T, n>*>(address);
 }
 
 template <class T, int n>
+Pack<T, n> load_once(const T* address) {
+    static_assert(sizeof(T) * n == 16, "load_once moves 16 bytes");
+    return load<T, n>(address);
+}
+
+template <class T, int n>
 void store(T* address, const Pack<T, n>& value) {
-    on_host::require_aligned(address, sizeof(Pack<T, n>), "a store");
+    on_host::require_aligned(address, sizeof(Pack<T, n>), "stores to");
     *reinterpret_cast<Pack<T, n>*>(address) = value;
 }
 
 inline void copy_async(void* shared, const void* global, bool valid) {
-    on_host::require_aligned(shared, 16, "copy_async to shared memory");
-    on_host::require_aligned(global, 16, "copy_async from global memory");
+    on_host::require_aligned(shared, 16, "copy_async to");
+    on_host::require_aligned(global, 16, "copy_async from");
     on_host::start_copy(shared, global, valid);
 }
 
@@ -216,9 +221,11 @@ inline uint32_t transpose_8x8(uint32_t pair) {
         "transpose_8x8",
         [](void* const (&lanes)[32]) {
             uint32_t X[8][8];
-            for (int lane = 0; lane < 32; ++lane)
-                for (int half = 0; half < 2; ++half)
-                    X[lane / 4][2 * (lane % 4) + half] = *static_cast<const uint32_t*>(lanes[lane]) >> 16 * half & 0xffff;
+            for (int lane = 0; lane < 32; ++lane) {
+                const uint32_t given = *static_cast<const uint32_t*>(lanes[lane]);
+                X[lane / 4][2 * (lane % 4)] = given & 0xffff;
+                X[lane / 4][2 * (lane % 4) + 1] = given >> 16;
+            }
             for (int lane = 0; lane < 32; ++lane) {
                 const int i = lane / 4, j = lane % 4;
                 *static_cast<uint32_t*>(lanes[lane]) = X[2 * j][i] | X[2 * j + 1][i] << 16;

@@ -19,8 +19,8 @@ namespace {
 constexpr int kGranule = 2;  // bytes that share a record: the size of the smallest type
 constexpr int kPage = 4096;
 
-// The last access of one kind. Several that nothing orders among themselves (reads, atomics) are one record: the last of
-// them, and how far apart the others were.
+// The last access of one kind. Several that nothing orders among themselves (reads, atomics) are one record: the last
+// of them, and how far apart the others were.
 struct Record {
     const void* instruction = nullptr;  // null: none
     int32_t block = 0;
@@ -31,6 +31,7 @@ struct Record {
 
 struct Granule {
     Record read, write;
+    int32_t block = 0;     // of the last access
     bool atomic = false;   // the write
     bool copying = false;  // the write is a copy_async that is still under way
 };
@@ -93,24 +94,24 @@ Record with_me(const Record& old, const void* instruction) {
 }
 
 std::string name_of(uintptr_t address) {
-    if (shared(address)) return "byte " + std::to_string(address - reinterpret_cast<uintptr_t>(place.shared)) + " of shared memory";
+    const auto byte = [&](uintptr_t begin) { return "byte " + std::to_string(address - begin) + " of "; };
+    if (shared(address)) return byte(reinterpret_cast<uintptr_t>(place.shared)) + "shared memory";
     for (const Range& range : memory)
-        if (holds(range, address, address + 1)) return "byte " + std::to_string(address - range.begin) + " of " + range.name;
+        if (holds(range, address, address + 1)) return byte(range.begin) + range.name;
     for (const Range& range : memory)
         if (range.end <= address && address < range.end + kPage)
-            return "byte " + std::to_string(address - range.begin) + " of " + range.name + ", which has " +
-                   std::to_string(range.end - range.begin) + " bytes,";
+            return byte(range.begin) + range.name + " (of " + std::to_string(range.end - range.begin) + " bytes)";
     return "address " + std::to_string(address);
 }
 
 std::string describe(const Record& old, const char* what) {
     return std::string(what) + " by block " + std::to_string(old.block) + ", thread " + std::to_string(old.thread) +
-           (old.blocks || old.warps || old.lanes ? " and others" : "") + " (" + line_of(old.instruction) + ")";
+           (old.blocks || old.warps || old.lanes ? " and others" : "") + line_of(old.instruction);
 }
 
 [[noreturn]] void report(Access access, uintptr_t address, const void* instruction, const std::string& other) {
     const char* verb = access == Access::read ? "reads" : access == Access::atomic ? "adds to" : "writes";
-    fail(std::string(verb) + " " + name_of(address) + " (" + line_of(instruction) + ") " + other);
+    fail("%s %s%s %s", verb, name_of(address).c_str(), line_of(instruction).c_str(), other.c_str());
 }
 
 void check_range(Access access, uintptr_t begin, uintptr_t end, const void* instruction) {
@@ -150,10 +151,8 @@ void note_access(Access access, const void* address, int64_t bytes, const void* 
     check_range(access, begin, end, instruction);
     for (uintptr_t at = begin / kGranule * kGranule; at < end; at += kGranule) {
         Granule& x = granule(at);
-        if (shared(at) && (x.write.block != place.block || x.read.block != place.block)) {  // a new block has new memory
-            if (x.write.block != place.block) x.write = {}, x.atomic = x.copying = false;
-            if (x.read.block != place.block) x.read = {};
-        }
+        if (shared(at) && x.block != place.block) x = {};  // each block has its own
+        x.block = int32_t(place.block);
         if (x.copying && access != Access::copy_ends)
             report(access, at, instruction, "while a " + describe(x.write, "copy_async"));
         const bool both_atomic = access == Access::atomic && x.atomic;
@@ -163,7 +162,8 @@ void note_access(Access access, const void* address, int64_t bytes, const void* 
             x.read = with_me(x.read, instruction);
             continue;
         }
-        if (unordered(x.read)) report(access, at, instruction, "with nothing that orders it after a " + describe(x.read, "read"));
+        if (unordered(x.read))
+            report(access, at, instruction, "with nothing that orders it after a " + describe(x.read, "read"));
         x.write = with_me(both_atomic ? x.write : Record(), instruction);
         x.atomic = access == Access::atomic;
         x.copying = access == Access::copy_starts;
