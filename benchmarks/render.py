@@ -10,13 +10,14 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from projkern.training.config import SOURCE_NAME
 from projkern.training.report import pretty, table
 
-from . import tables
+from . import predict, tables
 from .tune_quick import BASE, CONTROL
 
 ROOT = Path(__file__).parent.parent
@@ -80,17 +81,75 @@ def _machine(machine: dict[str, Any]) -> str:
     )
 
 
+NOT_YET = "Not measured yet."
+
+
+def _of_cards(name: str, show: Callable[[dict[str, Any]], str], results: Path = RESULTS) -> str:
+    """What one kind of result says, for each card that has it; the machines are never mixed."""
+    found = [json.loads(path.read_text()) for path in sorted(results.glob(f"*/{name}"))]
+    return "\n\n".join(f"{show(result)}\n\n{_card(result['machine'])}" for result in found) or NOT_YET
+
+
+def gpu_projection(results: Path = RESULTS) -> str:
+    return _of_cards("projection.json", tables.table, results)
+
+
+def gpu_step(results: Path = RESULTS) -> str:
+    def show(result: dict[str, Any]) -> str:
+        lines = ["| step of | ms |", "|---|---:|"]
+        lines += [f"| {pretty(n)} | {1e3 * statistics.median(v):.1f} |" for n, v in result["seconds"].items()]
+        shape, scale, ratios = result["shape"], result["scale"], result["ratios"]
+        return "\n".join(lines) + (
+            f"\n\nP_{scale} to M_1 + M_{scale}: **{statistics.median(ratios):.3f}**, the median of {len(ratios)} "
+            f"interleaved rounds; {shape['layers']} layers, d = {shape['width']}, {shape['batch']} sequences of "
+            f"{shape['tokens']} tokens, {result['dtype']} autocast."
+        )
+
+    return _of_cards("step.json", show, results)
+
+
+def gpu_one_shot(results: Path = RESULTS) -> str:
+    def show(result: dict[str, Any]) -> str:
+        lines = ["| kernels | from t to | on the device, µs | ready after, µs |", "|---|---|--:|--:|"]
+        for backend, found in result["backends"].items():
+            for name, seconds in found["seconds"].items():
+                device, ready = (1e6 * statistics.median(seconds[kind]) for kind in ("device", "ready"))
+                lines.append(f"| {backend} | {name} | {device:.1f} | {ready:.1f} |")
+        return "\n".join(lines)
+
+    return _of_cards("one_shot.json", show, results)
+
+
+def _card(machine: dict[str, Any]) -> str:
+    gpu = machine["gpu"]
+    return (
+        f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}; torch {machine['torch']}, triton {gpu['triton']}, "
+        f"projkern {machine['projkern']}. Medians."
+    )
+
+
 PARTS = {
     "README.md": {"quick": quick, "projection": projection},
     "docs/kernels.md": {"projection": projection, "step": step},
     "docs/training.md": {"learning rates": learning_rates},
 }
+"""What each page must have a place for."""
+
+ANYWHERE = {
+    "gpu projection": gpu_projection,
+    "gpu step": gpu_step,
+    "gpu one shot": gpu_one_shot,
+    "prediction": predict.table,
+}
+"""What a page may have a place for; where there is no result of a card, it says so."""
 
 
 def render(page: str) -> str:
     """A page with its generated parts made anew; raises ValueError where one has no place."""
     text = (ROOT / page).read_text()
-    for name, make in PARTS[page].items():
+    for name, make in (PARTS[page] | ANYWHERE).items():
+        if name in ANYWHERE and f"<!-- {name} -->" not in text:
+            continue
         part = f"<!-- {name} -->\n\n{make()}\n\n<!-- end of {name} -->"
         text, places = re.subn(
             f"<!-- {name} -->.*?<!-- end of {name} -->", lambda _, part=part: part, text, flags=re.DOTALL
