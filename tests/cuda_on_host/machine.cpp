@@ -291,6 +291,10 @@ void commit_copies() {
         }
 }
 
+[[gnu::noinline]] void read_constant(const void* address, int64_t bytes) {
+    note_access(Access::read_constant, address, bytes, __builtin_return_address(0));
+}
+
 [[gnu::noinline]] void add_atomically(float* address, float value) {
     note_access(Access::atomic, address, sizeof(float), __builtin_return_address(0));
     *address += value;

@@ -33,6 +33,9 @@ void start_copy(void* shared, const void* global, bool valid);
 void commit_copies();
 void finish_copies(int pending);
 
+// Nobody writes it while the kernel runs.
+void read_constant(const void* address, int64_t bytes);
+
 void add_atomically(float* address, float value);
 
 // A kernel, and how to call it.

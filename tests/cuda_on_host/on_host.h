@@ -178,9 +178,15 @@ Pack<T, n> load(const T* address) {
 }
 
 template <class T, int n>
-Pack<T, n> load_once(const T* address) {
-    static_assert(sizeof(T) * n == 16, "load_once moves 16 bytes");
+Pack<T, n> load_constant(const T* address) {
+    static_assert(sizeof(T) * n == 16, "it moves 16 bytes");
+    on_host::read_constant(address, 16);
     return load<T, n>(address);
+}
+
+template <class T, int n>
+Pack<T, n> load_once(const T* address) {
+    return load_constant<T, n>(address);
 }
 
 template <class T, int n>
@@ -203,6 +209,11 @@ void wait_copies() {
 }
 
 inline void add_atomically(float* address, float value) { on_host::add_atomically(address, value); }
+
+inline void add_atomically(float* address, const Pack<float, 4>& value) {
+    on_host::require_aligned(address, 16, "adds to");
+    for (int i = 0; i < 4; ++i) on_host::add_atomically(address + i, value.x[i]);
+}
 
 // ---- tensor cores ----
 

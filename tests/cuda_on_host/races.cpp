@@ -31,9 +31,10 @@ struct Record {
 
 struct Granule {
     Record read, write;
-    int32_t block = 0;     // of the last access
-    bool atomic = false;   // the write
-    bool copying = false;  // the write is a copy_async that is still under way
+    int32_t block = 0;  // of the last access
+    bool atomic = false;    // the write
+    bool copying = false;   // the write is a copy_async that is still under way
+    bool constant = false;  // read by something that needs it never to be written
 };
 
 using Page = Granule[kPage / kGranule];
@@ -93,6 +94,8 @@ Record with_me(const Record& old, const void* instruction) {
     return now;
 }
 
+bool reads(Access access) { return access == Access::read || access == Access::read_constant; }
+
 std::string name_of(uintptr_t address) {
     const auto byte = [&](uintptr_t begin) { return "byte " + std::to_string(address - begin) + " of "; };
     if (shared(address)) return byte(reinterpret_cast<uintptr_t>(place.shared)) + "shared memory";
@@ -110,7 +113,7 @@ std::string describe(const Record& old, const char* what) {
 }
 
 [[noreturn]] void report(Access access, uintptr_t address, const void* instruction, const std::string& other) {
-    const char* verb = access == Access::read ? "reads" : access == Access::atomic ? "adds to" : "writes";
+    const char* verb = reads(access) ? "reads" : access == Access::atomic ? "adds to" : "writes";
     fail("%s %s%s %s", verb, name_of(address).c_str(), line_of(instruction).c_str(), other.c_str());
 }
 
@@ -147,7 +150,7 @@ void note_access(Access access, const void* address, int64_t bytes, const void* 
     if (!place.running) return;
     const uintptr_t begin = reinterpret_cast<uintptr_t>(address), end = begin + bytes;
     if (holds(stacks, begin, end)) return;
-    if (access == Access::read && (holds(argument, begin, end) || holds(constants, begin, end))) return;
+    if (reads(access) && (holds(argument, begin, end) || holds(constants, begin, end))) return;
     check_range(access, begin, end, instruction);
     for (uintptr_t at = begin / kGranule * kGranule; at < end; at += kGranule) {
         Granule& x = granule(at);
@@ -158,10 +161,16 @@ void note_access(Access access, const void* address, int64_t bytes, const void* 
         const bool both_atomic = access == Access::atomic && x.atomic;
         if (unordered(x.write) && !both_atomic)
             report(access, at, instruction, "with nothing that orders it after a " + describe(x.write, "write"));
-        if (access == Access::read) {
+        if (access == Access::read_constant) {
+            if (x.write.instruction != nullptr)
+                report(access, at, instruction, "as a constant after a " + describe(x.write, "write"));
+            x.constant = true;
+        }
+        if (reads(access)) {
             x.read = with_me(x.read, instruction);
             continue;
         }
+        if (x.constant) report(access, at, instruction, "which is a constant for a " + describe(x.read, "read"));
         if (unordered(x.read))
             report(access, at, instruction, "with nothing that orders it after a " + describe(x.read, "read"));
         x.write = with_me(both_atomic ? x.write : Record(), instruction);

@@ -11,7 +11,8 @@
 
 namespace projkern::cuda::on_host {
 
-enum class Access { read, write, atomic, copy_starts, copy_ends };
+// read_constant: of what nobody writes while the kernel runs.
+enum class Access { read, read_constant, write, atomic, copy_starts, copy_ends };
 
 #ifdef PROJKERN_CHECK_RACES
 void allow_memory(int count, const char* const* names, const uintptr_t* begins, const int64_t* bytes);

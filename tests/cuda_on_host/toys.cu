@@ -115,6 +115,14 @@ void lanes_at_different_places(const Toy& toy) {
         toy.out[0] = shuffle_xor(1, 1);
 }
 
+void constant_is_written(const Toy& toy) {  // by the same thread, in order
+    const int i = thread_index();
+    if (toy.intact)
+        toy.out[4 * i] = load<float, 4>(toy.out + 4 * i).x[0];
+    else
+        toy.out[4 * i] = load_once<float, 4>(toy.out + 4 * i).x[0];
+}
+
 void misaligned_load(const Toy& toy) {
     const float* address = toy.in + (toy.intact ? 4 : 3);
     toy.out[thread_index()] = load<float, 4>(address).x[0];
@@ -187,6 +195,7 @@ const Kernel kernels[] = {
     {"some return early", some_return_early},
     {"lane stays away", lane_stays_away},
     {"lanes at different places", lanes_at_different_places},
+    {"constant is written", constant_is_written},
     {"misaligned load", misaligned_load},
     {"misaligned copy", misaligned_copy},
     {"write beside shared memory", write_beside_shared_memory},
