@@ -53,6 +53,26 @@ bool serves_fast_path(const Matrix& x, const Source& source, const void* project
            aligned(projected) && aligned(p) && aligned(q);
 }
 
+Path forward_path(const Matrix& x, const Source& source, const Scale& scale, const Forward& call, const Plan& plan) {
+    // Every strip's p has to start at a multiple of 16 bytes.
+    const bool fast = serves_fast_path(x, source, scale.projected, call.p, call.q, plan) &&
+                      (x.rows <= source.strip_rows || source.strip_rows % 4 == 0);
+    return fast ? Path::lanes : Path::any;
+}
+
+// Floats for the shares of dq of one matrix; the next ones' are aligned too.
+int64_t partial_dq_size(const Matrix& x, int64_t strip_rows, int64_t batch) {
+    const int64_t size = (x.rows + strip_rows - 1) / strip_rows * batch * x.cols;
+    return (size + 3) / 4 * 4;
+}
+
+Path backward_path(const Matrix& x, const Source& source, const Scale& scale, const Backward& call, const Plan& plan) {
+    // Rows are copied by fours too, those of p.
+    const bool fast = serves_fast_path(x, source, scale.grad, call.p, call.q, plan) && x.rows % 4 == 0 &&
+                      source.strip_rows % 4 == 0 && aligned(source.dW) && aligned(call.dq) && aligned(call.workspace);
+    return fast && call.batch > 0 ? Path::lanes : Path::any;
+}
+
 template <class Call, class FillScale>
 std::vector<Table> build(const Plan& plan, const Call& call, FillScale fill_scale) {
     std::vector<Table> tables;
@@ -112,7 +132,7 @@ int32_t strip_rows(int64_t rows, const std::vector<int64_t>& row_groups) {
 std::vector<Table> build_tables(const Plan& plan, const Forward& call) {
     return build(plan, call, [&](Table&, Source& source, Scale& scale, size_t k) {
         scale.projected = call.outputs[k];
-        scale.path = serves_fast_path(plan.matrices[k], source, scale.projected, call.p, call.q, plan) ? Path::any : Path::any;
+        scale.path = forward_path(plan.matrices[k], source, scale, call, plan);
     });
 }
 
@@ -130,9 +150,8 @@ std::vector<Table> build_tables(const Plan& plan, const Backward& call) {
                         x.layer * x.rows * x.cols * size_of(call.d_weight_dtype);
         scale.grad = call.grads[k];
         scale.partial_dq = partial;
-        const int64_t strips = (x.rows + source.strip_rows - 1) / source.strip_rows;
-        partial += strips * call.batch * x.cols;
-        scale.path = Path::any;
+        partial += partial_dq_size(x, source.strip_rows, call.batch);
+        scale.path = backward_path(x, source, scale, call, plan);
     });
 }
 
@@ -141,7 +160,7 @@ int64_t partial_dq_size(const Plan& plan, int64_t batch) {
     for (const std::vector<size_t>& matrices : group_by_source(plan)) {
         const Matrix& first = plan.matrices[matrices[0]];
         const int64_t rows = strip_rows(first.rows, row_groups(plan, matrices));
-        size += int64_t(matrices.size()) * ((first.rows + rows - 1) / rows) * batch * first.cols;
+        size += int64_t(matrices.size()) * partial_dq_size(first, rows, batch);
     }
     return size;
 }

@@ -97,6 +97,21 @@ PROJKERN_DEVICE Pack<T, n> load(const T* address) {
     return *reinterpret_cast<const Pack<T, n>*>(address);
 }
 
+// The same for 16 bytes that nobody writes while the kernel runs and that are wanted once: the first to leave the
+// first-level cache.
+template <class T, int n>
+PROJKERN_DEVICE Pack<T, n> load_once(const T* address) {
+    static_assert(sizeof(T) * n == 16, "load_once moves 16 bytes");
+    union {
+        uint32_t word[4];
+        Pack<T, n> value;
+    } loaded;
+    asm("ld.global.nc.L1::evict_first.v4.u32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(loaded.word[0]), "=r"(loaded.word[1]), "=r"(loaded.word[2]), "=r"(loaded.word[3])
+        : "l"(address));
+    return loaded.value;
+}
+
 template <class T, int n>
 PROJKERN_DEVICE void store(T* address, const Pack<T, n>& value) {
     *reinterpret_cast<Pack<T, n>*>(address) = value;
@@ -121,6 +136,15 @@ PROJKERN_DEVICE void wait_copies() {
 }
 
 PROJKERN_DEVICE void add_atomically(float* address, float value) { atomicAdd(address, value); }
+
+// Each of the four by itself, in one access where the card can.
+PROJKERN_DEVICE void add_atomically(float* address, const Pack<float, 4>& value) {
+#if __CUDA_ARCH__ >= 900
+    atomicAdd(reinterpret_cast<float4*>(address), float4{value.x[0], value.x[1], value.x[2], value.x[3]});
+#else
+    for (int i = 0; i < 4; ++i) atomicAdd(address + i, value.x[i]);
+#endif
+}
 
 // ---- tensor cores: bfloat16 in, float32 sums. i = lane / 4, j = lane % 4 ----
 

@@ -6,48 +6,75 @@
 //
 // A strip holds whole rows, so its dW and dp are complete. dq is summed over strips: with atomics, or from partial sums
 // in the order of the strips.
+#include <algorithm>
+
 #include "backward_any.cuh"
+#include "backward_lanes.cuh"
 #include "build_table.h"
 #include "strip.cuh"
 
 namespace projkern::cuda {
 namespace {
 
-constexpr int kReduceBlocks = 1024;
+constexpr int64_t kReduceBlocks = 1024;
+
+template <int g, class Weight, class Grad>
+PROJKERN_DEVICE void backward_fast(const Table& table, const Strip& strip, const Scale& scale, bool add_to_dW) {
+    backward_lanes<g, Weight, Grad>(table, strip, scale, add_to_dW);
+}
 
 template <class Weight, class Grad>
 PROJKERN_KERNEL(kThreads, 2) project_backward_kernel(PROJKERN_ARGUMENT Table table) {
     const Strip strip = find_strip(table, int32_t(block_index()));
     for (int k = 0; k < strip.source.scales; ++k) {
         const Scale& scale = table.scale[strip.source.first_scale + k];
-        if (k > 0) barrier();  // one scale's dW is there before the next adds to it
-        backward_any<Weight, Grad>(table, strip, scale, table.accumulate || k > 0);
+        const bool add_to_dW = table.accumulate || k > 0;
+        if (k > 0) barrier();  // one scale's dW is there before the next adds to it, and shared memory is free
+        switch (scale.path == Path::any ? 0 : scale.row_group) {
+            case 2: backward_fast<2, Weight, Grad>(table, strip, scale, add_to_dW); break;
+            case 4: backward_fast<4, Weight, Grad>(table, strip, scale, add_to_dW); break;
+            case 8: backward_fast<8, Weight, Grad>(table, strip, scale, add_to_dW); break;
+            default: backward_any<Weight, Grad>(table, strip, scale, add_to_dW);
+        }
     }
 }
 
-// dq of one source at all its scales: block (source, part of its columns).
+// Blocks take up where the last matrix left off: small ones are spread over all blocks, and large ones divided.
 PROJKERN_KERNEL(kThreads, 1) sum_partial_dq_kernel(PROJKERN_ARGUMENT Table table) {
+    int64_t first_block = 0;  // of the next matrix
     for (int s = 0; s < table.sources; ++s) {
         const Source& source = table.source[s];
         const int64_t strips = (int64_t(source.rows) + source.strip_rows - 1) / source.strip_rows;
+        const int64_t size = table.batch * source.cols, blocks = (size + kThreads - 1) / kThreads;
         for (int k = 0; k < source.scales; ++k) {
             const Scale& scale = table.scale[source.first_scale + k];
-            const int64_t size = table.batch * source.cols;
-            for (int64_t element = block_index() * kThreads + thread_index(); element < size;
-                 element += int64_t(kReduceBlocks) * kThreads) {
+            const int64_t turn = (block_index() - first_block + kReduceBlocks) % kReduceBlocks;
+            for (int64_t element = turn * kThreads + thread_index(); element < size; element += kReduceBlocks * kThreads) {
+                const float* share = table.partial_dq + scale.partial_dq + element;
                 float sum = 0;
-                for (int64_t strip = 0; strip < strips; ++strip) sum += table.partial_dq[scale.partial_dq + strip * size + element];
+                for (int64_t strip = 0; strip < strips; ++strip) sum += share[strip * size];
                 table.dq[element / source.cols * table.q_width + scale.q_offset + element % source.cols] = sum;
             }
+            first_block = (first_block + blocks) % kReduceBlocks;
         }
     }
+}
+
+template <class Weight>
+int shared_bytes(const Table& table) {
+    int bytes = 0;
+    for (int s = 0; s < table.sources; ++s)
+        for (int k = 0; k < table.source[s].scales; ++k)
+            if (table.scale[table.source[s].first_scale + k].path == Path::lanes)
+                bytes = std::max<int>(bytes, sizeof(LanesShared<Weight>));
+    return bytes;
 }
 
 template <class Weight>
 void launch_backward(const Table& table, DType grad, Stream stream) {
     const auto kernel = grad == DType::float32 ? &project_backward_kernel<Weight, float>
                                                : &project_backward_kernel<Weight, Bfloat16>;
-    launch(kernel, table.strips, kThreads, 0, stream, table);
+    launch(kernel, table.strips, kThreads, shared_bytes<Weight>(table), stream, table);
 }
 
 // Empty matrices have no strip that would write their slices.
