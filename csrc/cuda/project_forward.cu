@@ -1,25 +1,45 @@
 // W_s[b,n,m] = sum over a, c of p[b,n,a] W[n,a,m,c] q[b,m,c] for every matrix of a plan, one block for each strip.
+#include <algorithm>
+
 #include "build_table.h"
 #include "forward_any.cuh"
+#include "forward_lanes.cuh"
 #include "strip.cuh"
 
 namespace projkern::cuda {
 namespace {
+
+template <int g, class Weight, class Output>
+PROJKERN_DEVICE void forward_fast(const Table& table, const Strip& strip, const Scale& scale) {
+    forward_lanes<g, Weight, Output>(table, strip, scale);
+}
 
 template <class Weight, class Output>
 PROJKERN_KERNEL(kThreads, 2) project_forward_kernel(PROJKERN_ARGUMENT Table table) {
     const Strip strip = find_strip(table, int32_t(block_index()));
     for (int k = 0; k < strip.source.scales; ++k) {
         const Scale& scale = table.scale[strip.source.first_scale + k];
-        forward_any<Weight, Output>(table, strip, scale);
+        switch (scale.path == Path::any ? 0 : scale.row_group) {
+            case 2: forward_fast<2, Weight, Output>(table, strip, scale); break;
+            case 4: forward_fast<4, Weight, Output>(table, strip, scale); break;
+            case 8: forward_fast<8, Weight, Output>(table, strip, scale); break;
+            default: forward_any<Weight, Output>(table, strip, scale);
+        }
     }
+}
+
+int shared_bytes(const Table& table) {
+    int bytes = 0;
+    for (const Scale& scale : table.scale)
+        if (scale.path == Path::lanes) bytes = std::max(bytes, Lanes::kBytes);
+    return bytes;
 }
 
 template <class Weight>
 void launch_forward(const Table& table, DType output, Stream stream) {
     const auto kernel = output == DType::float32 ? &project_forward_kernel<Weight, float>
                                                  : &project_forward_kernel<Weight, Bfloat16>;
-    launch(kernel, table.strips, kThreads, 0, stream, table);
+    launch(kernel, table.strips, kThreads, shared_bytes(table), stream, table);
 }
 
 }  // namespace
