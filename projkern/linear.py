@@ -9,6 +9,8 @@ for the whole batch. ``projkern.explain`` says what each moves and computes, and
 
 from __future__ import annotations
 
+from operator import index
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,8 @@ def project_linear(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, group: Group
         group: how many neighbours make one: an int, or (row_group, col_group). 1 leaves an axis's size alone.
         form: "materialised"; "projected", which needs Triton, a CUDA device, groups up to 16 and no float64;
             "factored"; or "auto", the one that ``explain`` predicts to be fastest and to fit into memory. Forms
-            round differently, and ``auto`` depends on the machine: name one where runs must agree bit by bit.
+            round differently, and ``auto`` depends on the machine: name one where runs must agree bit by bit. In
+            ``torch.compile``, ``auto`` makes a graph for each B and S; a form that is named may leave them open.
 
     Returns:
         y (B, S, N / row_group) in the dtype of ``x``. W_s is rounded to that dtype too, save in the factored form,
@@ -70,9 +73,9 @@ def project_linear(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, group: Group
         x = x.to(torch.get_autocast_dtype(device))
     if form == "auto":
         backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, p, q))
-        form = cost.choose(
-            N, M, row_group, col_group, x.shape[0], x.shape[1], weight.dtype, x.dtype, x.device, backward
-        )
+        # torch.compile may know none of these as numbers yet.
+        sizes = [index(size) for size in (N, M, row_group, col_group, x.shape[0], x.shape[1])]
+        form = cost.choose(*sizes, weight.dtype, x.dtype, x.device, backward)
     elif form == "projected":
         reason = linear_ops.why_not_served(weight.dtype, x.dtype, row_group, col_group)
         reason = reason or linear_ops.why_not_here(x.device)

@@ -40,12 +40,10 @@ def materialised(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int
 
 def factored(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int) -> Tensor:
     """Scale x, multiply by W itself once for all tasks, scale and sum. The product is made in the wider type."""
-    B, S, m = x.shape
-    N, M = weight.shape
     dtype = torch.promote_types(x.dtype, weight.dtype)
-    wide = (x[..., None] * q.view(B, 1, m, col_group)).to(dtype).view(B, S, M)
-    z = F.linear(wide, weight.to(dtype)).view(B, S, N // row_group, row_group)
-    return (z * p.view(B, 1, N // row_group, row_group)).sum(-1).to(x.dtype)
+    wide = (x[..., None] * q.unflatten(1, (-1, col_group))[:, None]).to(dtype).flatten(2)  # [B, S, M]
+    z = F.linear(wide, weight.to(dtype)).unflatten(2, (-1, row_group))  # [B, S, n, row_group]
+    return (z * p.unflatten(1, (-1, row_group))[:, None]).sum(-1).to(x.dtype)
 
 
 @lru_cache(maxsize=1)
@@ -74,6 +72,7 @@ def why_not_served(weight_dtype: torch.dtype, dtype: torch.dtype, row_group: int
     return None
 
 
+@torch.compiler.assume_constant_result
 def why_not_here(device: torch.device) -> str | None:
     """Why the projected form's kernels cannot run on a device; None if they can, be it in Triton's interpreter."""
     kernels, reason = _load()
