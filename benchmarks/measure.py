@@ -169,7 +169,10 @@ class _Measurement:
     def check(self, provider: Provider) -> None:
         """Compare what a provider computes with the truth; memory it forgets to write holds NaN."""
         first = self.cases[0]
-        results = provider.both(first)
+        with providers.serving() as served_by:
+            results = provider.both(first)
+        if served_by - {provider.name.removesuffix(", graph")}:
+            raise WrongResult(f"WRONG: it was served by {', '.join(sorted(served_by))}")
         for made in provider.per_matrix(first, results):
             for tensor in made:
                 tensor.detach().fill_(math.nan)

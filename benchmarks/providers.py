@@ -9,14 +9,17 @@ that a user could write: with bfloat16 weights it is less exact than our kernels
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 import projkern as pk
+from projkern.kernels import backends as dispatch
 
 from .case import Case, Matrix
 from .machine import Card
@@ -110,6 +113,21 @@ def fused(backend: str) -> Provider:
         return list(zip(outputs, d_weights, dps, dqs))
 
     return Provider(backend, True, forward, both, per_matrix, backward)
+
+
+@contextmanager
+def serving() -> Iterator[set[str]]:
+    """The backends that serve the calls made inside; a backward may run in a thread that knows no use_backend."""
+    names: set[str] = set()
+    select = dispatch.select
+
+    def record(*arguments: Any) -> Any:
+        module = select(*arguments)
+        names.add(module.__name__.rpartition(".")[2].replace("native", "cpu"))
+        return module
+
+    with patch.object(dispatch, "select", record):
+        yield names
 
 
 def baseline(name: str, compiled: bool = False) -> Provider:
