@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -11,20 +12,43 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import cuda_on_host
+
 import projkern as pk
 from projkern.data import load_digits
-from projkern.kernels import native
+from projkern.kernels import backends, cuda
 
 
-@pytest.fixture(params=["reference", "cpu"])
-def backend(request):
-    """Run the test once on each backend. The compiled one may be missing only where nobody required it."""
-    if request.param == "cpu" and not native.is_available():
+@pytest.fixture(params=["reference", "cpu", "triton", "cuda"])
+def backend(request, monkeypatch):
+    """Run the test once on each backend; on tensors of the card, where there is one, for those that need it.
+
+    Without a card Triton's kernels are interpreted, and the CUDA kernels run as C++ (tests/cuda_on_host).
+    """
+    name = request.param
+    card = name in ("triton", "cuda") and torch.cuda.is_available()
+    if name == "cuda" and not card:
+        if shutil.which(cuda_on_host.compiler()) is None:
+            pytest.skip(f"there is no {cuda_on_host.compiler()} to build the CUDA kernels for the host")
+        library = cuda_on_host.build()
+        monkeypatch.setattr(cuda, "_load", lambda: (library, None))
+    reason = backends.why_unavailable(name)
+    if reason is not None:
         if os.environ.get("PROJKERN_REQUIRE_NATIVE") == "1":
-            pytest.fail(f"PROJKERN_REQUIRE_NATIVE=1, but: {native.why_unavailable()}")
-        pytest.skip(f"the compiled kernels are not here: {native.why_unavailable()}")
-    with pk.use_backend(request.param):
-        yield request.param
+            pytest.fail(f"PROJKERN_REQUIRE_NATIVE=1, but {name} cannot run here: {reason}")
+        pytest.skip(f"{name} cannot run here: {reason}")
+    with pk.use_backend(name):
+        torch.set_default_device("cuda" if card else None)
+        yield name
+        torch.set_default_device(None)
+
+
+@pytest.fixture
+def fast_backend(backend):
+    """A backend that is not interpreted, for tests with more work."""
+    if backend == "triton" and not torch.cuda.is_available():
+        pytest.skip("minutes in Triton's interpreter; tests/test_triton.py has smaller cases")
+    return backend
 
 
 @pytest.fixture(scope="module")

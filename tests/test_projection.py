@@ -28,7 +28,7 @@ def random_case(seed: int, dtype: torch.dtype):
 
     def tensor(*shape, dtype=torch.float32):
         def normal(*size):
-            return torch.randn(size, generator=r).to(dtype)
+            return torch.randn(size, generator=r, device="cpu").to(torch.get_default_device(), dtype)
 
         layout = pick("plain", "sliced", "offset", "transposed", "expanded")
         if layout == "transposed" and len(shape) == 2:
@@ -49,7 +49,7 @@ def random_case(seed: int, dtype: torch.dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("seed", range(60))
-def test_random_sweep_against_dense(backend, dtype, seed, poisoned_memory):
+def test_random_sweep_against_dense(fast_backend, dtype, seed, poisoned_memory):
     row_group, col_group, weight, p, q, grad = random_case(seed, dtype)
     leaves = [x.detach().requires_grad_() for x in (weight, p, q)]
     out = pk.project(*leaves, (row_group, col_group))
@@ -232,7 +232,7 @@ def test_a_thousand_matrices(backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_results_larger_than_the_caches(backend, dtype, poisoned_memory):
+def test_results_larger_than_the_caches(fast_backend, dtype, poisoned_memory):
     """Beyond 16 MB the compiled kernels write past the caches, and beyond 32 MB on huge pages."""
     torch.manual_seed(0)
     weight, p, q = torch.randn(4096, 1024).to(dtype), torch.randn(5, 4096), torch.randn(5, 1024)
@@ -272,7 +272,7 @@ def test_interleaved_cloning_is_undone_exactly(backend):
     assert torch.equal(pk.project(large, torch.full((20,), 1 / 4), torch.full((36,), 1 / 4), 4), small)
 
 
-def test_bit_equal_over_repeats_and_thread_counts(backend):
+def test_bit_equal_over_repeats_and_thread_counts(fast_backend):
     torch.manual_seed(0)
     stack, single = torch.randn(2, 512, 256, requires_grad=True), torch.randn(1024, 256, requires_grad=True)
     weights = [stack, single, stack]
