@@ -149,7 +149,7 @@ def build(kind: str = "plain") -> ModuleType:
     library = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(library)
     controls = Controls(path)
-    library.on_host = True
+    library.on_host, library.kind = True, kind
     library.set_schedule = controls.set_schedule
     library.set_late_copies = controls.set_late_copies
     library.set_memory = controls.set_memory
