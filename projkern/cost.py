@@ -39,38 +39,18 @@ one (s + c)T(N + M); the projected one nothing. A form that needs more than what
 from __future__ import annotations
 
 import math
-import re
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from statistics import median
 
 import torch
 
 from .functional import Group
 from .kernels import linear_ops
+from .measure import Constants, free_memory, measure
 
 SMALL = 64 << 20
 """Bytes that are taken to be free without asking the device."""
-
-
-@dataclass(frozen=True)
-class Constants:
-    """What a machine can do; ``measure`` finds out."""
-
-    bandwidth: float
-    """Bytes a second, read and written, of a copy far larger than the caches."""
-    cache_bandwidth: float
-    """The same of a copy inside the last-level cache."""
-    rates: Mapping[torch.dtype, float]
-    """Multiply-adds a second of a large matrix product, by type."""
-    launch: float
-    """Seconds of one tiny operator in a row of them."""
-    free: float = math.inf
-    """Bytes of free memory."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +61,7 @@ class FormCost:
     bytes: float
     """Read from and written to memory."""
     cached_bytes: float
-    """Read again, from the cache."""
+    """Read through the cache: W, by each program that makes tiles of W_s."""
     multiply_adds: float
     launches: float
     seconds: float
@@ -201,7 +181,7 @@ def choose(
     call = Call(rows, cols, row_group, col_group, tasks, tokens, weight_dtype, dtype, backward)
     forms = _known_costs(call, device)
     largest = max(form.memory for form in forms)
-    return _decide(call, forms, _free_memory(device) if largest > SMALL else math.inf).choice
+    return _decide(call, forms, free_memory(device) if largest > SMALL else math.inf).choice
 
 
 @dataclass(frozen=True)
@@ -379,92 +359,10 @@ def _decide(call: Call, forms: tuple[FormCost, ...], free: float) -> Explanation
     return Explanation(str(call), forms, best.name, reason)
 
 
-def measure(device: torch.device | str, dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16)) -> Constants:
-    """Measure what a device can do, in well under a second; the figures are kept for the process.
-
-    Args:
-        device: a CPU or CUDA device.
-        dtypes: the types to multiply matrices in, under torch's present precision settings.
-    """
-    device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be a CPU or CUDA device; it was {device}")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    with (
-        torch.cuda.device(device) if device.type == "cuda" else nullcontext(),
-        torch.no_grad(),
-        torch.autocast(device.type, enabled=False),
-    ):
-        bandwidth, cache_bandwidth = _copy_speeds(device)
-        rates = {dtype: _rate(device, dtype) for dtype in dtypes}
-        return Constants(bandwidth, cache_bandwidth, rates, _launch(device), _free_memory(device))
-
-
-@lru_cache
-def _copy_speeds(device: torch.device) -> tuple[float, float]:
-    """Bytes a second, read and written, of a copy far larger than the caches, and of one inside the last of them."""
-    if device.type == "cuda":
-        sizes = 128 << 20, torch.cuda.get_device_properties(device).L2_cache_size // 3
-    else:
-        sizes = 32 << 20, 128 << 10
-    speeds = []
-    for size in sizes:
-        source = torch.zeros(size, dtype=torch.uint8, device=device)
-        target = torch.zeros_like(source)
-        speeds.append(2 * 4 * size / _seconds(device, lambda: [target.copy_(source) for _ in range(4)]))  # noqa: B023
-    return speeds[0], max(speeds)
-
-
-@lru_cache
-def _rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Multiply-adds a second of a matrix product that is large for the device."""
-    side = 384 if device.type == "cpu" else 2048 if dtype == torch.float64 else 4096
-    a, b = torch.ones(2, side, side, dtype=dtype, device=device)
-    return side**3 / _seconds(device, lambda: a @ b)
-
-
-@lru_cache
-def _launch(device: torch.device) -> float:
-    """Seconds of one of many tiny operators."""
-    one = torch.zeros(1, device=device)
-    return _seconds(device, lambda: [one.add_(1) for _ in range(100)]) / 100
-
-
-def _seconds(device: torch.device, run: Callable[[], object], repeats: int = 5) -> float:
-    """The median time of ``run``, on the device's own clock."""
-    run()
-    times = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) / 1e3)
-        else:
-            begun = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - begun)
-    return median(times)
-
-
-def _free_memory(device: torch.device) -> float:
-    """Bytes that can still be allocated; infinite where the system does not say."""
-    if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
-    try:
-        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        found = None
-    return int(found[1]) * 1024 if found else math.inf
-
-
 def _quantity(value: float, unit: str) -> str:
     """Three digits and a prefix: 12.3 MB."""
     if value == 0 or math.isinf(value):
         return f"{value:g} {unit}".rstrip()
+    value = float(f"{value:.3g}")
     step = min(max(math.floor(math.log10(value) / 3), -3), 5)
     return f"{value / 1000**step:.3g} {['n', 'u', 'm', '', 'k', 'M', 'G', 'T', 'P'][step + 3]}{unit}".rstrip()

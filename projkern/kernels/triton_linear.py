@@ -257,7 +257,7 @@ def linear_forward(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: i
     sizes = [_size(v) for v in (B, S, N, M)]
     meta = _meta(S, row_group, col_group, weight.element_size(), x.element_size())
     grid = (B * triton.cdiv(S, meta["BS"]) * triton.cdiv(N // row_group, meta["BN"]),)
-    with _on(x):
+    with torch.cuda.device_of(x):  # Triton launches on the current device
         if grid[0]:
             _linear_forward_kernel[grid](x, weight, p, q, y, *sizes, **meta)
 
@@ -282,7 +282,7 @@ def linear_backward(
     meta = _meta(S, row_group, col_group, weight.element_size(), x.element_size())
     n_tiles = triton.cdiv(N // row_group, meta["BN"])
     m_tiles = triton.cdiv(M // col_group, meta["BM"])
-    with _on(x):
+    with torch.cuda.device_of(x):  # Triton launches on the current device
         if dx is not None and dx.numel():
             grid = (B * triton.cdiv(S, meta["BS"]) * m_tiles,)
             _input_gradient_kernel[grid](dy, weight, p, q, dx, *sizes, **meta)
@@ -297,8 +297,3 @@ def linear_backward(
             grid = (parts * triton.cdiv(N // row_group, meta["BN"]) * triton.cdiv(M // col_group, meta["BM"]),)
             steps = x[0].numel() if B else 0, dy[0].numel() if B else 0
             _weight_gradient_kernel[grid](dy, x, p, q, d_weight, *sizes, *steps, **meta)
-
-
-def _on(x: Tensor) -> torch.cuda.device_of:
-    """Triton launches on the current device: make it that of x. Does nothing on the CPU."""
-    return torch.cuda.device_of(x)
