@@ -43,61 +43,67 @@ class GradStream {
 
     // Tasks come in fours, with zeros for those that are missing in the last; `swapped` as in backward_lanes.
     PROJKERN_DEVICE GradStream(const Table& table, const Strip& strip, const Scale& scale, bool swapped)
-        : cols_(strip.source.cols), out_cols_(cols_ / g), task_(strip.source.rows / g * out_cols_), batch_(table.batch) {
+        : cols_(strip.source.cols), batch_(int(table.batch)), col_(4 * lane_index()) {
         const int row = 8 * warp_index() + 4 * swapped;
-        valid_[0] = row < strip.rows();
-        valid_[1] = (row ^ 4) < strip.rows();
-        other_half_ = (swapped ? -1 : 1) * (4 / g) * out_cols_;
-        first_ = next_ = static_cast<const Grad*>(scale.grad) + (strip.first + row / g * g) / g * out_cols_ + 4 * lane_index() / g;
-        col_ = 4 * lane_index();
+        first_valid_ = row < strip.rows();
+        second_valid_ = (row ^ 4) < strip.rows();
+        const int64_t out_cols = cols_ / g;
+        row_ = out_cols;
+        second_ = int(swapped ? -out_cols * (4 / g) : out_cols * (4 / g));
+        task_ = strip.source.rows / g * out_cols;
+        next_ = static_cast<const Grad*>(scale.grad) + (strip.first / g + row / g) * out_cols + col_ / g;
     }
 
     PROJKERN_DEVICE void take(Block& block) {
+        const bool valid = b_ < batch_ && col_ < cols_;
         for (int n = 0; n < kRows; ++n) {
-            const bool second = n >= 4 / g && g < 8;
-            const Grad* address = next_ + (second ? n - 4 / g : n) * out_cols_ + (second ? other_half_ : 0);
+            const bool second = n * g >= 4;
             block[n] = {};
-            if (valid_[second] && b_ < batch_ && col_ < cols_) block[n] = load<Grad, kCols>(address);
+            if (valid && (second ? second_valid_ : first_valid_))
+                block[n] = load<Grad, kCols>(next_ + (second ? n - 4 / g : n) * row_ + (second ? second_ : 0));
         }
         next_ += task_;
         if (++b_ >= batch_ && b_ % 4 == 0) {
-            b_ = 0;
+            next_ += kLanesCols / g - b_ * task_;
             col_ += kLanesCols;
-            next_ = first_ += kLanesCols / g;
+            b_ = 0;
         }
     }
 
   private:
-    int64_t cols_, out_cols_, task_, batch_;
-    int64_t b_ = 0, col_, other_half_;
-    const Grad *first_, *next_;
-    bool valid_[2];
+    int cols_, batch_, col_, b_ = 0;
+    int row_, second_;  // distances in elements: of a row, and of the half of the rows that comes second
+    int64_t task_;
+    const Grad* next_;
+    bool first_valid_, second_valid_;
 };
 
 template <int g, class Weight, class Grad>
 PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, const Scale& scale, bool add_to_dW) {
     using Grads = GradStream<g, Grad>;
-    constexpr int kAhead = g > 2 ? 4 : sizeof(Grad) == 2 ? 2 : 1;  // tasks whose G is under way
+    constexpr int kAhead = g > 2 ? 2 : 1;  // tasks whose G is under way
     constexpr int kAtOnce = 16 / sizeof(Weight);
     auto& shared = *reinterpret_cast<LanesShared<Weight>*>(shared_memory());
     const int warp = warp_index(), lane = lane_index(), rows = strip.rows();
-    const int64_t cols = strip.source.cols, batch = table.batch;
-    const Weight* W = static_cast<const Weight*>(strip.source.W) + strip.first * cols;
+    const int cols = strip.source.cols, batch = int(table.batch);
+    const Weight* W = static_cast<const Weight*>(strip.source.W) + int64_t(strip.first) * cols;
     const bool wants_dW = strip.source.dW != nullptr, wants_dp = table.dp != nullptr, wants_dq = table.dq != nullptr;
 
     // Lanes 16 to 31 keep rows 4 to 7 first, so that the first halving of dp sends the same registers everywhere.
     const bool swapped = lane >= 16;
     const auto row_of = [&](int r) { return 8 * warp + (r ^ (swapped ? 4 : 0)); };
 
-    const auto copy_W = [&](int64_t tile) {  // the warp's own rows
+    const auto copy_W = [&](int tile) {  // the warp's own rows
         constexpr int kChunks = kLanesCols / kAtOnce;
+#pragma unroll 1
         for (int i = lane; i < 8 * kChunks; i += 32) {
             const int row = 8 * warp + i / kChunks, col = i % kChunks * kAtOnce;
             const bool valid = row < rows && tile + col < cols;
-            copy_async(&shared.W[row][col], valid ? W + row * cols + tile + col : W, valid);
+            copy_async(&shared.W[row][col], valid ? W + int64_t(row) * cols + tile + col : W, valid);
         }
     };
-    const auto copy_vectors = [&](int64_t tile, int64_t b0, int buffer) {
+    const auto copy_vectors = [&](int tile, int b0, int buffer) {
+#pragma unroll 1
         for (int i = thread_index(); i < kLanesTasks * (kStripRows + kLanesCols) / 4; i += kThreads) {
             constexpr int kOfP = kLanesTasks * kStripRows / 4;
             const bool of_p = i < kOfP;
@@ -118,10 +124,10 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
     commit_copies();
 
     int buffer = 0;
-    for (int64_t tile = 0; tile < cols; tile += kLanesCols) {
-        const int64_t col = tile + 4 * lane;
+    for (int tile = 0; tile < cols; tile += kLanesCols) {
+        const int col = tile + 4 * lane;
         float w[8][4], dW[8][4];
-        for (int64_t b0 = 0; b0 < batch; b0 += kLanesTasks, buffer ^= 1) {
+        for (int b0 = 0; b0 < batch; b0 += kLanesTasks, buffer ^= 1) {
             wait_copies<0>();
             barrier();  // the copies have arrived, and the last step's shares of dq are used
             if (b0 == 0) {
@@ -139,23 +145,16 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
             copy_vectors(last ? tile + kLanesCols : tile, last ? 0 : b0 + kLanesTasks, buffer ^ 1);
             commit_copies();
 
+#pragma unroll 1
             for (int half = 0; half < kLanesTasks && b0 + half < batch && 8 * warp < rows; half += 4) {
-                // Of the sums of dp that this lane ends with. The same thread has written what it adds to.
-                const int64_t my_b = b0 + half + lane % 4;
-                const int my_row = 8 * warp + lane / 4;
-                float* dp = nullptr;
-                if (wants_dp && my_b < batch && my_row < rows)
-                    dp = table.dp + my_b * table.p_width + scale.p_offset + strip.first + my_row;
-                const float before = dp != nullptr && tile > 0 ? *dp : 0;
-
-                float dp_of[4] = {};
+                float dp_of[4];
 #pragma unroll
                 for (int u = 0; u < 4; ++u) {
                     const int t = half + u;
-                    float grad[Grads::kRows][Grads::kCols];
-                    for (int n = 0; n < Grads::kRows; ++n)
-                        for (int m = 0; m < Grads::kCols; ++m) grad[n][m] = to_float(G[u % kAhead][n].x[m]);
+                    typename Grads::Block now;
+                    for (int n = 0; n < Grads::kRows; ++n) now[n] = G[u % kAhead][n];
                     grads.take(G[u % kAhead]);
+                    dp_of[u] = 0;
                     if (b0 + t >= batch) continue;
 
                     const Pack<float, 4> q = load<float, 4>(&shared.q[buffer][t][4 * lane]);
@@ -164,8 +163,9 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
                     float sum_dp[8] = {};
                     Pack<float, 4> dq = {};
                     for (int n = 0; n < 8 / g; ++n) {
-                        float U[4];
-                        for (int c = 0; c < 4; ++c) U[c] = grad[n][c / g] * q.x[c];
+                        float grad[4], U[4];
+                        for (int c = 0; c < 4; ++c) grad[c] = to_float(now[n].x[c / g]);
+                        for (int c = 0; c < 4; ++c) U[c] = grad[c] * q.x[c];
                         if (wants_dW)
                             for (int r = n * g; r < n * g + g; ++r)
                                 for (int c = 0; c < 4; ++c) dW[r][c] += p[r / 4].x[r % 4] * U[c];
@@ -176,7 +176,7 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
                             float T[4] = {};
                             for (int r = n * g; r < n * g + g; ++r)
                                 for (int c = 0; c < 4; ++c) T[c] += p[r / 4].x[r % 4] * w[r][c];
-                            for (int c = 0; c < 4; ++c) dq.x[c] += grad[n][c / g] * T[c];
+                            for (int c = 0; c < 4; ++c) dq.x[c] += grad[c] * T[c];
                         }
                     }
                     if (wants_dq) store<float, 4>(&shared.dq[t][warp][4 * lane], dq);
@@ -187,9 +187,12 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
                     }
                 }
                 if (wants_dp) {
-                    for (int u = 0; u < 2; ++u) dp_of[u] = halve(dp_of[u], dp_of[u + 2], 2);
-                    const float sum = halve(dp_of[0], dp_of[1], 1);
-                    if (dp != nullptr) *dp = before + sum;
+                    const float sum = halve(halve(dp_of[0], dp_of[1], 1), halve(dp_of[2], dp_of[3], 1), 2);
+                    const int b = b0 + half + lane % 4, row = 8 * warp + lane / 4;
+                    if (b < batch && row < rows) {
+                        float* dp = table.dp + b * table.p_width + scale.p_offset + strip.first + row;
+                        *dp = tile == 0 ? sum : *dp + sum;  // what is there was written by this thread
+                    }
                 }
             }
 
@@ -208,7 +211,7 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
         if (wants_dW && col < cols)
             for (int r = 0; r < 8; ++r)
                 if (row_of(r) < rows)
-                    put_dW<Weight>(table, strip.source, (strip.first + row_of(r)) * cols + col,
+                    put_dW<Weight>(table, strip.source, int64_t(strip.first + row_of(r)) * cols + col,
                                    {dW[r][0], dW[r][1], dW[r][2], dW[r][3]}, add_to_dW);
     }
     wait_copies<0>();  // none is left for the scale that comes next
