@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass, field
+from itertools import product
 
 import cuda_on_host
 import pytest
@@ -332,6 +333,30 @@ def test_long_random_sweep(library, seed):
     finally:
         library.set_schedule("ascending")
         library.set_late_copies(True)
+
+
+WAIT = re.compile(r"(if \([^()]*\) )?\b(barrier\(\)|warp_barrier\(\)|wait_copies<\d+>\(\));")
+WAITS = [  # of the kernels: file, and which of its waits
+    (path.name, k)
+    for path in sorted((cuda_on_host.CSRC / "cuda").glob("*.cu*"))
+    for k in range(len(WAIT.findall(path.read_text())) if path.name != "primitives.cuh" else 0)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "which"), WAITS)
+def test_each_wait_of_the_kernels_is_missed_when_it_is_gone(tmp_path, name, which):
+    csrc = shutil.copytree(cuda_on_host.CSRC, tmp_path / "csrc")
+    text = (csrc / "cuda" / name).read_text()
+    wait = list(WAIT.finditer(text))[which]
+    (csrc / "cuda" / name).write_text(text[: wait.start()] + ";" + text[wait.end() :])
+    library = cuda_on_host.load("races", cuda_on_host.make("races", cuda_on_host.kernels(csrc), tmp_path / "build"))
+    with pytest.raises(RuntimeError, match="shared memory|dW"):
+        for group, weight_dtype, output_dtype in product([2, 4, 8], WEIGHTS, OUTPUTS):
+            for batch in (3, 35):
+                scales = [(0, group, group), (0, 2, 2)]
+                call = Call([(1, 72, 648)], scales, batch, weight_dtype, output_dtype, d_weight_dtype=torch.float32)
+                call.forward(library), call.backward(library)
 
 
 # ---- the machine itself: what it must find, and what it must not ----

@@ -73,7 +73,7 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_cuda, module) {
     using namespace projkern;
-    py::class_<CudaPlan>(module, "Plan")
+    py::class_<CudaPlan>(module, "Plan", py::module_local())
         .def(py::init<const std::vector<WeightRow>&, const std::vector<MatrixRow>&, int64_t, int64_t>(),
              py::arg("weights"), py::arg("matrices"), py::arg("p_width"), py::arg("q_width"))
         .def("project_forward", &CudaPlan::project_forward, py::arg("weights"), py::arg("weight_dtype"), py::arg("p"),

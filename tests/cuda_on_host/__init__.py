@@ -1,5 +1,5 @@
 """Runs the CUDA kernels without a card; ``build`` says how."""
 
-from .build import HERE, Controls, build, compiler, kernels, make
+from .build import CSRC, HERE, Controls, build, compiler, kernels, load, make
 
-__all__ = ["HERE", "Controls", "build", "compiler", "kernels", "make"]
+__all__ = ["CSRC", "HERE", "Controls", "build", "compiler", "kernels", "load", "make"]

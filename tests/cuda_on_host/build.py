@@ -47,7 +47,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-CUDA = ROOT / "csrc" / "cuda"
+CSRC = ROOT / "csrc"
 ORDERS = ("ascending", "descending", "random")
 
 FLAGS = {"plain": [], "races": ["-DPROJKERN_CHECK_RACES"]}
@@ -64,7 +64,7 @@ def _flags(kind: str) -> list[str]:
     strings = ("COMPILER", "ARCHITECTURES", "VERSION", "REVISION")
     return [
         *("-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"),
-        *("-fno-optimize-sibling-calls", "-fno-partial-inlining", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+        *("-fno-optimize-sibling-calls", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
         "-DPROJKERN_ON_HOST",
         *(f'-DPROJKERN_{name}="on the host"' for name in strings),
         *(f"-I{path}" for path in (HERE, pybind11.get_include(), sysconfig.get_path("include"))),
@@ -93,19 +93,20 @@ def _run(command: list[str]) -> None:
         print(done.stderr, file=sys.stderr)
 
 
-def kernels() -> list[Path]:
-    """The sources of csrc/cuda's extension module."""
-    return [*sorted(CUDA.glob("*.cu")), *sorted(CUDA.glob("*.cpp")), CUDA.parent / "plan.cpp"]
+def kernels(csrc: Path = CSRC) -> list[Path]:
+    """The sources of the extension module."""
+    return [*sorted((csrc / "cuda").glob("*.cu")), *sorted((csrc / "cuda").glob("*.cpp")), csrc / "plan.cpp"]
 
 
-def make(kind: str, sources: list[Path]) -> Path:
-    """The library of these sources and the machine, made if it is not there or out of date."""
-    folder = ROOT / "build" / "cuda_on_host" / kind
+def make(kind: str, sources: list[Path], folder: Path = ROOT / "build" / "cuda_on_host") -> Path:
+    """The library of these sources and the machine, made in the folder if it is not there or out of date."""
+    folder = folder / kind
     folder.mkdir(parents=True, exist_ok=True)
     # These first: what they share with a kernel's file, such as std::string, is then not the one with checks.
     sources = [HERE / "machine.cpp", HERE / "races.cpp", *sources]
-    found = [*CUDA.glob("*.h"), *CUDA.glob("*.cuh"), *CUDA.parent.glob("*.h"), *HERE.glob("*.h")]
-    headers = b"\0".join(path.read_bytes() for path in sorted(found))
+    folders = {CSRC, CSRC / "cuda", *(source.parent for source in sources)}
+    found = sorted(header for x in folders for ending in ("*.h", "*.cuh") for header in x.glob(ending))
+    headers = b"\0".join(header.read_bytes() for header in found)
     with open(folder / "lock", "w") as lock, ThreadPoolExecutor(os.cpu_count()) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
         objects = list(pool.map(lambda source: _compile(kind, folder, source, headers), sources))
@@ -143,7 +144,10 @@ class Controls:
 @lru_cache
 def build(kind: str = "plain") -> ModuleType:
     """The extension module; see the head of this file."""
-    path = make(kind, kernels())
+    return load(kind, make(kind, kernels()))
+
+
+def load(kind: str, path: Path) -> ModuleType:
     # pybind11 keeps modules by name: each library has its own. The last part is what its entry is called.
     spec = importlib.util.spec_from_file_location(f"{kind}.{path.stem}._cuda", path)
     library = importlib.util.module_from_spec(spec)

@@ -13,7 +13,7 @@
 #define PROJKERN_HOST_DEVICE inline
 #define PROJKERN_KERNEL(threads, blocks_per_multiprocessor) void
 // Kernels take their argument by value. Here each of the threads would copy all its kilobytes: a reference does.
-#define PROJKERN_ARGUMENT const ::projkern::cuda::on_host::ByReference::
+#define PROJKERN_ARGUMENT ::projkern::cuda::on_host::ByReference::
 
 namespace projkern::cuda {
 
@@ -40,7 +40,7 @@ inline uint32_t bits_of_float(float value) {
 inline float low_half(uint32_t pair) { return float_of_bits(pair << 16); }
 inline float high_half(uint32_t pair) { return float_of_bits(pair & 0xffff0000u); }
 
-inline void require_aligned(const void* address, size_t bytes, const char* what) {
+[[gnu::always_inline]] inline void require_aligned(const void* address, size_t bytes, const char* what) {
     if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
         fail("%s an address that is no multiple of %zu", what, bytes);
 }
@@ -163,6 +163,14 @@ inline uint32_t pack_bfloat16(float first, float second) {
     return from_float<Bfloat16>(first).bits | uint32_t(from_float<Bfloat16>(second).bits) << 16;
 }
 
+inline uint32_t multiply_add_bfloat16(uint32_t a, uint32_t b, uint32_t c) {
+    using namespace on_host;
+    // A product of bfloat16 is exact in double.
+    const double low = double(low_half(a)) * low_half(b) + low_half(c);
+    const double high = double(high_half(a)) * high_half(b) + high_half(c);
+    return pack_bfloat16(float(low), float(high));
+}
+
 // ---- memory ----
 
 template <class T, int n>
@@ -172,25 +180,25 @@ struct alignas(sizeof(T) * n) Pack {
 };
 
 template <class T, int n>
-Pack<T, n> load(const T* address) {
+[[gnu::always_inline]] inline Pack<T, n> load(const T* address) {
     on_host::require_aligned(address, sizeof(Pack<T, n>), "loads from");
     return *reinterpret_cast<const Pack<T, n>*>(address);
 }
 
 template <class T, int n>
-Pack<T, n> load_constant(const T* address) {
+[[gnu::always_inline]] inline Pack<T, n> load_constant(const T* address) {
     static_assert(sizeof(T) * n == 16, "it moves 16 bytes");
     on_host::read_constant(address, 16);
     return load<T, n>(address);
 }
 
 template <class T, int n>
-Pack<T, n> load_once(const T* address) {
+[[gnu::always_inline]] inline Pack<T, n> load_once(const T* address) {
     return load_constant<T, n>(address);
 }
 
 template <class T, int n>
-void store(T* address, const Pack<T, n>& value) {
+[[gnu::always_inline]] inline void store(T* address, const Pack<T, n>& value) {
     on_host::require_aligned(address, sizeof(Pack<T, n>), "stores to");
     *reinterpret_cast<Pack<T, n>*>(address) = value;
 }
