@@ -369,18 +369,18 @@ FOUND = {  # by what "races" says of the kernel when it is broken
     "missing warp barrier": r"thread 1: writes byte 4 of shared memory .* with nothing .* after a read by .*thread 0 ",
     "warp barrier for barrier": "of shared memory .* with nothing that orders it",
     "blocks write the same": "block 1, thread 0: writes byte 0 of out .* after a write by block 0, thread 0 ",
-    "sum without atomics": "reads byte 0 of out .* after a write by block 0, thread 0 ",
+    "sum without atomics": "byte 0 of out .* after a write by block 0, thread 0 ",
     "read while others add": "adds to byte 0 of out .* after a read",
-    "missing wait": "reads byte 0 of shared memory .* while a copy_async by block 0, thread 0 ",
+    "missing wait": "reads byte 0 of shared memory .* while a copy_async by block 0, thread 0",
     "wait for too few": "reads byte 4096 of shared memory .* while a copy_async",
     "missing barrier after wait": "reads byte 4 of shared memory .* after a write by block 0, thread 0 ",
     "constant is written": "writes byte 0 of out .* which is a constant for a read",
 }
 REFUSED = {  # by what both kinds say
     "some return early": r"stuck: threads 0 to 127 at barrier \(toys.cu:\d+\); threads 128 to 255 returned",
-    "lane stays away": r"stuck: .*threads 32 to 39 at shuffle_xor \(toys.cu:\d+\); thread 40 returned",
+    "lane stays away": "stuck: .*threads 32 to 39 at shuffle_xor.*; thread 40 returned",
     "lanes at different places": "thread 1: is at shuffle_xor .* where lane 0 of its warp is at warp_barrier",
-    "misaligned load": r"loads from an address that is no multiple of 16 \(toys.cu:\d+\)",
+    "misaligned load": "loads from an address that is no multiple of 16",
     "misaligned copy": "copy_async to an address that is no multiple of 16",
     "write beside shared memory": "byte 8192 of a shared memory of 8192 bytes|nobody gave it this memory",
 }
