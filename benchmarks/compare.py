@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(
         rounds=options.rounds or (5 if on_card else 3),
         compiled=not options.no_compile,
-        slow=options.slow or (3.0 if on_card else 60.0),
+        slow=options.slow or (3.0 if on_card else 20.0),
         seconds=options.cell_seconds,
     )
     # A cell with a red provider is measured again: its kernels may have been mended.

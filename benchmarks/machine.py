@@ -79,10 +79,9 @@ class Machine:
         """What new tensors may take; unknown, hence unbounded, on a CPU."""
         return math.inf
 
-    def peak_bytes(self, run: Callable[[], object]) -> int | None:
-        """The most memory a call takes beside what is there already; None where it cannot be told."""
-        run()
-        return None
+    def peak_bytes(self, run: Callable[[], Result]) -> tuple[int | None, Result]:
+        """The most memory a call takes beside what is there already, None where it cannot be told; and its result."""
+        return None, run()
 
     def limits(self) -> Limits:
         return Limits(self)
@@ -156,14 +155,13 @@ class Card(Machine):
         self.clear()
         return torch.cuda.mem_get_info()[0]
 
-    def peak_bytes(self, run: Callable[[], object]) -> int | None:
+    def peak_bytes(self, run: Callable[[], Result]) -> tuple[int | None, Result]:
         self.wait()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        kept = run()
+        result = run()
         self.wait()
-        del kept
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated() - before, result
 
     def graph(self, run: Callable[[], Any], pool: Any) -> Graph:
         """Record what a call launches, after calling it twice: what compiles or allocates at first must be done."""

@@ -156,18 +156,16 @@ class _Measurement:
             if whole > self.settings.slow:
                 raise Failed(f"not measured: one layer suggests {whole:.1f} s")
         self.check(provider)
-        self.peak_bytes[provider.name] = self.machine.peak_bytes(lambda: provider.both(self.cases[0]))
-        self.enter(provider)
 
     def admit_graph(self, provider: Provider, pool: Any) -> None:
         assert isinstance(self.machine, Card)
         graphed = providers.in_graphs(provider, self.cases, self.machine, pool)
         self.check(graphed)
         graphed.verified()
-        self.enter(graphed)
+        del self.peak_bytes[graphed.name]  # its memory was taken when it was recorded
 
     def check(self, provider: Provider) -> None:
-        """Compare what a provider computes with the truth; memory it forgets to write holds NaN."""
+        """Compare what a provider computes with the truth; memory it forgets to write holds NaN. Then admit it."""
         first = self.cases[0]
         with providers.serving() as served_by:
             results = provider.both(first)
@@ -177,7 +175,8 @@ class _Measurement:
             for tensor in made:
                 tensor.detach().fill_(math.nan)
         del results, made, tensor
-        matrices = provider.per_matrix(first, provider.both(first))
+        peak, (_, host, results) = self.machine.peak_bytes(lambda: self.machine.time(lambda: provider.both(first)))
+        matrices = provider.per_matrix(first, results)
         computed_in = torch.float32 if provider.fused else first.weights[0].dtype
         worst = 0.0
         for i, wanted in self.truths.items():
@@ -186,16 +185,12 @@ class _Measurement:
                 if not error <= most:
                     raise WrongResult(f"WRONG: the relative error of {what} is {error:.1e}, not below {most:.0e}")
                 worst = max(worst, error)
-        self.errors[provider.name] = worst
-
-    def enter(self, provider: Provider) -> None:
-        self.machine.wait()
-        _, host, _ = self.machine.time(lambda: provider.both(self.cases[0]))
-        self.head_starts[provider.name] = min(1.5 * host, LONGEST_HEAD_START)
-        self.admitted[provider.name] = provider
-        parts = ("forward", "backward", "both") if provider.backward else ("forward", "both")
-        self.seconds[provider.name] = {part: [] for part in parts}
-        self.host[provider.name] = {part: [] for part in parts}
+        name, parts = provider.name, ("forward", "backward", "both") if provider.backward else ("forward", "both")
+        self.admitted[name] = provider
+        self.errors[name], self.peak_bytes[name] = worst, peak
+        self.head_starts[name] = min(1.5 * host, LONGEST_HEAD_START)
+        self.seconds[name] = {part: [] for part in parts}
+        self.host[name] = {part: [] for part in parts}
 
     def round(self, turn: int, speeds: Limits, limits: dict[str, list[float]]) -> None:
         medians = {

@@ -34,9 +34,7 @@ TITLE = "PREDICTION, NOT MEASURED"
 
 def predict(cell: Cell, speeds: Speeds = H200) -> dict[str, tuple[float, str]]:
     """Seconds of "forward", "backward" and "both", and what sets each of the first two."""
-    floors = {
-        part: cell.least_seconds(part, speeds.copy_bytes_per_second, speeds.flops_per_second) for part in PARTS
-    }
+    floors = {part: cell.least_seconds(part, speeds.copy_bytes_per_second, speeds.flops_per_second) for part in PARTS}
     return {**floors, "both": (sum(seconds for seconds, _ in floors.values()), "")}
 
 

@@ -56,9 +56,7 @@ def measure(config: TrainConfig, scale: Fraction, machine: Machine, rounds: int)
     source = make_stage(SOURCE_NAME, config, machine.device).module
     assert isinstance(source, GPT)
     names = (SOURCE_NAME, f"M_{scale}", f"M~_{scale}", f"P_{scale}")
-    steps = {
-        name: stepper(make_stage(name, config, machine.device, source), data, config, dtype) for name in names
-    }
+    steps = {name: stepper(make_stage(name, config, machine.device, source), data, config, dtype) for name in names}
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for k in range(WARM_UP + rounds):
         for name, step in steps.items():
