@@ -53,11 +53,22 @@ bool serves_fast_path(const Matrix& x, const Source& source, const void* project
            aligned(projected) && aligned(p) && aligned(q);
 }
 
+// Whether tensor cores make W_s sooner than the ordinary ones. With a = |W| elements of w bytes these need
+// B a (1 + 1/g) multiply-adds, 128 a clock and multiprocessor, and memory a (w + 2 B / g^2) bytes: on an H200, where the
+// time of a byte is that of six multiply-adds, they fall behind memory from B = 27 (g = 8, float32 W) or 13 (bfloat16),
+// B = 52 or 26 (g = 4), and for g = 2 never. Tensor cores take tasks by sixteen. All this is predicted, not measured.
+bool wants_tensor_cores(const Matrix& x, const Forward& call) {
+    const int64_t fewest = x.row_group == 8 ? 16 : 32;
+    return x.row_group > 2 && call.output_dtype == DType::bfloat16 && call.batch >= fewest &&
+           x.out_cols() % 4 == 0;  // a thread stores four outputs
+}
+
 Path forward_path(const Matrix& x, const Source& source, const Scale& scale, const Forward& call, const Plan& plan) {
     // Every strip's p has to start at a multiple of 16 bytes.
     const bool fast = serves_fast_path(x, source, scale.projected, call.p, call.q, plan) &&
                       (x.rows <= source.strip_rows || source.strip_rows % 4 == 0);
-    return fast ? Path::lanes : Path::any;
+    if (!fast) return Path::any;
+    return wants_tensor_cores(x, call) ? Path::matrix : Path::lanes;
 }
 
 // Floats for the shares of dq of one matrix; the next ones' are aligned too.
@@ -69,8 +80,12 @@ int64_t partial_dq_size(const Matrix& x, int64_t strip_rows, int64_t batch) {
 Path backward_path(const Matrix& x, const Source& source, const Scale& scale, const Backward& call, const Plan& plan) {
     // Rows are copied by fours too, those of p.
     const bool fast = serves_fast_path(x, source, scale.grad, call.p, call.q, plan) && x.rows % 4 == 0 &&
-                      source.strip_rows % 4 == 0 && aligned(source.dW) && aligned(call.dq) && aligned(call.workspace);
-    return fast && call.batch > 0 ? Path::lanes : Path::any;
+                      source.strip_rows % 4 == 0 && aligned(source.dW) && aligned(call.dp) && aligned(call.dq) &&
+                      aligned(call.workspace) && call.batch > 0;
+    // Rows of G start at multiples of 16 bytes.
+    const bool matrix = fast && call.grad_dtype == DType::bfloat16 && x.cols % (8 * x.col_group) == 0;
+    constexpr int64_t kLeastTasks = 9;
+    return matrix && call.batch >= kLeastTasks ? Path::matrix : fast ? Path::lanes : Path::any;
 }
 
 template <class Call, class FillScale>

@@ -83,6 +83,13 @@ PROJKERN_DEVICE uint32_t pack_bfloat16(float first, float second) {
     return packed;
 }
 
+// a b + c for two bfloat16 at once, each rounded once.
+PROJKERN_DEVICE uint32_t multiply_add_bfloat16(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t sum;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
+}
+
 // ---- memory ----
 
 // n neighbours that move in one access; their address has to be a multiple of their size, at most 16 bytes.

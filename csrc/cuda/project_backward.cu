@@ -10,6 +10,7 @@
 
 #include "backward_any.cuh"
 #include "backward_lanes.cuh"
+#include "backward_matrix.cuh"
 #include "build_table.h"
 #include "strip.cuh"
 
@@ -20,6 +21,8 @@ constexpr int64_t kReduceBlocks = 1024;
 
 template <int g, class Weight, class Grad>
 PROJKERN_DEVICE void backward_fast(const Table& table, const Strip& strip, const Scale& scale, bool add_to_dW) {
+    if constexpr (std::is_same_v<Grad, Bfloat16>)
+        if (scale.path == Path::matrix) return backward_matrix<g, Weight>(table, strip, scale, add_to_dW);
     backward_lanes<g, Weight, Grad>(table, strip, scale, add_to_dW);
 }
 
@@ -61,20 +64,28 @@ PROJKERN_KERNEL(kThreads, 1) sum_partial_dq_kernel(PROJKERN_ARGUMENT Table table
 }
 
 template <class Weight>
-int shared_bytes(const Table& table) {
-    int bytes = 0;
+int shared_bytes(const Scale& scale) {
+    if (scale.path == Path::any) return 0;
+    if (scale.path == Path::lanes) return sizeof(LanesShared<Weight>);
+    return scale.row_group == 2   ? sizeof(MatrixShared<2, Weight>)
+           : scale.row_group == 4 ? sizeof(MatrixShared<4, Weight>)
+                                  : sizeof(MatrixShared<8, Weight>);
+}
+
+template <class Weight>
+int most_shared_bytes(const Table& table) {
+    int most = 0;
     for (int s = 0; s < table.sources; ++s)
         for (int k = 0; k < table.source[s].scales; ++k)
-            if (table.scale[table.source[s].first_scale + k].path == Path::lanes)
-                bytes = std::max<int>(bytes, sizeof(LanesShared<Weight>));
-    return bytes;
+            most = std::max(most, shared_bytes<Weight>(table.scale[table.source[s].first_scale + k]));
+    return most;
 }
 
 template <class Weight>
 void launch_backward(const Table& table, DType grad, Stream stream) {
     const auto kernel = grad == DType::float32 ? &project_backward_kernel<Weight, float>
                                                : &project_backward_kernel<Weight, Bfloat16>;
-    launch(kernel, table.strips, kThreads, shared_bytes<Weight>(table), stream, table);
+    launch(kernel, table.strips, kThreads, most_shared_bytes<Weight>(table), stream, table);
 }
 
 // Empty matrices have no strip that would write their slices.

@@ -1,0 +1,322 @@
+// Backward on the tensor cores, for row group = column group = 2, 4 or 8, 16-byte accesses and G in bfloat16.
+//
+//     dp[b,j] = sum over m of G[b,n,m] V[b,j,m]      V[b,j,m] = sum over the columns i of m of q[b,i] W[j,i]
+//     dq[b,i] = sum over n of G[b,n,m] T[b,n,i]      T[b,n,i] = sum over the rows j of n of p[b,j] W[j,i]
+//     dW[j,i] = sum over b of S[b,j,m] q[b,i]        S[b,j,m] = p[b,j] G[b,n,m]
+//
+// V, T and the sum over b are matrix products; G comes in on the ordinary cores, in float32 for dp and dq. The tensor
+// cores multiply bfloat16, so each float32 is split into two, hi + lo, and all products but lo lo are made: about
+// sixteen bits of each term. For V and T the parts lie along the sum, so that no product is with a zero (g = 4:
+// sixteen places are [hi, lo, hi, lo] of q against [hi, hi, lo, lo] of W). S is split without leaving bfloat16:
+// of a product of two bfloat16 rounded to one, the rest is again one.
+//
+// A tile is 64 rows by 64 columns, and a step takes 16 tasks of it. For dp and dq half of the warps take 16 rows
+// each, the others 16 columns, with the same code: their part of W stays in registers for all tasks. For dW a warp
+// takes 16 rows by 32 columns. p and q are split once a step, by all warps, and laid out in shared memory as the
+// products read them. W and G of what comes next are copied during the arithmetic. Every sum has one order.
+#pragma once
+
+#include <type_traits>
+
+#include "gradients.cuh"
+#include "strip.cuh"
+
+namespace projkern::cuda {
+
+constexpr int kMatrixCols = 64;
+constexpr int kMatrixTasks = 16;
+constexpr uint32_t kBothSigns = 0x80008000u;  // of a pair; the pair -0, -0
+
+struct SplitPair {
+    uint32_t hi, lo;
+};
+
+PROJKERN_DEVICE float first_of(uint32_t pair) { return to_float(Bfloat16{uint16_t(pair)}); }
+PROJKERN_DEVICE float second_of(uint32_t pair) { return to_float(Bfloat16{uint16_t(pair >> 16)}); }
+PROJKERN_DEVICE uint32_t firsts(uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; }
+PROJKERN_DEVICE uint32_t seconds(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
+
+PROJKERN_DEVICE SplitPair split(float first, float second) {
+    const uint32_t hi = pack_bfloat16(first, second);
+    return {hi, pack_bfloat16(first - first_of(hi), second - second_of(hi))};
+}
+
+// p and q: 64 elements of 16 tasks, by octets of elements, each 128 words.
+struct Operands {
+    uint32_t along[kStripRows / 8][128];   // A of the products over elements: see stage
+    uint32_t across[kStripRows / 8][128];  // for those over tasks: a lane's {hi, hi of tasks 8.., lo, lo of tasks 8..}
+};
+
+// G of a step. Rows of 64/g are moved by 16 bytes, and for g = 2 their pieces exchanged, against bank conflicts.
+template <int g>
+struct GradTile {
+    static constexpr int kWidth = 64 / g, kTask = kWidth * kWidth + 8;
+    Bfloat16 x[kMatrixTasks * kTask];
+
+    static PROJKERN_DEVICE int place(int t, int n, int m) {
+        return t * kTask + n * kWidth + (g == 2 ? m ^ (n / 2 % 4 * 8) : m);
+    }
+};
+
+template <int g, class Weight>
+struct MatrixShared {
+    static constexpr int kPitch = kMatrixCols + 16 / sizeof(Weight);
+    Weight W[kStripRows][kPitch];
+    Operands p, q;
+    GradTile<g> G[2];  // this step's and the next's
+};
+
+// A warp's part of W, as B of the products over elements. `x` are the 16 rows (or columns) of the warp in two halves: in half
+// o element t is 4 (t / 2) + 2 o + t % 2, so that a lane ends with four neighbours. `k` are the 64 columns (or rows) that are
+// summed, in groups. multiply gives V (or T) of one group k.
+template <int g, class Weight>
+class Fragments {
+  public:
+    // The element (x, k) of the warp's part is at from[x * x_step + k * k_step].
+    PROJKERN_DEVICE void read(const Weight* from, int x_step, int k_step) {
+        const int i = lane_index() / 4, j = lane_index() % 4;
+        for (int o = 0; o < 2; ++o)
+            for (int group = 0; group < 64 / g; ++group) {
+                const Weight* at = from + (4 * (i / 2) + 2 * o + i % 2) * x_step + (group * g + 2 * j % g) * k_step;
+                const SplitPair pair = split(to_float(at[0]), to_float(at[k_step]));
+                if (g > 2)
+                    hi_[o][group] = pair.hi;
+                else
+                    hi_[o][group] = j < 2 ? pair.hi : pair.lo;
+                if (g > 2 && !kExact) lo_[o][group] = pair.lo;
+            }
+    }
+
+    // a: as Operands::along has it.
+    PROJKERN_DEVICE void multiply(float (&d)[4], const uint32_t* a, int o, int group) const {
+        for (int e = 0; e < 4; ++e) d[e] = 0;
+        if constexpr (g == 8) {
+            multiply_k16(d, {a[0], a[1], a[2], a[3]}, {hi_[o][group], hi_[o][group]});
+            if (!kExact) multiply_k8(d, {a[0], a[1]}, lo_[o][group]);
+        } else if constexpr (g == 4 && !kExact) {
+            multiply_k16(d, {a[0], a[1], a[0], a[1]}, {hi_[o][group], lo_[o][group]});
+        } else {
+            multiply_k8(d, {a[0], a[1]}, hi_[o][group]);
+        }
+    }
+
+  private:
+    static constexpr bool kExact = std::is_same_v<Weight, Bfloat16>;  // there is no lo then
+    uint32_t hi_[2][64 / g], lo_[2][64 / g];
+};
+
+// Splits 16 of the 64 elements of p or q for all tasks of a step, and lays them out. value[h][o] holds elements 8 o + 2 j
+// and the next of task i + 8 h. In `across`, interleaved, half o has elements 8 (t % 2) + t / 2 * 2 + o: neighbours
+// in both halves, of one group for any g.
+template <int g>
+PROJKERN_DEVICE void lay_out(Operands& operands, int octet, const Pack<float, 2> (&value)[2][2], bool interleaved) {
+    const int lane = lane_index(), i = lane / 4, j = lane % 4;
+    SplitPair pair[2][2];
+    for (int h = 0; h < 2; ++h)
+        for (int o = 0; o < 2; ++o) pair[h][o] = split(value[h][o].x[0], value[h][o].x[1]);
+    for (int o = 0; o < 2; ++o) {
+        uint32_t* along = operands.along[octet + o];
+        const Pack<uint32_t, 2> hi{pair[0][o].hi, pair[1][o].hi}, lo{pair[0][o].lo, pair[1][o].lo};
+        if (g == 8) {  // a lane's {hi, hi of tasks 8.., lo, lo of tasks 8..}
+            store<uint32_t, 4>(along + 4 * lane, {hi.x[0], hi.x[1], lo.x[0], lo.x[1]});
+        } else if (g == 4) {  // for each group {hi, hi of tasks 8..} in lanes with j < 2, {lo, lo of tasks 8..} in the others
+            store<uint32_t, 2>(along + 4 * (4 * i + j % 2) + 2 * (j / 2), hi);
+            store<uint32_t, 2>(along + 4 * (4 * i + j % 2 + 2) + 2 * (j / 2), lo);
+        } else {  // the same for even and odd j, and two lanes read each
+            store<uint32_t, 2>(along + 64 * (j / 2) + 4 * (2 * i) + 2 * (j % 2), hi);
+            store<uint32_t, 2>(along + 64 * (j / 2) + 4 * (2 * i + 1) + 2 * (j % 2), lo);
+        }
+    }
+    uint32_t part[2][4];
+    for (int e = 0; e < 4; ++e) {
+        const uint32_t a = e < 2 ? pair[e][0].hi : pair[e - 2][0].lo, b = e < 2 ? pair[e][1].hi : pair[e - 2][1].lo;
+        part[0][e] = transpose_8x8(interleaved ? firsts(a, b) : a);
+        part[1][e] = transpose_8x8(interleaved ? seconds(a, b) : b);
+    }
+    for (int o = 0; o < 2; ++o)
+        store<uint32_t, 4>(operands.across[octet + o] + 4 * lane, {part[o][0], part[o][1], part[o][2], part[o][3]});
+}
+
+// sum[h][e] = sum over k of G (V or T), of task i + 8 h and element 4 j + e of the warp's 16, which start at `unit`.
+template <int g, bool of_rows, class Weight>
+PROJKERN_DEVICE void contract(Pack<float, 4> (&sum)[2], const Fragments<g, Weight>& W, const Operands& operands,
+                              const GradTile<g>& G, int unit) {
+    constexpr int kHalves = g == 2 ? 2 : 1;      // of a lane's four elements, in groups of their own
+    constexpr int kAtOnce = g == 8 ? 1 : 2;      // groups of k in 16 bytes of `along`
+    const int lane = lane_index(), i = lane / 4, j = lane % 4;
+    const int x = (unit + 4 * j) / g;
+    const int at = g == 2 ? 4 * (2 * i + j % 2) : 4 * lane;
+    sum[0] = sum[1] = {};
+    for (int four = 0; four < 64 / g; four += 4) {
+        Pack<Bfloat16, 4> row[2][kHalves];
+        for (int h = 0; h < 2; ++h)
+            for (int o = 0; o < kHalves; ++o)
+                if (of_rows) row[h][o] = load<Bfloat16, 4>(&G.x[G.place(i + 8 * h, x + o, four)]);
+        Pack<uint32_t, 4> a;
+        for (int k = four; k < four + 4; ++k) {
+            if (k % kAtOnce == 0) a = load<uint32_t, 4>(operands.along[k * g / 8] + (g == 2 ? k / 2 % 2 * 64 : 0) + at);
+            Pack<Bfloat16, kHalves> element[2];
+            for (int h = 0; h < 2; ++h) {
+                if (!of_rows) element[h] = load<Bfloat16, kHalves>(&G.x[G.place(i + 8 * h, k, x)]);
+                if (of_rows)
+                    for (int o = 0; o < kHalves; ++o) element[h].x[o] = row[h][o].x[k % 4];
+            }
+            for (int o = 0; o < 2; ++o) {
+                float d[4];
+                W.multiply(d, a.x + k % kAtOnce * 2, o, k);
+                for (int h = 0; h < 2; ++h)
+                    for (int e = 0; e < 2; ++e) sum[h].x[2 * o + e] += to_float(element[h].x[o % kHalves]) * d[2 * h + e];
+            }
+        }
+    }
+}
+
+// dW of 16 rows and 32 columns: d[octet] has columns 2 j and 2 j + 1 of rows 8 (i % 2) + i / 2 * 2 and the next.
+template <int g>
+PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Operands& q, const GradTile<g>& G, int row, int col) {
+    const int lane = lane_index(), i = lane / 4, j = lane % 4;
+    const int n = (row + 8 * (i % 2) + i / 2 * 2) / g;
+    uint32_t hi[2][2], minus_hi[2][2], minus_lo[2][2];  // of p: half of the rows, half of the tasks
+    for (int o = 0; o < 2; ++o) {
+        const Pack<uint32_t, 4> part = load<uint32_t, 4>(p.across[row / 8 + o] + 4 * lane);
+        for (int h = 0; h < 2; ++h) {
+            hi[o][h] = part.x[h];
+            minus_hi[o][h] = part.x[h] ^ kBothSigns;
+            minus_lo[o][h] = part.x[2 + h] ^ kBothSigns;
+        }
+    }
+    for (int four = 0; four < 32 / g; four += 4) {
+        Pack<uint32_t, 2> grads[4];  // four column groups, of tasks 2 j, 2 j + 1, and these + 8
+        for (int t = 0; t < 4; ++t)
+            grads[t] = load<uint32_t, 2>(
+                reinterpret_cast<const uint32_t*>(&G.x[G.place(2 * j + t % 2 + t / 2 * 8, n, col / g + four)]));
+        for (int m = four; m < four + 4; ++m) {
+            const int octet = m * g / 8, word = m % 4 / 2;
+            uint32_t S_hi[4], minus_S_lo[4];  // as A: {half 0 of the rows, half 1} for tasks 0.., then for tasks 8..
+            for (int h = 0; h < 2; ++h) {
+                const uint32_t a = grads[2 * h].x[word], b = grads[2 * h + 1].x[word];
+                const uint32_t grad = m % 2 == 0 ? firsts(a, b) : seconds(a, b);
+                for (int o = 0; o < 2; ++o) {
+                    const uint32_t S = multiply_add_bfloat16(grad, hi[o][h], kBothSigns);
+                    const uint32_t minus_rest = multiply_add_bfloat16(grad, minus_hi[o][h], S);
+                    S_hi[2 * h + o] = S;
+                    minus_S_lo[2 * h + o] = multiply_add_bfloat16(grad, minus_lo[o][h], minus_rest);
+                }
+            }
+            Pack<uint32_t, 4> part = load<uint32_t, 4>(q.across[col / 8 + octet] + 4 * lane);
+            if (g < 8 && i / g != m * g % 8 / g) part = {};  // the octet's columns that are not of m
+            multiply_k16(d[octet], S_hi, {part.x[0], part.x[1]});
+            multiply_k16(d[octet], S_hi, {part.x[2], part.x[3]});
+            multiply_k16(d[octet], minus_S_lo, {part.x[0] ^ kBothSigns, part.x[1] ^ kBothSigns});
+        }
+    }
+}
+
+// Neighbouring lanes exchange halves of two octets, so that each has four neighbours of one to store.
+template <class Weight>
+PROJKERN_DEVICE void put_dW_tile(const Table& table, const Strip& strip, const float (&d)[4][4], int row, int col, bool add) {
+    const int lane = lane_index(), i = lane / 4, j = lane % 4;
+    row += 8 * (i % 2) + i / 2 * 2;
+    for (int octet = 0; octet < 4; octet += 2)
+        for (int o = 0; o < 2; ++o) {
+            float mine[2], others[2];
+            for (int e = 0; e < 2; ++e) {
+                mine[e] = j % 2 == 0 ? d[octet][2 * o + e] : d[octet + 1][2 * o + e];
+                others[e] = shuffle_xor(j % 2 == 0 ? d[octet + 1][2 * o + e] : d[octet][2 * o + e], 1);
+            }
+            const int c = col + 8 * (octet + j % 2) + j / 2 * 4;
+            const Pack<float, 4> four = j % 2 == 0 ? Pack<float, 4>{mine[0], mine[1], others[0], others[1]}
+                                                   : Pack<float, 4>{others[0], others[1], mine[0], mine[1]};
+            if (row + o < strip.rows() && c < strip.source.cols)
+                put_dW<Weight>(table, strip.source, int64_t(strip.first + row + o) * strip.source.cols + c, four, add);
+        }
+}
+
+template <int g, class Weight>
+PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, const Scale& scale, bool add_to_dW) {
+    using Shared = MatrixShared<g, Weight>;
+    auto& shared = *reinterpret_cast<Shared*>(shared_memory());
+    const int rows = strip.rows(), cols = strip.source.cols, out_cols = cols / g, batch = int(table.batch);
+    const bool wants_dW = strip.source.dW != nullptr, wants_dp = table.dp != nullptr, wants_dq = table.dq != nullptr;
+    const Weight* W = static_cast<const Weight*>(strip.source.W) + int64_t(strip.first) * cols;
+    const Bfloat16* G = static_cast<const Bfloat16*>(scale.grad) + int64_t(strip.first / g) * out_cols;
+    const int64_t task = int64_t(strip.source.rows / g) * out_cols;
+
+    // Warps 0 to 3: 16 rows each, p and dp. Warps 4 to 7: 16 columns each, q and dq.
+    const bool of_rows = warp_index() < 4;
+    const int unit = warp_index() % 4 * 16, half = of_rows ? 0 : kMatrixCols / 2;
+    const int i = lane_index() / 4, j = lane_index() % 4;
+
+    const auto copy_W = [&](int tile) {
+        constexpr int kAtOnce = 16 / sizeof(Weight), kChunks = kMatrixCols / kAtOnce;
+#pragma unroll 1
+        for (int chunk = thread_index(); chunk < kStripRows * kChunks; chunk += kThreads) {
+            const int row = chunk / kChunks, col = chunk % kChunks * kAtOnce;
+            const bool valid = (wants_dp || wants_dq) && row < rows && tile + col < cols;
+            copy_async(&shared.W[row][col], valid ? W + int64_t(row) * cols + tile + col : W, valid);
+        }
+    };
+    const auto copy_G = [&](int tile, int b0, int buffer) {
+        constexpr int kWidth = 64 / g, kChunks = kWidth / 8;
+#pragma unroll 1
+        for (int chunk = thread_index(); chunk < kMatrixTasks * kWidth * kChunks; chunk += kThreads) {
+            const int m = chunk % kChunks * 8, n = chunk / kChunks % kWidth, t = chunk / kChunks / kWidth;
+            const bool valid = b0 + t < batch && n * g < rows && tile / g + m < out_cols;
+            copy_async(&shared.G[buffer].x[GradTile<g>::place(t, n, m)],
+                       valid ? G + (b0 + t) * task + n * out_cols + tile / g + m : G, valid);
+        }
+    };
+
+    copy_W(0);
+    copy_G(0, 0, 0);
+    commit_copies();
+
+    int buffer = 0;
+    Fragments<g, Weight> part_of_W;
+    for (int tile = 0; tile < cols; tile += kMatrixCols) {
+        float dW[4][4] = {};
+        for (int b0 = 0; b0 < batch; b0 += kMatrixTasks, buffer ^= 1) {
+            Pack<float, 2> value[2][2];
+            for (int h = 0; h < 2; ++h)
+                for (int o = 0; o < 2; ++o) {
+                    const int b = b0 + i + 8 * h, x = unit + 8 * o + 2 * j;
+                    value[h][o] = {};
+                    if (b < batch && of_rows && x < rows)
+                        value[h][o] = load<float, 2>(table.p + b * table.p_width + scale.p_offset + strip.first + x);
+                    if (b < batch && !of_rows && tile + x < cols)
+                        value[h][o] = load<float, 2>(table.q + b * table.q_width + scale.q_offset + tile + x);
+                }
+            wait_copies<0>();
+            barrier();  // W and G have arrived, and the last step has read p and q
+            if (b0 == 0)
+                part_of_W.read(of_rows ? shared.W[unit] : &shared.W[0][unit], of_rows ? Shared::kPitch : 1,
+                               of_rows ? 1 : Shared::kPitch);
+            lay_out<g>(of_rows ? shared.p : shared.q, unit / 8, value, of_rows);
+            barrier();  // p and q are there, and W is free for the next tile
+            const bool last = b0 + kMatrixTasks >= batch;
+            copy_G(last ? tile + kMatrixCols : tile, last ? 0 : b0 + kMatrixTasks, buffer ^ 1);
+            if (b0 == 0) copy_W(tile + kMatrixCols);
+            commit_copies();
+
+            Pack<float, 4> sum[2];
+            if (of_rows && wants_dp) {
+                contract<g, true>(sum, part_of_W, shared.q, shared.G[buffer], unit);
+                for (int h = 0; h < 2; ++h)
+                    if (b0 + i + 8 * h < batch && unit + 4 * j < rows)  // what is there was written by this thread
+                        put_four(table.dp + (b0 + i + 8 * h) * table.p_width + scale.p_offset + strip.first + unit + 4 * j,
+                                 sum[h], tile > 0);
+            }
+            if (!of_rows && wants_dq) {
+                contract<g, false>(sum, part_of_W, shared.p, shared.G[buffer], unit);
+                for (int h = 0; h < 2; ++h)
+                    if (b0 + i + 8 * h < batch && tile + unit + 4 * j < cols)
+                        put_dq(table, strip, scale, b0 + i + 8 * h, tile + unit + 4 * j, sum[h]);
+            }
+            if (wants_dW) accumulate_dW<g>(dW, shared.p, shared.q, shared.G[buffer], unit, half);
+        }
+        if (wants_dW) put_dW_tile<Weight>(table, strip, dW, unit, tile + half, add_to_dW);
+    }
+    wait_copies<0>();  // none is left for the scale that comes next
+}
+
+}  // namespace projkern::cuda
