@@ -354,7 +354,7 @@ def test_each_wait_of_the_kernels_is_missed_when_it_is_gone(tmp_path, name, whic
     with pytest.raises(RuntimeError, match="shared memory|dW"):
         for group, weight_dtype, output_dtype in product([2, 4, 8], WEIGHTS, OUTPUTS):
             for batch in (3, 35):
-                scales = [(0, group, group), (0, 2, 2)]
+                scales = [(0, group, group), (0, 2, 2), (0, 3, 3)]
                 call = Call([(1, 72, 648)], scales, batch, weight_dtype, output_dtype, d_weight_dtype=torch.float32)
                 call.forward(library), call.backward(library)
 

@@ -1,10 +1,10 @@
 // Finds accesses to the same memory that nothing orders, and accesses to memory that nobody gave to the kernel.
 //
 // The kernels' files are compiled with -fsanitize=thread, which calls a function at each access to memory; races.cpp
-// defines these functions. The compiler's own runtime (libtsan) would have to be loaded ahead of Python, remembers only a
-// few accesses to an address, and knows neither blocks nor whose memory it is. Here the question has an exact answer: two
-// accesses of one launch are ordered if they are of one thread, or of one block with a barrier between, or of one warp
-// with a meeting of its lanes between. Without PROJKERN_CHECK_RACES all of this is empty.
+// defines these functions. The compiler's own runtime (libtsan) would have to be loaded ahead of Python, remembers only
+// a few accesses to an address, and knows neither blocks nor whose memory it is. Here the question has an exact answer:
+// two accesses of one launch are ordered if they are of one thread, or of one block with a barrier between, or of one
+// warp with a meeting of its lanes between. Without PROJKERN_CHECK_RACES all of this is empty.
 #pragma once
 
 #include <cstdint>
