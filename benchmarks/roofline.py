@@ -64,6 +64,12 @@ class Cell:
         """Of W; those of dW are as many."""
         return self.size * BYTES[self.weights]
 
+    @property
+    def kept_bytes(self) -> float:
+        """Of all results of a forward and a backward: W_s, dW, dp and dq (in float32)."""
+        factors = self.layers * sum(n + m for n, m in self.shapes())
+        return self.result_bytes + self.weight_bytes + 4 * self.batch * factors
+
     def bytes(self, part: str) -> float:
         """The least traffic of a part."""
         return self.weight_bytes * (1 if part == "forward" else 2) + self.result_bytes

@@ -42,14 +42,16 @@ def row(cell: Stored, provider: str) -> Stored | None:
 
     Under each of "forward", "backward" and "both": ``seconds``, ``of_limit`` (the part of the time that the machine
     would need at the least), ``by`` (which limit), and ``best``, ``best_seconds`` and ``speedup`` for the fastest
-    form in torch. A form in torch has its backward by difference: both, less forward.
+    form in torch. A form in torch has its backward by difference: both, less forward. ``extra_memory`` is the most
+    memory taken beside inputs and results, as a part of the results; None where it is not known.
     """
     parts = cell["seconds"].get(provider, {})
     if not all(parts.get(part) for part in (*PARTS, "both")):
         return None
     key = Cell.of(cell)
     floors = {part: key.least_seconds(part, *limits(cell)) for part in PARTS}
-    made: Stored = {"batch": key.batch, "group": key.group, "peak_bytes": cell["peak_bytes"].get(provider)}
+    peak = cell["peak_bytes"].get(provider)
+    made: Stored = {"batch": key.batch, "group": key.group, "extra_memory": peak and peak / key.kept_bytes - 1}
     for part in (*PARTS, "both"):
         seconds = statistics.median(parts[part])
         floor = floors[part][0] if part in floors else sum(floor for floor, _ in floors.values())
@@ -118,7 +120,7 @@ def _lines(rows: list[Stored], on_card: bool) -> list[str]:
         "|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|",
     ]
     if on_card:
-        head = [head[0] + " forward alone, ratio | memory, GB |", head[1] + "--:|--:|"]
+        head = [head[0] + " forward alone, ratio | extra memory |", head[1] + "--:|--:|"]
     lines = []
     for r in rows:
         both = r["both"]
@@ -129,8 +131,7 @@ def _lines(rows: list[Stored], on_card: bool) -> list[str]:
             f"| {both.get('best', 'none could be measured')} | {best_ms} | {_number(both.get('speedup'), '.1f')} |"
         )
         if on_card:
-            forward, peak = r["forward"].get("speedup"), r["peak_bytes"]
-            line += f" {_number(forward, '.1f')} | {_number(peak and peak / 1e9, '.2f')} |"
+            line += f" {_number(r['forward'].get('speedup'), '.1f')} | {_number(r['extra_memory'], '.0%')} |"
         lines.append(line)
     return head + lines
 
