@@ -7,14 +7,14 @@ For one source matrix W, viewed as (n, a, m, c), with p (B, n, a), q (B, m, c) a
     dp[b,n,a]  = sum_i U[b,n,i] W[n,a,i]
     dq[b,i]    = sum_n G[b,n,m] T[b,n,i]                            T[b,n,i] = sum_a p[b,n,a] W[n,a,i]
 
-**One launch.** A program finds its tile, and all of that tile's sizes and offsets, in tables that depend on the plan.
-They are uploaded once. Addresses of weights and gradients are another table; a change of it travels in the arguments of a
-tiny kernel, so there is no copy from the host that a CUDA graph could not hold. After one call as a warm-up with the
-same plan and batch, calls may be captured.
+**One launch.** A program finds its tile, with all its sizes and offsets, in tables that depend on the plan (those of
+outputs also on the batch) and are uploaded once. Weights and gradients are separate tensors, so their addresses are a
+table too; a new one is written by a tiny kernel from its arguments. Nothing is copied from the host after the first
+call with the same plan and batch, which therefore warms up for the capture of a CUDA graph.
 
-**The backward** holds rows of W and of dW in registers while it runs over the batch: one read of W gives dW, and parts of dp
-and dq. Parts are summed by a second kernel in the order of the tiles. No atomics; tiles depend on the plan, never on the
-card, so results are bit-equal over repeats.
+**The backward** holds a few rows of W and of dW in registers while it runs over the tasks, and then dq while it runs
+over rows. Tiles leave partial sums of dp and dq, which a second kernel adds in the order of the tiles. No atomics;
+tiles depend on the plan and never on the card. So results are bit-equal over repeats.
 
 Triton is optional. It is imported at the first use, and without a card only runs interpreted (TRITON_INTERPRET=1).
 """
@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate, product
+from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -35,13 +35,9 @@ from torch import Tensor
 
 from .plan import Plan
 
-SERVES = "float32, bfloat16 and float16 weights and float32 and bfloat16 outputs on a CUDA device"
-
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
-
-LANE_BYTES = 16
-"""What one thread reads of a row at a time."""
+SERVES = "float32, bfloat16 and float16 weights and float32 and bfloat16 outputs on a CUDA device, or interpreted on a CPU"
 
 ADDRESSES_PER_LAUNCH = 128
 """1 KB of kernel arguments: every card takes 4."""
@@ -51,18 +47,26 @@ SUM_BLOCK = 256
 
 @dataclass(frozen=True)
 class Configuration:
-    """How the kernels cut a plan. No choice changes a result by more than rounding; none depends on the card."""
+    """How a kernel cuts a plan, in powers of two. A choice changes results by rounding only; none looks at the card."""
 
-    rows: int = 8  # source rows that a thread holds at a time; a power of two, as all of these
+    lane: int  # elements of a row that a thread holds
+    tasks: int  # how many tasks are served by one read of W's rows, at most
+    registers: int  # of a thread, at most
+    rows: int = 4  # source rows that a thread holds
     cols: int = 512  # source columns of a tile, at most
+    block: int = 32  # source rows that the backward passes over twice
     band: int = 128  # source rows of a tile in the backward: dq has a part for each
-    tasks: int = 8  # of the batch at a time, at most
 
 
-def configurations() -> Iterator[Configuration]:
-    """What a benchmark may try. The hot path tunes nothing."""
-    for rows, cols, band, tasks in product((4, 8, 16), (256, 512, 1024), (64, 128, 256), (1, 2, 4, 8)):
-        yield Configuration(rows, cols, band, tasks)
+FORWARD = Configuration(lane=8, tasks=4, registers=168)
+BACKWARD = Configuration(lane=4, tasks=2, registers=255)
+"""For every card, dtype and group: the largest that compile without spilling. Not yet tuned by measurements."""
+
+
+def configurations(of: Configuration) -> Iterator[Configuration]:
+    """What a benchmark may try in place of FORWARD or BACKWARD. Calls tune nothing by themselves."""
+    for lane, tasks, rows, cols, registers in product((4, 8), (1, 2, 4, 8), (4, 8), (256, 512, 1024), (128, 168, 255)):
+        yield replace(of, lane=lane, tasks=tasks, rows=rows, cols=cols, registers=registers)
 
 
 def _interpreted() -> bool:
@@ -97,7 +101,7 @@ def _mend_interpreter() -> None:
     Up to Triton 3.6 it makes an int of an array of one element, which NumPy now refuses
     (github.com/triton-lang/triton/issues/9171).
     """
-    interpreter = importlib.import_module("triton.runtime.interpreter")
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
     patch = interpreter._patch_lang_tensor
 
     def mended(tensor: Any, scope: Any) -> None:
@@ -121,39 +125,34 @@ def _together(group: int, rows: int) -> int:
     return min(group & -group, rows)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """The constants that one plan and batch give a kernel, beside its variants."""
-
-    rows: int
-    cols: int
-    band: int
-    tasks: int
-    num_warps: int
-
-
-def _shape(plan: Plan, batch: int, element_size: int, chosen: Configuration) -> _Shape:
-    lane = LANE_BYTES // element_size
+def _constants(plan: Plan, batch: int, chosen: Configuration) -> dict[str, int]:
+    """The sizes that a kernel is compiled for, beside its variants."""
     widest = max((m.cols for m in plan.matrices), default=0)
-    cols = min(max(_next_power_of_two(widest), 32 * lane), chosen.cols)
-    # Each task costs rows / together * lane registers; 64 for all tasks leave room for W's.
+    cols = min(max(_next_power_of_two(widest), 32 * chosen.lane), chosen.cols)
+    # A task takes registers for each of a tile's output rows, and small groups have more of these.
     together = min((_together(m.row_group, chosen.rows) for m in plan.matrices), default=1)
-    tasks = max(1, 64 * together // (chosen.rows * lane))
-    tasks = min(tasks, chosen.tasks, _next_power_of_two(batch))
-    return _Shape(chosen.rows, cols, chosen.band, tasks, max(1, cols // (32 * lane)))
+    tasks = min(together, chosen.tasks, _next_power_of_two(batch))
+    return {
+        "ROWS": chosen.rows,
+        "COLS": cols,
+        "TASKS": tasks,
+        "num_warps": max(1, cols // (32 * chosen.lane)),
+        "maxnreg": chosen.registers,
+    }
 
 
-def _upload(rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int64).to(device)
+def _upload(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
-def _tiles(sizes: list[tuple[int, int, int, int]], device: torch.device) -> Tensor:
-    """(k, row, column) of every tile, for (rows, row step, columns, column step) of each k."""
-    tiles = [
-        torch.cartesian_prod(torch.tensor([k]), torch.arange(0, rows, row_step), torch.arange(0, cols, col_step))
-        for k, (rows, row_step, cols, col_step) in enumerate(sizes)
-    ]
-    return torch.cat(tiles).contiguous().to(device) if tiles else torch.empty(0, 3, dtype=torch.int64)
+def _tiles(counts: Sequence[tuple[int, int]]) -> Tensor:
+    """(k, down, across) of every tile, for the numbers of tiles down and across each k."""
+    with torch.device("cpu"):  # whatever the default
+        tiles = [
+            torch.cartesian_prod(torch.tensor([k]), torch.arange(down), torch.arange(across))
+            for k, (down, across) in enumerate(counts)
+        ]
+        return torch.cat(tiles) if tiles else torch.empty(0, 3, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ class _ForwardTables:
 @lru_cache(maxsize=256)
 def _forward_tables(plan: Plan, device: torch.device, rows: int, cols: int) -> _ForwardTables:
     variants: dict[tuple[int, int, bool], int] = {}
-    matrices, sizes = [], []
+    matrices, counts, heights = [], [], []
     for m in plan.matrices:
         side = min(_next_power_of_two(m.col_group), cols)
         variant = (_together(m.row_group, rows), side, side == m.col_group)
@@ -175,18 +174,20 @@ def _forward_tables(plan: Plan, device: torch.device, rows: int, cols: int) -> _
             (m.weight, m.layer * m.rows * m.cols, m.out_rows, m.out_cols, m.row_group, m.col_group,
              m.p_offset, m.q_offset, index)
         )  # fmt: skip
-        sizes.append((m.out_rows, rows // variant[0], m.out_cols, cols // side))
-    tiles = _tiles(sizes, torch.device("cpu"))
+        counts.append((-(-m.out_rows * variant[0] // rows), -(-m.out_cols * side // cols)))
+        heights.append(rows // variant[0] * m.row_group)
+    tiles = _tiles(counts)
     # The scales of one source read the same rows one after another: once from memory, then from the cache.
-    source = {key: s for s, key in enumerate(dict.fromkeys((m.weight, m.layer) for m in plan.matrices))}
-    first_row = torch.tensor([(source[m.weight, m.layer] << 40, m.row_group) for m in plan.matrices])[tiles[:, 0]]
-    order = torch.argsort(first_row[:, 0] + tiles[:, 1] * first_row[:, 1], stable=True)
+    sources = {key: s for s, key in enumerate(dict.fromkeys((m.weight, m.layer) for m in plan.matrices))}
+    source = torch.tensor([sources[m.weight, m.layer] for m in plan.matrices], device="cpu")[tiles[:, 0]]
+    row = torch.tensor(heights, device="cpu")[tiles[:, 0]] * tiles[:, 1]
+    order = torch.argsort((source << 40) + row, stable=True)
     return _ForwardTables(tiles[order].to(device), _upload(matrices, device), tuple(variants))
 
 
 @lru_cache(maxsize=256)
 def _output_offsets(plan: Plan, device: torch.device, batch: int) -> Tensor:
-    return torch.tensor(plan.output_offsets(batch)).to(device)
+    return torch.tensor(plan.output_offsets(batch), dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class _BackwardTables:
     tiles: Tensor
     sources: Tensor
     matrices: Tensor
-    variants: tuple[int, ...]
+    variants: tuple[tuple[int, int], ...]
     p_runs: Tensor
     p_parts: int  # elements for each task
     q_runs: Tensor
@@ -207,7 +208,8 @@ def _backward_tables(plan: Plan, device: torch.device, rows: int, cols: int, ban
     by_source: dict[tuple[int, int], list[int]] = {}
     for k, m in enumerate(plan.matrices):
         by_source.setdefault((m.weight, m.layer), []).append(k)
-    variants: dict[int, int] = {}
+    variants: dict[tuple[int, int], int] = {}
+    counts: list[tuple[int, int]] = []
     sources: list[tuple[int, ...]] = []
     matrices: list[tuple[int, ...]] = []
     p_runs: list[tuple[int, ...]] = []
@@ -218,9 +220,10 @@ def _backward_tables(plan: Plan, device: torch.device, rows: int, cols: int, ban
         first = len(matrices)
         sources.append((m.weight, m.layer * m.rows * m.cols, m.rows, m.cols, first, first + len(members)))
         bands, strips = -(-m.rows // band), -(-m.cols // cols)
+        counts.append((bands, strips))
         for k in members:
             m = plan.matrices[k]
-            variant = variants.setdefault(_together(m.row_group, rows), len(variants))
+            variant = variants.setdefault((_together(m.row_group, rows), _together(m.col_group, cols)), len(variants))
             matrices.append((k, m.row_group, m.col_group, m.p_offset, m.q_offset, p_parts, q_parts, variant))
             p_runs += [(p_parts, strips, m.rows, m.p_offset, i) for i in range(0, m.rows, SUM_BLOCK)]
             q_runs += [(q_parts, bands, m.cols, m.q_offset, i) for i in range(0, m.cols, SUM_BLOCK)]
@@ -230,7 +233,7 @@ def _backward_tables(plan: Plan, device: torch.device, rows: int, cols: int, ban
     for weight, _ in by_source:
         layers[weight] = layers.get(weight, 0) + 1
     return _BackwardTables(
-        _tiles([(s[2], band, s[3], cols) for s in sources], device),
+        _tiles(counts).to(device),
         _upload(sources, device),
         _upload(matrices, device),
         tuple(variants),
@@ -289,7 +292,7 @@ def _divides(plan: Plan) -> bool:
 
 def _aligned(plan: Plan, tensors: list[Tensor | None]) -> bool:
     """Whether 16 bytes may be read and written at once; a false promise would be undefined behaviour."""
-    return _divides(plan) and all(t is None or t.data_ptr() % LANE_BYTES == 0 for t in tensors)
+    return _divides(plan) and all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
 
 
 def project_forward(
@@ -298,7 +301,7 @@ def project_forward(
     p: Tensor,
     q: Tensor,
     flat: Tensor,
-    configuration: Configuration = Configuration(),  # noqa: B008
+    configuration: Configuration = FORWARD,
 ) -> None:
     """Write W_s of each matrix k into the ``flat`` output buffer, at plan.output_offsets(batch)[k].
 
@@ -310,10 +313,10 @@ def project_forward(
     batch, device = p.shape[0], p.device
     if flat.numel() == 0:
         return
-    shape = _shape(plan, batch, weights[0].element_size(), configuration)
-    tables = _kept(_forward_tables(plan, device, shape.rows, shape.cols), device)
+    constants = _constants(plan, batch, configuration)
+    tables = _kept(_forward_tables(plan, device, constants["ROWS"], constants["COLS"]), device)
     # Few tiles share out the batch, or most of the card would idle.
-    splits = max(1, min(-(-batch // shape.tasks), 1024 // len(tables.tiles)))
+    splits = max(1, min(-(-batch // constants["TASKS"]), 1024 // len(tables.tiles)))
     with torch.cuda.device_of(p):
         _kernels()._project_forward_kernel[(len(tables.tiles), splits)](
             _addresses([*weights], device),
@@ -329,10 +332,7 @@ def project_forward(
             W_TYPE=_type(weights[0].dtype),
             VARIANTS=tables.variants,
             ALIGNED=_aligned(plan, [*weights]),
-            ROWS=shape.rows,
-            COLS=shape.cols,
-            TASKS=shape.tasks,
-            num_warps=shape.num_warps,
+            **constants,
         )
 
 
@@ -345,7 +345,7 @@ def project_backward(
     d_weights: list[Tensor | None],
     dp: Tensor | None,
     dq: Tensor | None,
-    configuration: Configuration = Configuration(),  # noqa: B008
+    configuration: Configuration = BACKWARD,
 ) -> None:
     """Write the gradients that are given a place; the others cost nothing.
 
@@ -357,8 +357,10 @@ def project_backward(
     batch, device = p.shape[0], p.device
     if not weights:
         return
-    shape = _shape(plan, batch, weights[0].element_size(), configuration)
-    tables = _kept(_backward_tables(plan, device, shape.rows, shape.cols, shape.band), device)
+    constants = _constants(plan, batch, configuration)
+    tables = _kept(
+        _backward_tables(plan, device, constants["ROWS"], constants["COLS"], configuration.band), device
+    )
     for weight, d in enumerate(d_weights):
         if d is not None and tables.layers.get(weight, 0) < d.shape[0]:
             d.zero_()
@@ -386,14 +388,12 @@ def project_backward(
                 G_TYPE=_type(grads[0].dtype),
                 VARIANTS=tables.variants,
                 ALIGNED=_aligned(plan, [*weights, *d_weights]),
-                BAND=shape.band,
-                ROWS=shape.rows,
-                COLS=shape.cols,
-                TASKS=shape.tasks,
+                BAND=configuration.band,
+                BLOCK=configuration.block,
                 NEED_W=wanted,
                 NEED_P=dp is not None,
                 NEED_Q=dq is not None,
-                num_warps=shape.num_warps,
+                **constants,
             )
         for total, parts, runs in ((dp, p_parts, tables.p_runs), (dq, q_parts, tables.q_runs)):
             if total is not None and batch and len(runs):
