@@ -23,6 +23,7 @@ if not sys.platform.startswith("linux") or shutil.which(cuda_on_host.compiler())
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+SPLIT = 2**-15  # float32 results by way of tensor cores, which multiply two bfloat16 for each float32
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 WEIGHTS, OUTPUTS = list(NAMES), [torch.float32, torch.bfloat16]
 SCHEDULES = [("ascending", 0), ("descending", 0), ("random", 1), ("random", 2)]
@@ -169,7 +170,10 @@ class Call:
     def check(self, found: dict[str, Tensor]) -> None:
         truth = self.make_truth()
         for name, value in found.items():
-            assert relative_error(value, truth[name]) <= TOLERANCE[value.dtype], name
+            tolerance = TOLERANCE[value.dtype]
+            if self.output_dtype == torch.bfloat16:
+                tolerance = max(tolerance, SPLIT)
+            assert relative_error(value, truth[name]) <= tolerance, name
 
     def check_both(self, library) -> None:
         self.check(self.forward(library))
@@ -228,8 +232,9 @@ def test_nothing_races_nor_reaches_beyond_its_memory(races, seed):
 @pytest.mark.parametrize("group", [2, 4, 8])
 def test_fast_paths(library, group, weight_dtype, output_dtype):
     """Rows that end inside a strip, columns that end inside any tile, and batches around the tensor cores' tiles."""
-    cases = (1, 72, 520), (16, 136, 264), (64, 64, 272), (35, 24, 328)
-    for batch, rows, cols in cases if library.kind == "plain" else [(33, 72, 328)]:
+    cases = (1, 72, 520), (16, 136, 264), (64, 64, 272), (35, 24, 320), (18, 68, 288), (33, 200, 128)
+    for batch, rows, cols in cases if library.kind == "plain" else [(33, 72, 328), (34, 72, 320)]:
+        rows = rows // group * group
         Call([(1, rows, cols)], [(0, group, group)], batch, weight_dtype, output_dtype).check_both(library)
 
 
@@ -240,12 +245,12 @@ def test_every_group(plain, group):
     Call(shapes, entries, 3).check_both(plain)
 
 
-@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("batch", [3, 20])
-def test_several_scales_of_one_source_are_summed(library, batch, weight_dtype):
+@pytest.mark.parametrize(("weight_dtype", "output_dtype"), [(OUTPUTS[0], OUTPUTS[1]), (OUTPUTS[1], OUTPUTS[0])])
+@pytest.mark.parametrize("batch", [3, 33])
+def test_several_scales_of_one_source_are_summed(library, batch, weight_dtype, output_dtype):
     entries = [(0, 2, 2), (0, 4, 4), (1, 8, 2), (0, 8, 8), (0, 1, 16), (0, 4, 4)]
     options = {"d_weight_dtype": torch.float32, "accumulate": True}
-    Call([(2, 80, 144), (1, 24, 40)], entries, batch, weight_dtype, **options).check_both(library)
+    Call([(2, 80, 192), (1, 24, 40)], entries, batch, weight_dtype, output_dtype, **options).check_both(library)
 
 
 @pytest.mark.parametrize("where", ["first", "middle", "last", "only"])
@@ -258,13 +263,13 @@ def test_empty_matrices(plain, where, workspace, empty):
     Call(shapes, [(k, 2, 2) for k in range(len(shapes))], 2, workspace=workspace).check_both(plain)
 
 
-@pytest.mark.parametrize("group", [2, 3])
+@pytest.mark.parametrize("group", [2, 3, 8])
 @pytest.mark.parametrize("wanted", [(w, p, q) for w in (0, 1) for p in (0, 1) for q in (0, 1) if w + p + q])
 def test_each_subset_of_gradients(library, wanted, group):
     for accumulate, workspace in ((False, True), (True, False)):
-        for batch in (2, 18):
+        for batch, output_dtype in ((2, torch.float32), (18, torch.bfloat16)):
             options = {"wanted": wanted, "accumulate": accumulate, "workspace": workspace}
-            call = Call([(1, 72, 144)], [(0, group, group)], batch, **options)
+            call = Call([(1, 72, 192)], [(0, group, group)], batch, torch.float32, output_dtype, **options)
             call.check(call.backward(library))
 
 
@@ -355,7 +360,7 @@ def test_each_wait_of_the_kernels_is_missed_when_it_is_gone(tmp_path, name, whic
         for group, weight_dtype, output_dtype in product([2, 4, 8], WEIGHTS, OUTPUTS):
             for batch in (3, 35):
                 scales = [(0, group, group), (0, 2, 2), (0, 3, 3)]
-                call = Call([(1, 72, 648)], scales, batch, weight_dtype, output_dtype, d_weight_dtype=torch.float32)
+                call = Call([(1, 72, 576)], scales, batch, weight_dtype, output_dtype, d_weight_dtype=torch.float32)
                 call.forward(library), call.backward(library)
 
 
