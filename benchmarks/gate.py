@@ -102,9 +102,10 @@ def compare(old: Stored, new: Stored) -> tuple[list[Change], list[str]]:
         for provider in before.get("fused", ()):
             after = found.get(key)
             values = {what: (value, noise) for what, value, noise in ratios(after, provider)} if after else {}
-            if not values:
+            of_old = list(ratios(before, provider))  # none of a graph: its backward is not measured alone
+            if of_old and not values:
                 missing.append(f"{_label(key)}, {provider}")
-            for what, value, noise in ratios(before, provider):
+            for what, value, noise in of_old:
                 if what in values:
                     now, noise_now = values[what]
                     changes.append(Change(key, provider, what, value, now, max(FLOOR, math.sqrt(noise + noise_now))))

@@ -124,8 +124,8 @@ def of_limits(axes: Axes, rows: list[Stored]) -> None:
     axes.axhline(1, color="black", linewidth=1)
     axes.set_ylim(0, max(1.2, 1.2 * highest))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    labels = [f"g = {g}" for g in groups]
-    axes.set_xticks([places[b, g] for b in batches for g in groups], labels * len(batches), fontsize=8)
+    labels = [f"g={g}" for g in groups]
+    axes.set_xticks([places[b, g] for b in batches for g in groups], labels * len(batches), fontsize=7.5)
     for i, batch in enumerate(batches):
         axes.annotate(f"B = {batch}", (i, 0), (0, -22), "data", "offset points", ha="center", va="top", fontsize=10)
     axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper left")

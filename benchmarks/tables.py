@@ -108,7 +108,22 @@ def table(result: Stored) -> str:
     ]
     if skipped:
         parts.append("Not measured:\n\n" + "\n".join(f"- {line}" for line in skipped))
+    if on_card and found:
+        parts.append(_speeds([cell for _, _, cells in found for cell in cells]))
     return "\n\n".join(parts) or "Nothing was measured."
+
+
+def _speeds(cells: list[Stored]) -> str:
+    """A card's measured speeds, and which of them are limits."""
+    copy, single, half = (
+        statistics.median(value for cell in cells for value in cell[name])
+        for name in ("copy_bytes_per_second", "gemm_flops_per_second", "bfloat16_gemm_flops_per_second")
+    )
+    return (
+        f"The limit is the longer of the least traffic at the speed of a large copy ({copy / 1e12:.2f} TB/s, read and "
+        f"written) and the multiply-adds at the rate of torch's float32 product without TF32 ({single / 1e12:.1f} "
+        f"TFLOP/s); kernels that use tensor cores (bfloat16 product: {half / 1e12:.0f} TFLOP/s) may pass the second."
+    )
 
 
 def _lines(rows: list[Stored], on_card: bool) -> list[str]:

@@ -239,6 +239,8 @@ def test_a_cards_orders(tmp_path):
     assert "**cpu**: 1 layers of d = 64, W in float32, W_s in bfloat16" in shown
     assert "**cpu**: 1 layers of d = 32, W in bfloat16, W_s in bfloat16" in shown
     assert "layers of d = 4,096" in shown and "needs 500 GB" in shown and "forward alone, ratio" in shown
+    assert "The limit is the longer of" in shown and "(bfloat16 product:" in shown
+    assert run_gate(tmp_path, result, result) == 0
     plot.plot(result, tmp_path / "card.png")
     (tmp_path / "card").mkdir()
     compare.write_result(tmp_path / "card" / "projection.json", result)
