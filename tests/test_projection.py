@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from oracle import gradients, project_by_loops, project_dense, relative_error
 
 import projkern as pk
-from projkern.kernels import cuda, native, ops
+from projkern.kernels import backends, cuda, native, ops, reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -440,6 +442,20 @@ def test_missing_card_is_said_when_it_is_asked_for(monkeypatch):
 )
 def test_which_cards_a_build_runs_on(built_for, card, runs):
     assert cuda.runs_on(built_for.split(), card) == runs
+
+
+def test_a_backend_serves_every_thread():
+    """Autograd runs a card's backward in a thread of its own."""
+    served = []
+
+    def work():
+        served.append(backends.select(W.device, W.dtype, W.dtype))
+
+    with pk.use_backend("reference"):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert served == [reference]
 
 
 def test_a_backend_asked_for_does_not_fall_back():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from types import ModuleType
 
 import torch
@@ -16,7 +15,7 @@ _FASTEST_FIRST = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "refer
 
 NAMES = (*_MODULES, "auto")
 
-_chosen: ContextVar[str] = ContextVar("projkern_backend", default="auto")
+_chosen = "auto"  # of the whole process: autograd runs a card's backward in threads of its own
 
 
 def why_unavailable(name: str) -> str | None:
@@ -32,7 +31,9 @@ def available_backends() -> list[str]:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run the projections inside the ``with`` block on one backend.
+    """Run the projections inside the ``with`` block on one backend, in all threads of the process.
+
+    A backward that is run after the block takes the backend that is in force then.
 
     Args:
         name: "reference" (plain torch, any device and dtype), "cpu" (the C++ kernels), "triton", "cuda" (the CUDA
@@ -47,16 +48,17 @@ def use_backend(name: str) -> Iterator[None]:
     reason = None if name == "auto" else why_unavailable(name)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
-    token = _chosen.set(name)
+    global _chosen
+    before, _chosen = _chosen, name
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _chosen = before
 
 
 def select(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.dtype) -> ModuleType:
     """The backend module that serves these tensors under the choice now in force."""
-    name = _chosen.get()
+    name = _chosen
     if name == "auto":
         for candidate in _FASTEST_FIRST.get(device.type, ()):
             module = _MODULES[candidate]
