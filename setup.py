@@ -78,6 +78,7 @@ class CMakeBuild(build_ext):
 
         build = Path(self.build_temp).resolve() / f"cuda-{cuda}"
         build.mkdir(parents=True, exist_ok=True)
+        architectures = os.environ.get("CUDAARCHS", "")
         configure = [
             "cmake",
             *("-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
@@ -87,6 +88,8 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPROJKERN_PORTABLE={'ON' if flag('PROJKERN_PORTABLE') else 'OFF'}",
             f"-DPROJKERN_CUDA={cuda}",
+            # Said each time, because an earlier build's is kept in CMake's cache.
+            f"-DCMAKE_CUDA_ARCHITECTURES={architectures}" if architectures else "-UCMAKE_CUDA_ARCHITECTURES",
             f"-DPROJKERN_VERSION={self.distribution.get_version()}",
             f"-DPROJKERN_REVISION={revision()}",
         ]
