@@ -33,8 +33,14 @@ struct SplitPair {
 
 PROJKERN_DEVICE float first_of(uint32_t pair) { return to_float(Bfloat16{uint16_t(pair)}); }
 PROJKERN_DEVICE float second_of(uint32_t pair) { return to_float(Bfloat16{uint16_t(pair >> 16)}); }
+PROJKERN_DEVICE float element_of(uint32_t pair, int place) { return place == 0 ? first_of(pair) : second_of(pair); }
 PROJKERN_DEVICE uint32_t firsts(uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; }
 PROJKERN_DEVICE uint32_t seconds(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
+
+template <int n>
+PROJKERN_DEVICE Pack<uint32_t, n> load_pairs(const Bfloat16* address) {
+    return load<uint32_t, n>(reinterpret_cast<const uint32_t*>(address));
+}
 
 PROJKERN_DEVICE SplitPair split(float first, float second) {
     const uint32_t hi = pack_bfloat16(first, second);
@@ -73,9 +79,12 @@ template <int g, class Weight>
 class Fragments {
   public:
     // The element (x, k) of the warp's part is at from[x * x_step + k * k_step].
-    PROJKERN_DEVICE void read(const Weight* from, int x_step, int k_step) {
+    template <int x_step, int k_step>
+    PROJKERN_DEVICE void read(const Weight* from) {
         const int i = lane_index() / 4, j = lane_index() % 4;
+#pragma unroll
         for (int o = 0; o < 2; ++o)
+#pragma unroll
             for (int group = 0; group < 64 / g; ++group) {
                 const Weight* at = from + (4 * (i / 2) + 2 * o + i % 2) * x_step + (group * g + 2 * j % g) * k_step;
                 const SplitPair pair = split(to_float(at[0]), to_float(at[k_step]));
@@ -87,17 +96,12 @@ class Fragments {
             }
     }
 
-    // a: as Operands::along has it.
+    // a: {hi, lo} of p or q, as Operands::along has it.
     PROJKERN_DEVICE void multiply(float (&d)[4], const uint32_t* a, int o, int group) const {
         for (int e = 0; e < 4; ++e) d[e] = 0;
-        if constexpr (g == 8) {
-            multiply_k16(d, {a[0], a[1], a[2], a[3]}, {hi_[o][group], hi_[o][group]});
-            if (!kExact) multiply_k8(d, {a[0], a[1]}, lo_[o][group]);
-        } else if constexpr (g == 4 && !kExact) {
-            multiply_k16(d, {a[0], a[1], a[0], a[1]}, {hi_[o][group], lo_[o][group]});
-        } else {
-            multiply_k8(d, {a[0], a[1]}, hi_[o][group]);
-        }
+        multiply_k8(d, {a[0], a[1]}, hi_[o][group]);
+        if (g == 8) multiply_k8(d, {a[2], a[3]}, hi_[o][group]);
+        if (g > 2 && !kExact) multiply_k8(d, {a[0], a[1]}, lo_[o][group]);
     }
 
   private:
@@ -147,25 +151,31 @@ PROJKERN_DEVICE void contract(Pack<float, 4> (&sum)[2], const Fragments<g, Weigh
     const int x = (unit + 4 * j) / g;
     const int at = g == 2 ? 4 * (2 * i + j % 2) : 4 * lane;
     sum[0] = sum[1] = {};
+#pragma unroll
     for (int four = 0; four < 64 / g; four += 4) {
-        Pack<Bfloat16, 4> row[2][kHalves];
-        for (int h = 0; h < 2; ++h)
-            for (int o = 0; o < kHalves; ++o)
-                if (of_rows) row[h][o] = load<Bfloat16, 4>(&G.x[G.place(i + 8 * h, x + o, four)]);
+        Pack<uint32_t, 2> row[2][kHalves];  // of G: four groups of columns
+        if (of_rows)
+            for (int h = 0; h < 2; ++h)
+                for (int o = 0; o < kHalves; ++o) row[h][o] = load_pairs<2>(&G.x[G.place(i + 8 * h, x + o, four)]);
         Pack<uint32_t, 4> a;
+#pragma unroll
         for (int k = four; k < four + 4; ++k) {
             if (k % kAtOnce == 0) a = load<uint32_t, 4>(operands.along[k * g / 8] + (g == 2 ? k / 2 % 2 * 64 : 0) + at);
-            Pack<Bfloat16, kHalves> element[2];
-            for (int h = 0; h < 2; ++h) {
-                if (!of_rows) element[h] = load<Bfloat16, kHalves>(&G.x[G.place(i + 8 * h, k, x)]);
-                if (of_rows)
-                    for (int o = 0; o < kHalves; ++o) element[h].x[o] = row[h][o].x[k % 4];
-            }
+            float grad[2][2];
+            for (int h = 0; h < 2; ++h)
+                for (int o = 0; o < 2; ++o) {
+                    if (of_rows)
+                        grad[h][o] = element_of(row[h][o % kHalves].x[k % 4 / 2], k % 2);
+                    else if (g == 2)
+                        grad[h][o] = element_of(load_pairs<1>(&G.x[G.place(i + 8 * h, k, x)]).x[0], o);
+                    else
+                        grad[h][o] = to_float(G.x[G.place(i + 8 * h, k, x)]);
+                }
             for (int o = 0; o < 2; ++o) {
                 float d[4];
                 W.multiply(d, a.x + k % kAtOnce * 2, o, k);
                 for (int h = 0; h < 2; ++h)
-                    for (int e = 0; e < 2; ++e) sum[h].x[2 * o + e] += to_float(element[h].x[o % kHalves]) * d[2 * h + e];
+                    for (int e = 0; e < 2; ++e) sum[h].x[2 * o + e] += grad[h][o] * d[2 * h + e];
             }
         }
     }
@@ -185,11 +195,12 @@ PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Op
             minus_lo[o][h] = part.x[2 + h] ^ kBothSigns;
         }
     }
+#pragma unroll
     for (int four = 0; four < 32 / g; four += 4) {
         Pack<uint32_t, 2> grads[4];  // four column groups, of tasks 2 j, 2 j + 1, and these + 8
         for (int t = 0; t < 4; ++t)
-            grads[t] = load<uint32_t, 2>(
-                reinterpret_cast<const uint32_t*>(&G.x[G.place(2 * j + t % 2 + t / 2 * 8, n, col / g + four)]));
+            grads[t] = load_pairs<2>(&G.x[G.place(2 * j + t % 2 + t / 2 * 8, n, col / g + four)]);
+#pragma unroll
         for (int m = four; m < four + 4; ++m) {
             const int octet = m * g / 8, word = m % 4 / 2;
             uint32_t S_hi[4], minus_S_lo[4];  // as A: {half 0 of the rows, half 1} for tasks 0.., then for tasks 8..
@@ -241,6 +252,8 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
     const Weight* W = static_cast<const Weight*>(strip.source.W) + int64_t(strip.first) * cols;
     const Bfloat16* G = static_cast<const Bfloat16*>(scale.grad) + int64_t(strip.first / g) * out_cols;
     const int64_t task = int64_t(strip.source.rows / g) * out_cols;
+    const float* p = table.p + scale.p_offset + strip.first;
+    const float* q = table.q + scale.q_offset;
 
     // Warps 0 to 3: 16 rows each, p and dp. Warps 4 to 7: 16 columns each, q and dq.
     const bool of_rows = warp_index() < 4;
@@ -277,20 +290,18 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
         float dW[4][4] = {};
         for (int b0 = 0; b0 < batch; b0 += kMatrixTasks, buffer ^= 1) {
             Pack<float, 2> value[2][2];
+            const float* vector = of_rows ? p : q + tile;
             for (int h = 0; h < 2; ++h)
                 for (int o = 0; o < 2; ++o) {
                     const int b = b0 + i + 8 * h, x = unit + 8 * o + 2 * j;
                     value[h][o] = {};
-                    if (b < batch && of_rows && x < rows)
-                        value[h][o] = load<float, 2>(table.p + b * table.p_width + scale.p_offset + strip.first + x);
-                    if (b < batch && !of_rows && tile + x < cols)
-                        value[h][o] = load<float, 2>(table.q + b * table.q_width + scale.q_offset + tile + x);
+                    if (b < batch && x < (of_rows ? rows : cols - tile))
+                        value[h][o] = load<float, 2>(vector + b * (of_rows ? table.p_width : table.q_width) + x);
                 }
             wait_copies<0>();
             barrier();  // W and G have arrived, and the last step has read p and q
-            if (b0 == 0)
-                part_of_W.read(of_rows ? shared.W[unit] : &shared.W[0][unit], of_rows ? Shared::kPitch : 1,
-                               of_rows ? 1 : Shared::kPitch);
+            if (b0 == 0 && of_rows) part_of_W.template read<Shared::kPitch, 1>(shared.W[unit]);
+            if (b0 == 0 && !of_rows) part_of_W.template read<1, Shared::kPitch>(&shared.W[0][unit]);
             lay_out<g>(of_rows ? shared.p : shared.q, unit / 8, value, of_rows);
             barrier();  // p and q are there, and W is free for the next tile
             const bool last = b0 + kMatrixTasks >= batch;
