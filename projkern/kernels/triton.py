@@ -37,7 +37,7 @@ from .plan import Plan
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
-SERVES = "float32, bfloat16 and float16 weights and float32 and bfloat16 outputs on a CUDA device, or interpreted on a CPU"
+SERVES = "float32, bfloat16 and float16 weights and float32 and bfloat16 outputs on a CUDA device"
 
 ADDRESSES_PER_LAUNCH = 128
 """1 KB of kernel arguments: every card takes 4."""
