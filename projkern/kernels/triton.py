@@ -26,6 +26,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from types import ModuleType
 from typing import Any
@@ -38,6 +39,9 @@ from .plan import Plan
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
 SERVES = "float32, bfloat16 and float16 weights and float32 and bfloat16 outputs on a CUDA device"
+
+OLDEST_TRITON = (3, 4)
+"""The first that reads tuples of tuples among a kernel's constants."""
 
 ADDRESSES_PER_LAUNCH = 128
 """1 KB of kernel arguments: every card takes 4."""
@@ -77,6 +81,12 @@ def why_unavailable() -> str | None:
     """Why these kernels cannot run here; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; `pip install triton` on Linux, or `pip install 'projkern[gpu]'`"
+    try:
+        installed = version("triton")
+    except PackageNotFoundError:  # torch's nightly builds bring a recent one by another name
+        installed = "{}.{}".format(*OLDEST_TRITON)
+    if tuple(int(part) for part in installed.split(".")[:2]) < OLDEST_TRITON:
+        return f"triton {installed} is too old: it must be {'.'.join(map(str, OLDEST_TRITON))} or later"
     if not torch.cuda.is_available() and not _interpreted():
         return "there is no CUDA card (with TRITON_INTERPRET=1, set before the start, the kernels run interpreted)"
     return None
