@@ -50,8 +50,7 @@ ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 ORDERS = ("ascending", "descending", "random")
 
-FLAGS = {"plain": [], "races": ["-DPROJKERN_CHECK_RACES"]}
-KERNEL_FLAGS = {"plain": ["-O2"], "races": ["-O2", "-fsanitize=thread"]}
+FLAGS = {"plain": ["-O1", "-g"], "races": ["-O1", "-g", "-DPROJKERN_CHECK_RACES"], "host": ["-O0"]}
 
 
 def compiler() -> str:
@@ -63,7 +62,7 @@ def _flags(kind: str) -> list[str]:
 
     strings = ("COMPILER", "ARCHITECTURES", "VERSION", "REVISION")
     return [
-        *("-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"),
+        *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"),
         *("-fno-optimize-sibling-calls", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
         "-DPROJKERN_ON_HOST",
         *(f'-DPROJKERN_{name}="on the host"' for name in strings),
@@ -73,12 +72,17 @@ def _flags(kind: str) -> list[str]:
 
 
 def _compile(kind: str, folder: Path, source: Path, headers: bytes) -> Path:
-    flags = KERNEL_FLAGS[kind] if source.suffix == ".cu" else ["-O1"]
-    command = [compiler(), *_flags(kind), *flags, "-x", "c++", "-c", str(source)]
+    if source.suffix == ".cu" and kind == "races":
+        more = ["-fsanitize=thread"]
+    elif source.suffix == ".cpp" and source.parent != HERE:
+        kind, more = "host", []  # whatever only the host does is the same for both
+    else:
+        more = []
+    command = [compiler(), *_flags(kind), *more, "-x", "c++", "-c", str(source)]
     digest = hashlib.sha256("\0".join(command).encode() + headers + source.read_bytes()).hexdigest()[:16]
-    made = folder / f"{source.stem}-{digest}.o"
+    made = folder / f"{source.stem}-{kind}-{digest}.o"
     if not made.exists():
-        for old in folder.glob(f"{source.stem}-????????????????.o"):
+        for old in folder.glob(f"{source.stem}-{kind}-*.o"):
             old.unlink()
         _run([*command, "-o", f"{made}.part"])
         Path(f"{made}.part").rename(made)
@@ -100,7 +104,6 @@ def kernels(csrc: Path = CSRC) -> list[Path]:
 
 def make(kind: str, sources: list[Path], folder: Path = ROOT / "build" / "cuda_on_host") -> Path:
     """The library of these sources and the machine, made in the folder if it is not there or out of date."""
-    folder = folder / kind
     folder.mkdir(parents=True, exist_ok=True)
     # These first: what they share with a kernel's file, such as std::string, is then not the one with checks.
     sources = [HERE / "machine.cpp", HERE / "races.cpp", *sources]
@@ -111,7 +114,7 @@ def make(kind: str, sources: list[Path], folder: Path = ROOT / "build" / "cuda_o
         fcntl.flock(lock, fcntl.LOCK_EX)
         objects = list(pool.map(lambda source: _compile(kind, folder, source, headers), sources))
         digest = hashlib.sha256("\0".join(map(str, objects)).encode()).hexdigest()[:16]
-        library = folder / f"_cuda-{digest}.so"
+        library = folder / f"_cuda-{kind}-{digest}.so"
         if not library.exists():
             _run([compiler(), "-shared", "-o", f"{library}.part", *map(str, objects), "-ldl", "-pthread"])
             Path(f"{library}.part").rename(library)
@@ -149,7 +152,7 @@ def build(kind: str = "plain") -> ModuleType:
 
 def load(kind: str, path: Path) -> ModuleType:
     # pybind11 keeps modules by name: each library has its own. The last part is what its entry is called.
-    spec = importlib.util.spec_from_file_location(f"{kind}.{path.stem}._cuda", path)
+    spec = importlib.util.spec_from_file_location(f"cuda_on_host.{path.stem}._cuda", path)
     library = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(library)
     controls = Controls(path)

@@ -85,6 +85,8 @@ using Stream = void*;
 inline int thread_index() { return on_host::place.thread; }
 inline int64_t block_index() { return on_host::place.block; }
 
+inline int afresh(int value) { return value; }
+
 // Starts as NaN in every type.
 inline unsigned char* shared_memory() {
     if (on_host::place.shared_bytes == 0) on_host::fail("there is no shared memory: the launch asked for none");
