@@ -91,9 +91,10 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
 
     // Lanes 16 to 31 keep rows 4 to 7 first, so that the first halving of dp sends the same registers everywhere.
     const bool swapped = lane >= 16;
-    const auto row_of = [&](int r) { return 8 * warp + (r ^ (swapped ? 4 : 0)); };
+    const auto row_of = [](int r, int thread) { return thread / 32 * 8 + (r ^ (thread % 32 >= 16 ? 4 : 0)); };
 
     const auto copy_W = [&](int tile) {  // the warp's own rows
+        const int thread = afresh(thread_index()), warp = thread / 32, lane = thread % 32;
         constexpr int kChunks = kLanesCols / kAtOnce;
 #pragma unroll 1
         for (int i = lane; i < 8 * kChunks; i += 32) {
@@ -104,7 +105,7 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
     };
     const auto copy_vectors = [&](int tile, int b0, int buffer) {
 #pragma unroll 1
-        for (int i = thread_index(); i < kLanesTasks * (kStripRows + kLanesCols) / 4; i += kThreads) {
+        for (int i = afresh(thread_index()); i < kLanesTasks * (kStripRows + kLanesCols) / 4; i += kThreads) {
             constexpr int kOfP = kLanesTasks * kStripRows / 4;
             const bool of_p = i < kOfP;
             const int width = of_p ? kStripRows : kLanesCols, place = 4 * (of_p ? i : i - kOfP);
@@ -125,14 +126,14 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
 
     int buffer = 0;
     for (int tile = 0; tile < cols; tile += kLanesCols) {
-        const int col = tile + 4 * lane;
         float w[8][4], dW[8][4];
         for (int b0 = 0; b0 < batch; b0 += kLanesTasks, buffer ^= 1) {
             wait_copies<0>();
             barrier();  // the copies have arrived, and the last step's shares of dq are used
             if (b0 == 0) {
+                const int thread = afresh(thread_index());
                 for (int r = 0; r < 8; ++r) {
-                    const Pack<Weight, 4> four = load<Weight, 4>(&shared.W[row_of(r)][4 * lane]);
+                    const Pack<Weight, 4> four = load<Weight, 4>(&shared.W[row_of(r, thread)][thread % 32 * 4]);
                     for (int c = 0; c < 4; ++c) {
                         w[r][c] = to_float(four.x[c]);
                         dW[r][c] = 0;
@@ -158,8 +159,8 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
                     if (b0 + t >= batch) continue;
 
                     const Pack<float, 4> q = load<float, 4>(&shared.q[buffer][t][4 * lane]);
-                    const Pack<float, 4> p[2] = {load<float, 4>(&shared.p[buffer][t][row_of(0)]),
-                                                 load<float, 4>(&shared.p[buffer][t][row_of(4)])};
+                    const Pack<float, 4> p[2] = {load<float, 4>(&shared.p[buffer][t][row_of(0, thread_index())]),
+                                                 load<float, 4>(&shared.p[buffer][t][row_of(4, thread_index())])};
                     float sum_dp[8] = {};
                     Pack<float, 4> dq = {};
                     for (int n = 0; n < 8 / g; ++n) {
@@ -188,7 +189,7 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
                 }
                 if (wants_dp) {
                     const float sum = halve(halve(dp_of[0], dp_of[1], 1), halve(dp_of[2], dp_of[3], 1), 2);
-                    const int b = b0 + half + lane % 4, row = 8 * warp + lane / 4;
+                    const int thread = afresh(thread_index()), b = b0 + half + thread % 4, row = thread / 4;
                     if (b < batch && row < rows) {
                         float* dp = table.dp + b * table.p_width + scale.p_offset + strip.first + row;
                         *dp = tile == 0 ? sum : *dp + sum;  // what is there was written by this thread
@@ -198,20 +199,22 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
 
             if (wants_dq) {
                 barrier();  // all shares are there: a task for each warp
-                if (b0 + warp < batch && col < cols) {
-                    Pack<float, 4> sum = load<float, 4>(&shared.dq[warp][0][4 * lane]);
+                const int thread = afresh(thread_index()), t = thread / 32, i = thread % 32 * 4;
+                if (b0 + t < batch && tile + i < cols) {
+                    Pack<float, 4> sum = load<float, 4>(&shared.dq[t][0][i]);
                     for (int other = 1; 8 * other < rows; ++other) {
-                        const Pack<float, 4> share = load<float, 4>(&shared.dq[warp][other][4 * lane]);
+                        const Pack<float, 4> share = load<float, 4>(&shared.dq[t][other][i]);
                         for (int c = 0; c < 4; ++c) sum.x[c] += share.x[c];
                     }
-                    put_dq(table, strip, scale, b0 + warp, col, sum);
+                    put_dq(table, strip, scale, b0 + t, tile + i, sum);
                 }
             }
         }
+        const int thread = afresh(thread_index()), col = tile + thread % 32 * 4;
         if (wants_dW && col < cols)
             for (int r = 0; r < 8; ++r)
-                if (row_of(r) < rows)
-                    put_dW<Weight>(table, strip.source, int64_t(strip.first + row_of(r)) * cols + col,
+                if (row_of(r, thread) < rows)
+                    put_dW<Weight>(table, strip.source, int64_t(strip.first + row_of(r, thread)) * cols + col,
                                    {dW[r][0], dW[r][1], dW[r][2], dW[r][3]}, add_to_dW);
     }
     wait_copies<0>();  // none is left for the scale that comes next

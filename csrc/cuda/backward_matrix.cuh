@@ -80,8 +80,8 @@ class Fragments {
   public:
     // The element (x, k) of the warp's part is at from[x * x_step + k * k_step].
     template <int x_step, int k_step>
-    PROJKERN_DEVICE void read(const Weight* from) {
-        const int i = lane_index() / 4, j = lane_index() % 4;
+    PROJKERN_DEVICE void read(const Weight* from, int lane) {
+        const int i = lane / 4, j = lane % 4;
 #pragma unroll
         for (int o = 0; o < 2; ++o)
 #pragma unroll
@@ -113,8 +113,8 @@ class Fragments {
 // and the next of task i + 8 h. In `across`, interleaved, half o has elements 8 (t % 2) + t / 2 * 2 + o: neighbours
 // in both halves, of one group for any g.
 template <int g>
-PROJKERN_DEVICE void lay_out(Operands& operands, int octet, const Pack<float, 2> (&value)[2][2], bool interleaved) {
-    const int lane = lane_index(), i = lane / 4, j = lane % 4;
+PROJKERN_DEVICE void lay_out(Operands& operands, int octet, const Pack<float, 2> (&value)[2][2], bool interleaved, int lane) {
+    const int i = lane / 4, j = lane % 4;
     SplitPair pair[2][2];
     for (int h = 0; h < 2; ++h)
         for (int o = 0; o < 2; ++o) pair[h][o] = split(value[h][o].x[0], value[h][o].x[1]);
@@ -144,10 +144,10 @@ PROJKERN_DEVICE void lay_out(Operands& operands, int octet, const Pack<float, 2>
 // sum[h][e] = sum over k of G (V or T), of task i + 8 h and element 4 j + e of the warp's 16, which start at `unit`.
 template <int g, bool of_rows, class Weight>
 PROJKERN_DEVICE void contract(Pack<float, 4> (&sum)[2], const Fragments<g, Weight>& W, const Operands& operands,
-                              const GradTile<g>& G, int unit) {
+                              const GradTile<g>& G, int unit, int lane) {
     constexpr int kHalves = g == 2 ? 2 : 1;      // of a lane's four elements, in groups of their own
     constexpr int kAtOnce = g == 8 ? 1 : 2;      // groups of k in 16 bytes of `along`
-    const int lane = lane_index(), i = lane / 4, j = lane % 4;
+    const int i = lane / 4, j = lane % 4;
     const int x = (unit + 4 * j) / g;
     const int at = g == 2 ? 4 * (2 * i + j % 2) : 4 * lane;
     sum[0] = sum[1] = {};
@@ -183,8 +183,9 @@ PROJKERN_DEVICE void contract(Pack<float, 4> (&sum)[2], const Fragments<g, Weigh
 
 // dW of 16 rows and 32 columns: d[octet] has columns 2 j and 2 j + 1 of rows 8 (i % 2) + i / 2 * 2 and the next.
 template <int g>
-PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Operands& q, const GradTile<g>& G, int row, int col) {
-    const int lane = lane_index(), i = lane / 4, j = lane % 4;
+PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Operands& q, const GradTile<g>& G, int row, int col,
+                                   int lane) {
+    const int i = lane / 4, j = lane % 4;
     const int n = (row + 8 * (i % 2) + i / 2 * 2) / g;
     uint32_t hi[2][2], minus_hi[2][2], minus_lo[2][2];  // of p: half of the rows, half of the tasks
     for (int o = 0; o < 2; ++o) {
@@ -225,8 +226,9 @@ PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Op
 
 // Neighbouring lanes exchange halves of two octets, so that each has four neighbours of one to store.
 template <class Weight>
-PROJKERN_DEVICE void put_dW_tile(const Table& table, const Strip& strip, const float (&d)[4][4], int row, int col, bool add) {
-    const int lane = lane_index(), i = lane / 4, j = lane % 4;
+PROJKERN_DEVICE void put_dW_tile(const Table& table, const Strip& strip, const float (&d)[4][4], int row, int col, bool add,
+                                 int lane) {
+    const int i = lane / 4, j = lane % 4;
     row += 8 * (i % 2) + i / 2 * 2;
     for (int octet = 0; octet < 4; octet += 2)
         for (int o = 0; o < 2; ++o) {
@@ -255,24 +257,19 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
     const float* p = table.p + scale.p_offset + strip.first;
     const float* q = table.q + scale.q_offset;
 
-    // Warps 0 to 3: 16 rows each, p and dp. Warps 4 to 7: 16 columns each, q and dq.
-    const bool of_rows = warp_index() < 4;
-    const int unit = warp_index() % 4 * 16, half = of_rows ? 0 : kMatrixCols / 2;
-    const int i = lane_index() / 4, j = lane_index() % 4;
-
-    const auto copy_W = [&](int tile) {
+    const auto copy_W = [&](int tile, int thread) {
         constexpr int kAtOnce = 16 / sizeof(Weight), kChunks = kMatrixCols / kAtOnce;
 #pragma unroll 1
-        for (int chunk = thread_index(); chunk < kStripRows * kChunks; chunk += kThreads) {
+        for (int chunk = thread; chunk < kStripRows * kChunks; chunk += kThreads) {
             const int row = chunk / kChunks, col = chunk % kChunks * kAtOnce;
             const bool valid = (wants_dp || wants_dq) && row < rows && tile + col < cols;
             copy_async(&shared.W[row][col], valid ? W + int64_t(row) * cols + tile + col : W, valid);
         }
     };
-    const auto copy_G = [&](int tile, int b0, int buffer) {
+    const auto copy_G = [&](int tile, int b0, int buffer, int thread) {
         constexpr int kWidth = 64 / g, kChunks = kWidth / 8;
 #pragma unroll 1
-        for (int chunk = thread_index(); chunk < kMatrixTasks * kWidth * kChunks; chunk += kThreads) {
+        for (int chunk = thread; chunk < kMatrixTasks * kWidth * kChunks; chunk += kThreads) {
             const int m = chunk % kChunks * 8, n = chunk / kChunks % kWidth, t = chunk / kChunks / kWidth;
             const bool valid = b0 + t < batch && n * g < rows && tile / g + m < out_cols;
             copy_async(&shared.G[buffer].x[GradTile<g>::place(t, n, m)],
@@ -280,8 +277,8 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
         }
     };
 
-    copy_W(0);
-    copy_G(0, 0, 0);
+    copy_W(0, thread_index());
+    copy_G(0, 0, 0, thread_index());
     commit_copies();
 
     int buffer = 0;
@@ -289,6 +286,11 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
     for (int tile = 0; tile < cols; tile += kMatrixCols) {
         float dW[4][4] = {};
         for (int b0 = 0; b0 < batch; b0 += kMatrixTasks, buffer ^= 1) {
+            const int thread = afresh(thread_index()), warp = thread / 32, lane = thread % 32, i = lane / 4, j = lane % 4;
+            // Warps 0 to 3: 16 rows each, p and dp. Warps 4 to 7: 16 columns each, q and dq.
+            const bool of_rows = warp < 4;
+            const int unit = warp % 4 * 16;
+
             Pack<float, 2> value[2][2];
             const float* vector = of_rows ? p : q + tile;
             for (int h = 0; h < 2; ++h)
@@ -300,32 +302,34 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
                 }
             wait_copies<0>();
             barrier();  // W and G have arrived, and the last step has read p and q
-            if (b0 == 0 && of_rows) part_of_W.template read<Shared::kPitch, 1>(shared.W[unit]);
-            if (b0 == 0 && !of_rows) part_of_W.template read<1, Shared::kPitch>(&shared.W[0][unit]);
-            lay_out<g>(of_rows ? shared.p : shared.q, unit / 8, value, of_rows);
+            if (b0 == 0 && of_rows) part_of_W.template read<Shared::kPitch, 1>(shared.W[unit], lane);
+            if (b0 == 0 && !of_rows) part_of_W.template read<1, Shared::kPitch>(&shared.W[0][unit], lane);
+            lay_out<g>(of_rows ? shared.p : shared.q, unit / 8, value, of_rows, lane);
             barrier();  // p and q are there, and W is free for the next tile
             const bool last = b0 + kMatrixTasks >= batch;
-            copy_G(last ? tile + kMatrixCols : tile, last ? 0 : b0 + kMatrixTasks, buffer ^ 1);
-            if (b0 == 0) copy_W(tile + kMatrixCols);
+            copy_G(last ? tile + kMatrixCols : tile, last ? 0 : b0 + kMatrixTasks, buffer ^ 1, thread);
+            if (b0 == 0) copy_W(tile + kMatrixCols, thread);
             commit_copies();
 
             Pack<float, 4> sum[2];
             if (of_rows && wants_dp) {
-                contract<g, true>(sum, part_of_W, shared.q, shared.G[buffer], unit);
+                contract<g, true>(sum, part_of_W, shared.q, shared.G[buffer], unit, lane);
                 for (int h = 0; h < 2; ++h)
                     if (b0 + i + 8 * h < batch && unit + 4 * j < rows)  // what is there was written by this thread
                         put_four(table.dp + (b0 + i + 8 * h) * table.p_width + scale.p_offset + strip.first + unit + 4 * j,
                                  sum[h], tile > 0);
             }
             if (!of_rows && wants_dq) {
-                contract<g, false>(sum, part_of_W, shared.p, shared.G[buffer], unit);
+                contract<g, false>(sum, part_of_W, shared.p, shared.G[buffer], unit, lane);
                 for (int h = 0; h < 2; ++h)
                     if (b0 + i + 8 * h < batch && tile + unit + 4 * j < cols)
                         put_dq(table, strip, scale, b0 + i + 8 * h, tile + unit + 4 * j, sum[h]);
             }
-            if (wants_dW) accumulate_dW<g>(dW, shared.p, shared.q, shared.G[buffer], unit, half);
+            if (wants_dW) accumulate_dW<g>(dW, shared.p, shared.q, shared.G[buffer], unit, of_rows ? 0 : 32, lane);
         }
-        if (wants_dW) put_dW_tile<Weight>(table, strip, dW, unit, tile + half, add_to_dW);
+        const int thread = afresh(thread_index());
+        if (wants_dW)
+            put_dW_tile<Weight>(table, strip, dW, thread / 32 % 4 * 16, tile + thread / 128 * 32, add_to_dW, thread % 32);
     }
     wait_copies<0>();  // none is left for the scale that comes next
 }

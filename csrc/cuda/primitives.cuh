@@ -30,6 +30,12 @@ using Stream = cudaStream_t;
 PROJKERN_DEVICE int thread_index() { return threadIdx.x; }
 PROJKERN_DEVICE int64_t block_index() { return blockIdx.x; }
 
+// The same value, but the compiler does not know: what follows from it is computed again, not kept in registers.
+PROJKERN_DEVICE int afresh(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 // The block's shared memory, of the size that it was launched with; aligned to 16 bytes, not initialised.
 PROJKERN_DEVICE unsigned char* shared_memory() {
     extern __shared__ __align__(16) unsigned char memory[];

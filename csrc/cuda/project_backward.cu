@@ -7,6 +7,8 @@
 // A strip holds whole rows, so its dW and dp are complete. dq is summed over strips: with atomics, or from partial sums
 // in the order of the strips.
 #include <algorithm>
+#include <type_traits>
+#include <utility>
 
 #include "backward_any.cuh"
 #include "backward_lanes.cuh"
@@ -19,27 +21,19 @@ namespace {
 
 constexpr int64_t kReduceBlocks = 1024;
 
-template <int g, class Weight, class Grad>
-PROJKERN_DEVICE void backward_fast(const Table& table, const Strip& strip, const Scale& scale, bool add_to_dW) {
-    if constexpr (std::is_same_v<Grad, Bfloat16>)
-        if (scale.path == Path::matrix) return backward_matrix<g, Weight>(table, strip, scale, add_to_dW);
-    backward_lanes<g, Weight, Grad>(table, strip, scale, add_to_dW);
-}
-
-template <class Weight, class Grad>
+// One scale of every strip whose source has one in this launch. Each kind is a kernel, with the registers and the shared
+// memory that it needs, and has launches of its own: one for most plans.
+template <Path path, int g, class Weight, class Grad>
 PROJKERN_KERNEL(kThreads, 2) project_backward_kernel(PROJKERN_ARGUMENT Table table) {
     const Strip strip = find_strip(table, int32_t(block_index()));
-    for (int k = 0; k < strip.source.scales; ++k) {
-        const Scale& scale = table.scale[strip.source.first_scale + k];
-        const bool add_to_dW = table.accumulate || k > 0;
-        if (k > 0) barrier();  // one scale's dW is there before the next adds to it, and shared memory is free
-        switch (scale.path == Path::any ? 0 : scale.row_group) {
-            case 2: backward_fast<2, Weight, Grad>(table, strip, scale, add_to_dW); break;
-            case 4: backward_fast<4, Weight, Grad>(table, strip, scale, add_to_dW); break;
-            case 8: backward_fast<8, Weight, Grad>(table, strip, scale, add_to_dW); break;
-            default: backward_any<Weight, Grad>(table, strip, scale, add_to_dW);
-        }
-    }
+    int k = strip.source.first_scale;
+    const int end = k + strip.source.scales;
+    while (k < end && table.scale[k].launch != table.launch) ++k;
+    if (k == end) return;
+    const Scale& scale = table.scale[k];
+    if constexpr (path == Path::any) backward_any<Weight, Grad>(table, strip, scale, scale.adds_to_dW);
+    if constexpr (path == Path::lanes) backward_lanes<g, Weight, Grad>(table, strip, scale, scale.adds_to_dW);
+    if constexpr (path == Path::matrix) backward_matrix<g, Weight>(table, strip, scale, scale.adds_to_dW);
 }
 
 // Blocks take up where the last matrix left off: small ones are spread over all blocks, and large ones divided.
@@ -63,29 +57,68 @@ PROJKERN_KERNEL(kThreads, 1) sum_partial_dq_kernel(PROJKERN_ARGUMENT Table table
     }
 }
 
-template <class Weight>
-int shared_bytes(const Scale& scale) {
-    if (scale.path == Path::any) return 0;
-    if (scale.path == Path::lanes) return sizeof(LanesShared<Weight>);
-    return scale.row_group == 2   ? sizeof(MatrixShared<2, Weight>)
-           : scale.row_group == 4 ? sizeof(MatrixShared<4, Weight>)
-                                  : sizeof(MatrixShared<8, Weight>);
+using Kind = std::pair<Path, int>;  // and the group
+
+Kind kind_of(const Scale& scale) { return {scale.path, scale.path == Path::any ? 0 : scale.row_group}; }
+
+// Gives each scale its launch, so that no launch has two of one source, nor two kinds. Says the kinds of the launches. All
+// scales of a source but the first add to dW.
+std::vector<Kind> plan_launches(Table& table) {
+    std::vector<Kind> launches;
+    for (const Source* source = table.source; source < table.source + table.sources; ++source) {
+        std::vector<Scale*> scales;
+        for (int k = 0; k < source->scales; ++k) scales.push_back(&table.scale[source->first_scale + k]);
+        for (Scale* scale : scales) {
+            const auto taken = [&](int32_t launch) {
+                return std::any_of(scales.begin(), scales.end(), [&](Scale* other) { return other < scale && other->launch == launch; });
+            };
+            scale->launch = 0;
+            while (scale->launch < int32_t(launches.size()) &&
+                   (launches[scale->launch] != kind_of(*scale) || taken(scale->launch)))
+                ++scale->launch;
+            if (scale->launch == int32_t(launches.size())) launches.push_back(kind_of(*scale));
+        }
+        const auto first = std::min_element(scales.begin(), scales.end(), [](Scale* a, Scale* b) { return a->launch < b->launch; });
+        for (Scale* scale : scales) scale->adds_to_dW = table.accumulate || scale != *first;
+    }
+    return launches;
+}
+
+template <Path path, int g, class Weight, class Grad>
+void launch_kind(const Table& table, Stream stream) {
+    int shared_bytes = 0;
+    if constexpr (path == Path::lanes) shared_bytes = sizeof(LanesShared<Weight>);
+    if constexpr (path == Path::matrix) shared_bytes = sizeof(MatrixShared<g, Weight>);
+    launch(&project_backward_kernel<path, g, Weight, Grad>, table.strips, kThreads, shared_bytes, stream, table);
+}
+
+template <int g, class Weight, class Grad>
+void launch_fast(const Table& table, Path path, Stream stream) {
+    if constexpr (std::is_same_v<Grad, Bfloat16>)
+        if (path == Path::matrix) return launch_kind<Path::matrix, g, Weight, Grad>(table, stream);
+    launch_kind<Path::lanes, g, Weight, Grad>(table, stream);
+}
+
+template <class Weight, class Grad>
+void launch_backward(Table& table, Stream stream) {
+    const std::vector<Kind> launches = plan_launches(table);
+    for (const auto& [path, group] : launches) {
+        switch (group) {
+            case 2: launch_fast<2, Weight, Grad>(table, path, stream); break;
+            case 4: launch_fast<4, Weight, Grad>(table, path, stream); break;
+            case 8: launch_fast<8, Weight, Grad>(table, path, stream); break;
+            default: launch_kind<Path::any, 0, Weight, Grad>(table, stream);
+        }
+        ++table.launch;
+    }
 }
 
 template <class Weight>
-int most_shared_bytes(const Table& table) {
-    int most = 0;
-    for (int s = 0; s < table.sources; ++s)
-        for (int k = 0; k < table.source[s].scales; ++k)
-            most = std::max(most, shared_bytes<Weight>(table.scale[table.source[s].first_scale + k]));
-    return most;
-}
-
-template <class Weight>
-void launch_backward(const Table& table, DType grad, Stream stream) {
-    const auto kernel = grad == DType::float32 ? &project_backward_kernel<Weight, float>
-                                               : &project_backward_kernel<Weight, Bfloat16>;
-    launch(kernel, table.strips, kThreads, most_shared_bytes<Weight>(table), stream, table);
+void launch_backward(Table& table, DType grad, Stream stream) {
+    if (grad == DType::float32)
+        launch_backward<Weight, float>(table, stream);
+    else
+        launch_backward<Weight, Bfloat16>(table, stream);
 }
 
 // Empty matrices have no strip that would write their slices.
@@ -103,7 +136,7 @@ void project_backward(const Plan& plan, const Backward& call, void* stream_addre
     if (call.dp != nullptr && empty) set_zero(call.dp, call.batch * plan.p_width * sizeof(float), stream);
     if (call.dq != nullptr && (empty || call.workspace == nullptr))
         set_zero(call.dq, call.batch * plan.q_width * sizeof(float), stream);
-    for (const Table& table : build_tables(plan, call)) {
+    for (Table& table : build_tables(plan, call)) {
         switch (call.weight_dtype) {
             case DType::float32: launch_backward<float>(table, call.grad_dtype, stream); break;
             case DType::bfloat16: launch_backward<Bfloat16>(table, call.grad_dtype, stream); break;

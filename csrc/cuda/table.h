@@ -34,6 +34,8 @@ struct Scale {
     int32_t p_offset, q_offset;
     int32_t row_group, col_group;
     Path path;
+    int32_t launch;   // backward: by which launch
+    bool adds_to_dW;  // backward: dW of this source is there already, of another scale or on request
 };
 
 struct Table {
@@ -46,7 +48,8 @@ struct Table {
     float* partial_dq;  // null: dq is summed with atomics, in no fixed order
     int64_t batch, p_width, q_width;
     int32_t strips, sources;
-    bool accumulate;     // dW is added to what is there
+    int32_t launch;      // backward: the one at hand
+    bool accumulate;     // dW is added to what was there before the call
     bool wide_dW;        // dW is float32 whatever W is
     Source source[capacity];
     Scale scale[capacity];
