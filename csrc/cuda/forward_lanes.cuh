@@ -12,35 +12,13 @@
 
 namespace projkern::cuda {
 
+// q[task][lower or upper half of a lane's eight columns][lane][4]: a warp reads 512 bytes in a row, and the gap between the
+// halves keeps neighbouring copies in different banks.
 struct Lanes {
-    static constexpr int kCols = 8 * 32, kTasks = 16;
+    static constexpr int kCols = 8 * 32, kTasks = 16, kRowStride = kStripRows;
+    static constexpr int kUpper = 32 + 4, kTaskSlots = 2 * kUpper, kSlots = kTasks * kTaskSlots;
 
-    // p[task][row] and q[task][upper or lower half of a lane's eight columns][lane][4]: a warp reads 512 bytes in a row.
-    // The gap between the halves keeps eight neighbouring copies in different banks.
-    static constexpr int kUpper = kCols / 2 + 16, kTaskFloats = 2 * kUpper;
-    static constexpr int kFloats = kTasks * (kTaskFloats + kStripRows), kBytes = 2 * kFloats * sizeof(float);
-
-    PROJKERN_DEVICE static float* q(int half) { return reinterpret_cast<float*>(shared_memory()) + half * kFloats; }
-    PROJKERN_DEVICE static float* p(int half) { return q(half) + kTasks * kTaskFloats; }
-
-    PROJKERN_DEVICE static void copy(const Table& table, const Strip& strip, const Scale& scale, int64_t col,
-                                     int64_t task, int half) {
-        constexpr int kChunks = kCols / 4, kRowChunks = kStripRows / 4;
-        const int chunk = thread_index() % kChunks, row = 4 * (thread_index() % kRowChunks);
-        float* to = q(half) + chunk % 2 * kUpper + chunk / 2 * 4;
-        const float* from = table.q + scale.q_offset + col + 4 * chunk;
-#pragma unroll
-        for (int k = 0; k < kTasks; k += kThreads / kChunks) {
-            const int t = k + thread_index() / kChunks;
-            if (task + t < table.batch && col + 4 * chunk < strip.source.cols)
-                copy_async(to + t * kTaskFloats, from + (task + t) * table.q_width, true);
-        }
-        static_assert(kThreads == kTasks * kRowChunks, "a copy of p for each thread");
-        const int t = thread_index() / kRowChunks;
-        if (task + t < table.batch && row < strip.rows())
-            copy_async(p(half) + t * kStripRows + row,
-                       table.p + (task + t) * table.p_width + scale.p_offset + strip.first + row, true);
-    }
+    PROJKERN_DEVICE static int slot(int task, int chunk) { return task * kTaskSlots + chunk % 2 * kUpper + chunk / 2; }
 };
 
 // p of a thread's eight rows, or q of its eight columns, for one task.
@@ -69,50 +47,64 @@ PROJKERN_DEVICE Pack<Output, 8 / g> combine(const float (&w)[8][8], int n, const
     return rounded;
 }
 
+// What a thread has of a strip. Found afresh for each step: registers are for W.
+struct Eights {
+    int col, first_row, rows;  // first of eight; the rows that are there, none if the columns are not
+    int warp, lane;
+
+    PROJKERN_DEVICE static Eights here(const Strip& strip, int col) {
+        const unsigned thread = afresh(thread_index());
+        const int warp = thread / 32 % (kThreads / 32), lane = thread % 32, first_row = strip.first + 8 * warp;
+        col += 8 * lane;
+        return {col, first_row, col < strip.source.cols ? strip.end - first_row : 0, warp, lane};
+    }
+};
+
 template <int g, class Weight, class Output>
 PROJKERN_DEVICE void forward_lanes(const Table& table, const Strip& strip, const Scale& scale) {
     constexpr int kAtOnce = 16 / sizeof(Weight);
-    const int64_t cols = strip.source.cols, out_cols = cols / g, out_rows = strip.source.rows / g;
-    const int first_row = strip.first + 8 * warp_index(), rows = strip.end - first_row, lane = lane_index();
     float w[8][8];  // zero beyond the strip and the columns
 
-    const auto copy = [&](int64_t col, int64_t task, int half) { Lanes::copy(table, strip, scale, col, task, half); };
-
-    const auto enter = [&](int64_t col) {
-        const Weight* W = static_cast<const Weight*>(strip.source.W) + first_row * cols + col + 8 * lane;
+    const auto enter = [&](int first_col) {
+        const Eights at = Eights::here(strip, first_col);
+        const int64_t cols = strip.source.cols;
+        const Weight* W = static_cast<const Weight*>(strip.source.W) + at.first_row * cols + at.col;
         Pack<Weight, kAtOnce> stored[8][8 / kAtOnce] = {};
 #pragma unroll
         for (int a = 0; a < 8; ++a)
 #pragma unroll
             for (int i = 0; i < 8 / kAtOnce; ++i)
-                if (a < rows && col + 8 * lane < cols) stored[a][i] = load_once<Weight, kAtOnce>(W + a * cols + i * kAtOnce);
+                if (a < at.rows) stored[a][i] = load_once<Weight, kAtOnce>(W + a * cols + i * kAtOnce);
 #pragma unroll
         for (int a = 0; a < 8; ++a)
 #pragma unroll
             for (int i = 0; i < 8; ++i) w[a][i] = to_float(stored[a][i / kAtOnce].x[i % kAtOnce]);
     };
 
-    const auto work = [&](int64_t col, int64_t task, int half) {
-        if (rows <= 0 || col + 8 * lane >= cols) return;
-        const int tasks = table.batch - task < Lanes::kTasks ? int(table.batch - task) : Lanes::kTasks;
-        const float *q = Lanes::q(half) + 4 * lane, *p = Lanes::p(half) + 8 * warp_index();
-        Output* out = static_cast<Output*>(scale.projected) + (task * out_rows + first_row / g) * out_cols + col / g + 8 / g * lane;
+    const auto work = [&](int first_col, int task, int place) {
+        const Eights at = Eights::here(strip, first_col);
+        if (at.rows <= 0) return;
+        const int out_cols = strip.source.cols / g, tasks = Operands<Lanes>::tasks_from(table, task);
+        const int64_t task_outputs = int64_t(strip.source.rows / g) * out_cols;
+        const float *q = Operands<Lanes>::q(place) + 4 * at.lane, *p = Operands<Lanes>::p(place) + 8 * at.warp;
+        Output* out = static_cast<Output*>(scale.projected) + task * task_outputs +
+                      int64_t(unsigned(at.first_row) / g) * out_cols + unsigned(at.col) / g;
 #pragma unroll 2
         for (int t = 0; t < tasks; ++t) {
             const Eight p_t{load<float, 4>(p), load<float, 4>(p + 4)};
-            const Eight q_t{load<float, 4>(q), load<float, 4>(q + Lanes::kUpper)};
+            const Eight q_t{load<float, 4>(q), load<float, 4>(q + 4 * Lanes::kUpper)};
 #pragma unroll
             for (int n = 0; n < 8 / g; ++n) {
                 const Pack<Output, 8 / g> projected = combine<g, Output>(w, n, p_t, q_t);
-                if (n == 0 || n * g < rows) store<Output, 8 / g>(out + n * out_cols, projected);
+                if (n == 0 || n * g < at.rows) store<Output, 8 / g>(out + n * out_cols, projected);
             }
-            p += kStripRows;
-            q += Lanes::kTaskFloats;
-            out += out_rows * out_cols;
+            p += Lanes::kRowStride;
+            q += 4 * Lanes::kTaskSlots;
+            out += task_outputs;
         }
     };
 
-    each_step<Lanes::kCols, Lanes::kTasks>(cols, table.batch, copy, enter, work);
+    each_step<Lanes>(table, strip, scale, enter, work);
 }
 
 }  // namespace projkern::cuda

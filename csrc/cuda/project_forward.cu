@@ -1,9 +1,11 @@
 // W_s[b,n,m] = sum over a, c of p[b,n,a] W[n,a,m,c] q[b,m,c] for every matrix of a plan, one block for each strip.
 #include <algorithm>
+#include <type_traits>
 
 #include "build_table.h"
 #include "forward_any.cuh"
 #include "forward_lanes.cuh"
+#include "forward_matrix.cuh"
 #include "strip.cuh"
 
 namespace projkern::cuda {
@@ -11,6 +13,8 @@ namespace {
 
 template <int g, class Weight, class Output>
 PROJKERN_DEVICE void forward_fast(const Table& table, const Strip& strip, const Scale& scale) {
+    if constexpr (g > 2 && std::is_same<Output, Bfloat16>::value)
+        if (scale.path == Path::matrix) return forward_matrix<g, Weight>(table, strip, scale);
     forward_lanes<g, Weight, Output>(table, strip, scale);
 }
 
@@ -28,10 +32,15 @@ PROJKERN_KERNEL(kThreads, 2) project_forward_kernel(PROJKERN_ARGUMENT Table tabl
     }
 }
 
+template <class Weight>
 int shared_bytes(const Table& table) {
     int bytes = 0;
-    for (const Scale& scale : table.scale)
-        if (scale.path == Path::lanes) bytes = std::max(bytes, Lanes::kBytes);
+    for (const Scale& scale : table.scale) {
+        if (scale.path == Path::lanes) bytes = std::max(bytes, Operands<Lanes>::kBytes);
+        if (scale.path == Path::matrix)
+            bytes = std::max(bytes, scale.row_group == 4 ? Operands<Matrix<4, Weight>>::kBytes
+                                                         : Operands<Matrix<8, Weight>>::kBytes);
+    }
     return bytes;
 }
 
@@ -39,7 +48,7 @@ template <class Weight>
 void launch_forward(const Table& table, DType output, Stream stream) {
     const auto kernel = output == DType::float32 ? &project_forward_kernel<Weight, float>
                                                  : &project_forward_kernel<Weight, Bfloat16>;
-    launch(kernel, table.strips, kThreads, shared_bytes(table), stream, table);
+    launch(kernel, table.strips, kThreads, shared_bytes<Weight>(table), stream, table);
 }
 
 }  // namespace

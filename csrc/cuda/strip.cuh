@@ -30,7 +30,8 @@ PROJKERN_DEVICE Strip find_strip(const Table& table, int32_t unit) {
     return {source, index, first, end < source.rows ? end : source.rows};
 }
 
-PROJKERN_DEVICE int warp_index() { return thread_index() / 32; }
-PROJKERN_DEVICE int lane_index() { return thread_index() % 32; }
+// Unsigned, and with a remainder that says how many there are: so the compiler sees that quotients need no rounding.
+PROJKERN_DEVICE int warp_index() { return unsigned(thread_index()) / 32 % (kThreads / 32); }
+PROJKERN_DEVICE int lane_index() { return unsigned(thread_index()) % 32; }
 
 }  // namespace projkern::cuda
