@@ -21,8 +21,8 @@ PROJKERN_DEVICE void forward_fast(const Table& table, const Strip& strip, const 
 template <class Weight, class Output>
 PROJKERN_KERNEL(kThreads, 2) project_forward_kernel(PROJKERN_ARGUMENT Table table) {
     const Strip strip = find_strip(table, int32_t(block_index()));
-    for (int k = 0; k < strip.source.scales; ++k) {
-        const Scale& scale = table.scale[strip.source.first_scale + k];
+    for (int k = strip.source.first_scale; k < strip.source.first_scale + strip.source.scales; ++k) {
+        const Scale& scale = table.scale[k];
         switch (scale.path == Path::any ? 0 : scale.row_group) {
             case 2: forward_fast<2, Weight, Output>(table, strip, scale); break;
             case 4: forward_fast<4, Weight, Output>(table, strip, scale); break;
