@@ -10,7 +10,7 @@ namespace projkern::cuda {
 // dp[b,j]  = sum over i of G[b,n,m] q[b,i] W[j,i]
 // dq[b,i] += sum over the strip's j of G[b,n,m] p[b,j] W[j,i]
 template <class Weight, class Grad>
-PROJKERN_DEVICE void backward_any(const Table& table, const Strip& strip, const Scale& scale, bool add_to_dW) {
+PROJKERN_DEVICE void backward_any(const Table& table, const Strip& strip, const Scale& scale) {
     const int row_group = scale.row_group, col_group = scale.col_group;
     const int64_t rows = strip.source.rows, cols = strip.source.cols;
     const int64_t out_cols = cols / col_group, out_rows = rows / row_group;
@@ -26,7 +26,7 @@ PROJKERN_DEVICE void backward_any(const Table& table, const Strip& strip, const 
             float sum = 0;
             for (int64_t b = 0; b < table.batch; ++b)
                 sum += p[b * table.p_width + j] * (to_float(g[b * out_rows * out_cols]) * q[b * table.q_width + i]);
-            put_dW<Weight>(table, strip.source, j * cols + i, sum, add_to_dW);
+            put_dW<Weight>(table, strip.source, j * cols + i, sum, scale.adds_to_dW);
         }
 
     if (table.dp != nullptr)

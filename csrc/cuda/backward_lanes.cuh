@@ -79,7 +79,7 @@ class GradStream {
 };
 
 template <int g, class Weight, class Grad>
-PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, const Scale& scale, bool add_to_dW) {
+PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, const Scale& scale) {
     using Grads = GradStream<g, Grad>;
     constexpr int kAhead = g > 2 ? 2 : 1;  // tasks whose G is under way
     constexpr int kAtOnce = 16 / sizeof(Weight);
@@ -210,12 +210,14 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
                 }
             }
         }
+        const Source& source = again(table.source, strip.source);
+        const bool add = again(table.scale, scale).adds_to_dW;
         const int thread = afresh(thread_index()), col = tile + thread % 32 * 4;
-        if (wants_dW && col < cols)
+        if (wants_dW && col < source.cols)
             for (int r = 0; r < 8; ++r)
                 if (row_of(r, thread) < rows)
-                    put_dW<Weight>(table, strip.source, int64_t(strip.first + row_of(r, thread)) * cols + col,
-                                   {dW[r][0], dW[r][1], dW[r][2], dW[r][3]}, add_to_dW);
+                    put_dW<Weight>(table, source, int64_t(strip.first + row_of(r, thread)) * source.cols + col,
+                                   {dW[r][0], dW[r][1], dW[r][2], dW[r][3]}, add);
     }
     wait_copies<0>();  // none is left for the scale that comes next
 }

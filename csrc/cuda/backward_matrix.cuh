@@ -27,6 +27,19 @@ constexpr int kMatrixCols = 64;
 constexpr int kMatrixTasks = 16;
 constexpr uint32_t kBothSigns = 0x80008000u;  // of a pair; the pair -0, -0
 
+// Where a thread is, asked afresh for each part of a step: registers are scarce. Warps 0 to 3 have 16 rows of the tile each,
+// p and dp, warps 4 to 7 have 16 columns each, q and dq.
+struct Place {
+    int lane, i, j;  // i = lane / 4, j = lane % 4
+    int first;       // of the 16
+    bool of_rows;
+};
+
+PROJKERN_DEVICE Place find_place() {
+    const int thread = afresh(thread_index()), lane = thread % 32;
+    return {lane, lane / 4, lane % 4, thread / 32 % 4 * 16, thread < kThreads / 2};
+}
+
 struct SplitPair {
     uint32_t hi, lo;
 };
@@ -80,12 +93,12 @@ class Fragments {
   public:
     // The element (x, k) of the warp's part is at from[x * x_step + k * k_step].
     template <int x_step, int k_step>
-    PROJKERN_DEVICE void read(const Weight* from, int lane) {
-        const int i = lane / 4, j = lane % 4;
+    PROJKERN_DEVICE void read(const Weight* from, int i, int j) {
 #pragma unroll
         for (int o = 0; o < 2; ++o)
 #pragma unroll
             for (int group = 0; group < 64 / g; ++group) {
+                if (group % 8 == 0) warp_barrier();
                 const Weight* at = from + (4 * (i / 2) + 2 * o + i % 2) * x_step + (group * g + 2 * j % g) * k_step;
                 const SplitPair pair = split(to_float(at[0]), to_float(at[k_step]));
                 if (g > 2)
@@ -113,8 +126,9 @@ class Fragments {
 // and the next of task i + 8 h. In `across`, interleaved, half o has elements 8 (t % 2) + t / 2 * 2 + o: neighbours
 // in both halves, of one group for any g.
 template <int g>
-PROJKERN_DEVICE void lay_out(Operands& operands, int octet, const Pack<float, 2> (&value)[2][2], bool interleaved, int lane) {
-    const int i = lane / 4, j = lane % 4;
+PROJKERN_DEVICE void lay_out(Operands& operands, const Pack<float, 2> (&value)[2][2], const Place& place) {
+    const int lane = place.lane, i = place.i, j = place.j, octet = place.first / 8;
+    const bool interleaved = place.of_rows;
     SplitPair pair[2][2];
     for (int h = 0; h < 2; ++h)
         for (int o = 0; o < 2; ++o) pair[h][o] = split(value[h][o].x[0], value[h][o].x[1]);
@@ -141,14 +155,14 @@ PROJKERN_DEVICE void lay_out(Operands& operands, int octet, const Pack<float, 2>
         store<uint32_t, 4>(operands.across[octet + o] + 4 * lane, {part[o][0], part[o][1], part[o][2], part[o][3]});
 }
 
-// sum[h][e] = sum over k of G (V or T), of task i + 8 h and element 4 j + e of the warp's 16, which start at `unit`.
+// sum[h][e] = sum over k of G (V or T), of task i + 8 h and element 4 j + e of the warp's 16.
 template <int g, bool of_rows, class Weight>
 PROJKERN_DEVICE void contract(Pack<float, 4> (&sum)[2], const Fragments<g, Weight>& W, const Operands& operands,
-                              const GradTile<g>& G, int unit, int lane) {
+                              const GradTile<g>& G) {
     constexpr int kHalves = g == 2 ? 2 : 1;      // of a lane's four elements, in groups of their own
     constexpr int kAtOnce = g == 8 ? 1 : 2;      // groups of k in 16 bytes of `along`
-    const int i = lane / 4, j = lane % 4;
-    const int x = (unit + 4 * j) / g;
+    const Place place = find_place();
+    const int lane = place.lane, i = place.i, j = place.j, x = (place.first + 4 * j) / g;
     const int at = g == 2 ? 4 * (2 * i + j % 2) : 4 * lane;
     sum[0] = sum[1] = {};
 #pragma unroll
@@ -160,6 +174,7 @@ PROJKERN_DEVICE void contract(Pack<float, 4> (&sum)[2], const Fragments<g, Weigh
         Pack<uint32_t, 4> a;
 #pragma unroll
         for (int k = four; k < four + 4; ++k) {
+            if (k % 2 == 0) warp_barrier();
             if (k % kAtOnce == 0) a = load<uint32_t, 4>(operands.along[k * g / 8] + (g == 2 ? k / 2 % 2 * 64 : 0) + at);
             float grad[2][2];
             for (int h = 0; h < 2; ++h)
@@ -183,10 +198,10 @@ PROJKERN_DEVICE void contract(Pack<float, 4> (&sum)[2], const Fragments<g, Weigh
 
 // dW of 16 rows and 32 columns: d[octet] has columns 2 j and 2 j + 1 of rows 8 (i % 2) + i / 2 * 2 and the next.
 template <int g>
-PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Operands& q, const GradTile<g>& G, int row, int col,
-                                   int lane) {
-    const int i = lane / 4, j = lane % 4;
-    const int n = (row + 8 * (i % 2) + i / 2 * 2) / g;
+PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Operands& q, const GradTile<g>& G) {
+    const Place place = find_place();
+    const int lane = place.lane, i = place.i, j = place.j;
+    const int row = place.first, col = place.of_rows ? 0 : 32, n = (row + 8 * (i % 2) + i / 2 * 2) / g;
     uint32_t hi[2][2], minus_hi[2][2], minus_lo[2][2];  // of p: half of the rows, half of the tasks
     for (int o = 0; o < 2; ++o) {
         const Pack<uint32_t, 4> part = load<uint32_t, 4>(p.across[row / 8 + o] + 4 * lane);
@@ -198,6 +213,7 @@ PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Op
     }
 #pragma unroll
     for (int four = 0; four < 32 / g; four += 4) {
+        warp_barrier();
         Pack<uint32_t, 2> grads[4];  // four column groups, of tasks 2 j, 2 j + 1, and these + 8
         for (int t = 0; t < 4; ++t)
             grads[t] = load_pairs<2>(&G.x[G.place(2 * j + t % 2 + t / 2 * 8, n, col / g + four)]);
@@ -226,10 +242,11 @@ PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Op
 
 // Neighbouring lanes exchange halves of two octets, so that each has four neighbours of one to store.
 template <class Weight>
-PROJKERN_DEVICE void put_dW_tile(const Table& table, const Strip& strip, const float (&d)[4][4], int row, int col, bool add,
-                                 int lane) {
-    const int i = lane / 4, j = lane % 4;
-    row += 8 * (i % 2) + i / 2 * 2;
+PROJKERN_DEVICE void put_dW_tile(const Table& table, const Strip& strip, const Scale& scale, const float (&d)[4][4], int tile) {
+    const Place place = find_place();
+    const int i = place.i, j = place.j, row = place.first + 8 * (i % 2) + i / 2 * 2, col = tile + (place.of_rows ? 0 : 32);
+    const Source& source = again(table.source, strip.source);
+    const bool add = again(table.scale, scale).adds_to_dW;
     for (int octet = 0; octet < 4; octet += 2)
         for (int o = 0; o < 2; ++o) {
             float mine[2], others[2];
@@ -240,36 +257,72 @@ PROJKERN_DEVICE void put_dW_tile(const Table& table, const Strip& strip, const f
             const int c = col + 8 * (octet + j % 2) + j / 2 * 4;
             const Pack<float, 4> four = j % 2 == 0 ? Pack<float, 4>{mine[0], mine[1], others[0], others[1]}
                                                    : Pack<float, 4>{others[0], others[1], mine[0], mine[1]};
-            if (row + o < strip.rows() && c < strip.source.cols)
-                put_dW<Weight>(table, strip.source, int64_t(strip.first + row + o) * strip.source.cols + c, four, add);
+            if (row + o < strip.rows() && c < source.cols)
+                put_dW<Weight>(table, source, int64_t(strip.first + row + o) * source.cols + c, four, add);
         }
 }
 
+// The elements of p or q that lay_out takes; zeros beyond their end.
+PROJKERN_DEVICE void load_values(Pack<float, 2> (&value)[2][2], const Table& table, const Strip& strip, const Scale& scale,
+                                 int tile, int b0, const Place& place) {
+    const float* from = place.of_rows ? table.p + scale.p_offset + strip.first : table.q + scale.q_offset + tile;
+    const int64_t width = place.of_rows ? table.p_width : table.q_width;
+    const int elements = place.of_rows ? strip.rows() : strip.source.cols - tile;
+    for (int h = 0; h < 2; ++h)
+        for (int o = 0; o < 2; ++o) {
+            const int b = b0 + place.i + 8 * h, x = place.first + 8 * o + 2 * place.j;
+            value[h][o] = {};
+            if (b < int(table.batch) && x < elements) value[h][o] = load<float, 2>(from + b * width + x);
+        }
+}
+
+PROJKERN_DEVICE void put_dp_sums(const Table& table, const Strip& strip, const Scale& scale, const Pack<float, 4> (&sum)[2],
+                                 int tile, int b0) {
+    const Place place = find_place();
+    const int row = place.first + 4 * place.j;
+    for (int h = 0; h < 2; ++h) {
+        const int b = b0 + place.i + 8 * h;
+        if (b < int(table.batch) && row < strip.rows())  // what is there was written by this thread
+            put_four(table.dp + b * table.p_width + scale.p_offset + strip.first + row, sum[h], tile > 0);
+    }
+}
+
+PROJKERN_DEVICE void put_dq_sums(const Table& table, const Strip& strip, const Scale& scale, const Pack<float, 4> (&sum)[2],
+                                 int tile, int b0) {
+    const Place place = find_place();
+    const int col = tile + place.first + 4 * place.j;
+    for (int h = 0; h < 2; ++h) {
+        const int b = b0 + place.i + 8 * h;
+        if (b < int(table.batch) && col < strip.source.cols) put_dq(table, strip, scale, b, col, sum[h]);
+    }
+}
+
 template <int g, class Weight>
-PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, const Scale& scale, bool add_to_dW) {
+PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, const Scale& scale) {
     using Shared = MatrixShared<g, Weight>;
     auto& shared = *reinterpret_cast<Shared*>(shared_memory());
-    const int rows = strip.rows(), cols = strip.source.cols, out_cols = cols / g, batch = int(table.batch);
-    const bool wants_dW = strip.source.dW != nullptr, wants_dp = table.dp != nullptr, wants_dq = table.dq != nullptr;
-    const Weight* W = static_cast<const Weight*>(strip.source.W) + int64_t(strip.first) * cols;
-    const Bfloat16* G = static_cast<const Bfloat16*>(scale.grad) + int64_t(strip.first / g) * out_cols;
-    const int64_t task = int64_t(strip.source.rows / g) * out_cols;
-    const float* p = table.p + scale.p_offset + strip.first;
-    const float* q = table.q + scale.q_offset;
+    const int rows = strip.rows(), cols = strip.source.cols, batch = int(table.batch);
 
-    const auto copy_W = [&](int tile, int thread) {
+    const auto copy_W = [&](int tile) {
         constexpr int kAtOnce = 16 / sizeof(Weight), kChunks = kMatrixCols / kAtOnce;
+        const Source& source = again(table.source, strip.source);
+        const Weight* W = static_cast<const Weight*>(source.W) + int64_t(strip.first) * source.cols;
+        const bool wanted = table.dp != nullptr || table.dq != nullptr;
 #pragma unroll 1
-        for (int chunk = thread; chunk < kStripRows * kChunks; chunk += kThreads) {
+        for (int chunk = afresh(thread_index()); chunk < kStripRows * kChunks; chunk += kThreads) {
             const int row = chunk / kChunks, col = chunk % kChunks * kAtOnce;
-            const bool valid = (wants_dp || wants_dq) && row < rows && tile + col < cols;
-            copy_async(&shared.W[row][col], valid ? W + int64_t(row) * cols + tile + col : W, valid);
+            const bool valid = wanted && row < rows && tile + col < source.cols;
+            copy_async(&shared.W[row][col], valid ? W + int64_t(row) * source.cols + tile + col : W, valid);
         }
     };
-    const auto copy_G = [&](int tile, int b0, int buffer, int thread) {
+    const auto copy_G = [&](int tile, int b0, int buffer) {
         constexpr int kWidth = 64 / g, kChunks = kWidth / 8;
+        const Source& source = again(table.source, strip.source);
+        const int out_cols = source.cols / g;
+        const int64_t task = int64_t(source.rows / g) * out_cols;
+        const Bfloat16* G = static_cast<const Bfloat16*>(again(table.scale, scale).grad) + int64_t(strip.first / g) * out_cols;
 #pragma unroll 1
-        for (int chunk = thread; chunk < kMatrixTasks * kWidth * kChunks; chunk += kThreads) {
+        for (int chunk = afresh(thread_index()); chunk < kMatrixTasks * kWidth * kChunks; chunk += kThreads) {
             const int m = chunk % kChunks * 8, n = chunk / kChunks % kWidth, t = chunk / kChunks / kWidth;
             const bool valid = b0 + t < batch && n * g < rows && tile / g + m < out_cols;
             copy_async(&shared.G[buffer].x[GradTile<g>::place(t, n, m)],
@@ -277,8 +330,8 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
         }
     };
 
-    copy_W(0, thread_index());
-    copy_G(0, 0, 0, thread_index());
+    copy_W(0);
+    copy_G(0, 0, 0);
     commit_copies();
 
     int buffer = 0;
@@ -286,50 +339,34 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
     for (int tile = 0; tile < cols; tile += kMatrixCols) {
         float dW[4][4] = {};
         for (int b0 = 0; b0 < batch; b0 += kMatrixTasks, buffer ^= 1) {
-            const int thread = afresh(thread_index()), warp = thread / 32, lane = thread % 32, i = lane / 4, j = lane % 4;
-            // Warps 0 to 3: 16 rows each, p and dp. Warps 4 to 7: 16 columns each, q and dq.
-            const bool of_rows = warp < 4;
-            const int unit = warp % 4 * 16;
-
+            const Place place = find_place();
             Pack<float, 2> value[2][2];
-            const float* vector = of_rows ? p : q + tile;
-            for (int h = 0; h < 2; ++h)
-                for (int o = 0; o < 2; ++o) {
-                    const int b = b0 + i + 8 * h, x = unit + 8 * o + 2 * j;
-                    value[h][o] = {};
-                    if (b < batch && x < (of_rows ? rows : cols - tile))
-                        value[h][o] = load<float, 2>(vector + b * (of_rows ? table.p_width : table.q_width) + x);
-                }
+            load_values(value, table, strip, again(table.scale, scale), tile, b0, place);
             wait_copies<0>();
             barrier();  // W and G have arrived, and the last step has read p and q
-            if (b0 == 0 && of_rows) part_of_W.template read<Shared::kPitch, 1>(shared.W[unit], lane);
-            if (b0 == 0 && !of_rows) part_of_W.template read<1, Shared::kPitch>(&shared.W[0][unit], lane);
-            lay_out<g>(of_rows ? shared.p : shared.q, unit / 8, value, of_rows, lane);
+            lay_out<g>(place.of_rows ? shared.p : shared.q, value, place);
+            if (b0 == 0 && place.of_rows)
+                part_of_W.template read<Shared::kPitch, 1>(shared.W[place.first], place.i, place.j);
+            if (b0 == 0 && !place.of_rows)
+                part_of_W.template read<1, Shared::kPitch>(&shared.W[0][place.first], place.i, place.j);
             barrier();  // p and q are there, and W is free for the next tile
             const bool last = b0 + kMatrixTasks >= batch;
-            copy_G(last ? tile + kMatrixCols : tile, last ? 0 : b0 + kMatrixTasks, buffer ^ 1, thread);
-            if (b0 == 0) copy_W(tile + kMatrixCols, thread);
+            copy_G(last ? tile + kMatrixCols : tile, last ? 0 : b0 + kMatrixTasks, buffer ^ 1);
+            if (b0 == 0) copy_W(tile + kMatrixCols);
             commit_copies();
 
             Pack<float, 4> sum[2];
-            if (of_rows && wants_dp) {
-                contract<g, true>(sum, part_of_W, shared.q, shared.G[buffer], unit, lane);
-                for (int h = 0; h < 2; ++h)
-                    if (b0 + i + 8 * h < batch && unit + 4 * j < rows)  // what is there was written by this thread
-                        put_four(table.dp + (b0 + i + 8 * h) * table.p_width + scale.p_offset + strip.first + unit + 4 * j,
-                                 sum[h], tile > 0);
+            if (table.dp != nullptr && find_place().of_rows) {
+                contract<g, true>(sum, part_of_W, shared.q, shared.G[buffer]);
+                put_dp_sums(table, strip, again(table.scale, scale), sum, tile, b0);
             }
-            if (!of_rows && wants_dq) {
-                contract<g, false>(sum, part_of_W, shared.p, shared.G[buffer], unit, lane);
-                for (int h = 0; h < 2; ++h)
-                    if (b0 + i + 8 * h < batch && tile + unit + 4 * j < cols)
-                        put_dq(table, strip, scale, b0 + i + 8 * h, tile + unit + 4 * j, sum[h]);
+            if (table.dq != nullptr && !find_place().of_rows) {
+                contract<g, false>(sum, part_of_W, shared.p, shared.G[buffer]);
+                put_dq_sums(table, strip, again(table.scale, scale), sum, tile, b0);
             }
-            if (wants_dW) accumulate_dW<g>(dW, shared.p, shared.q, shared.G[buffer], unit, of_rows ? 0 : 32, lane);
+            if (strip.source.dW != nullptr) accumulate_dW<g>(dW, shared.p, shared.q, shared.G[buffer]);
         }
-        const int thread = afresh(thread_index());
-        if (wants_dW)
-            put_dW_tile<Weight>(table, strip, dW, thread / 32 % 4 * 16, tile + thread / 128 * 32, add_to_dW, thread % 32);
+        if (strip.source.dW != nullptr) put_dW_tile<Weight>(table, strip, scale, dW, tile);
     }
     wait_copies<0>();  // none is left for the scale that comes next
 }

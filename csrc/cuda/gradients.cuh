@@ -5,6 +5,12 @@
 
 namespace projkern::cuda {
 
+// The same entry of the table, but read again where it is used rather than kept in registers.
+template <class Entry>
+PROJKERN_DEVICE const Entry& again(const Entry* table, const Entry& entry) {
+    return table[afresh(int(&entry - table))];
+}
+
 // Writes dW[element], or adds to it: for the second scale of a source, or on request.
 template <class Weight>
 PROJKERN_DEVICE void put_dW(const Table& table, const Source& source, int64_t element, float value, bool add) {

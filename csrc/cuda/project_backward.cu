@@ -31,9 +31,9 @@ PROJKERN_KERNEL(kThreads, 2) project_backward_kernel(PROJKERN_ARGUMENT Table tab
     while (k < end && table.scale[k].launch != table.launch) ++k;
     if (k == end) return;
     const Scale& scale = table.scale[k];
-    if constexpr (path == Path::any) backward_any<Weight, Grad>(table, strip, scale, scale.adds_to_dW);
-    if constexpr (path == Path::lanes) backward_lanes<g, Weight, Grad>(table, strip, scale, scale.adds_to_dW);
-    if constexpr (path == Path::matrix) backward_matrix<g, Weight>(table, strip, scale, scale.adds_to_dW);
+    if constexpr (path == Path::any) backward_any<Weight, Grad>(table, strip, scale);
+    if constexpr (path == Path::lanes) backward_lanes<g, Weight, Grad>(table, strip, scale);
+    if constexpr (path == Path::matrix) backward_matrix<g, Weight>(table, strip, scale);
 }
 
 // Blocks take up where the last matrix left off: small ones are spread over all blocks, and large ones divided.
