@@ -53,10 +53,11 @@ bool serves_fast_path(const Matrix& x, const Source& source, const void* project
            aligned(projected) && aligned(p) && aligned(q);
 }
 
-// Whether tensor cores make W_s sooner than the ordinary ones. With a = |W| elements of w bytes these need
-// B a (1 + 1/g) multiply-adds, 128 a clock and multiprocessor, and memory a (w + 2 B / g^2) bytes: on an H200, where the
-// time of a byte is that of six multiply-adds, they fall behind memory from B = 27 (g = 8, float32 W) or 13 (bfloat16),
-// B = 52 or 26 (g = 4), and for g = 2 never. Tensor cores take tasks by sixteen. All this is predicted, not measured.
+// Whether tensor cores make W_s sooner than the ordinary ones. For each element of W, of w bytes, these need
+// B (1 + 1/g) multiply-adds, 128 a clock and multiprocessor, and memory moves w + 2 B / g^2 bytes. On an H200 a byte
+// takes as long as six multiply-adds, so that they fall behind memory from B = 27 (g = 8, float32 W) or 13 (g = 8,
+// bfloat16 W), from B = 52 or 26 (g = 4), and for g = 2 never. Tensor cores take tasks by sixteen. All this is
+// predicted, not measured.
 bool wants_tensor_cores(const Matrix& x, const Forward& call) {
     const int64_t fewest = x.row_group == 8 ? 16 : 32;
     return x.row_group > 2 && call.output_dtype == DType::bfloat16 && call.batch >= fewest &&
@@ -108,7 +109,7 @@ std::vector<Table> build(const Plan& plan, const Call& call, FillScale fill_scal
             Table& table = tables.back();
             table.p = call.p;
             table.q = call.q;
-            table.batch = call.batch;
+            table.batch = narrow(call.batch, "the batch");
             table.p_width = plan.p_width;
             table.q_width = plan.q_width;
         }

@@ -3,17 +3,17 @@
 //     W_s[b,n,m] = sum over c of T_c q[b,m,c],   T_c = sum over a of p[b,n,a] W[n,a,m,c]
 //
 // A thread keeps 8 x 8 elements of W in registers, 8/g row groups of 8/g outputs, and takes one task after another: 64
-// multiply-adds for the rows and 64/g for the columns, for four loads of p and q. A warp takes eight rows and 256 columns,
-// a block the eight warps below each other, which share q. All of a thread's W is on its way before the first of it is
-// used: with few tasks this is a copy with some arithmetic.
+// multiply-adds for the rows and 64/g for the columns, for four loads of p and q. A warp takes eight rows and 256
+// columns, a block the eight warps below each other, which share q. All of a thread's W is on its way before the first
+// of it is used: with few tasks this is a copy with some arithmetic.
 #pragma once
 
 #include "forward_steps.cuh"
 
 namespace projkern::cuda {
 
-// q[task][lower or upper half of a lane's eight columns][lane][4]: a warp reads 512 bytes in a row, and the gap between the
-// halves keeps neighbouring copies in different banks.
+// q[task][lower or upper half of a lane's eight columns][lane][4]: a warp reads 512 bytes in a row, and the gap between
+// the halves keeps neighbouring copies in different banks.
 struct Lanes {
     static constexpr int kCols = 8 * 32, kTasks = 16, kRowStride = kStripRows;
     static constexpr int kUpper = 32 + 4, kTaskSlots = 2 * kUpper, kSlots = kTasks * kTaskSlots;
@@ -84,9 +84,9 @@ PROJKERN_DEVICE void forward_lanes(const Table& table, const Strip& strip, const
     const auto work = [&](int first_col, int task, int place) {
         const Eights at = Eights::here(strip, first_col);
         if (at.rows <= 0) return;
-        const int out_cols = strip.source.cols / g, tasks = Operands<Lanes>::tasks_from(table, task);
+        const int out_cols = strip.source.cols / g, tasks = Staged<Lanes>::tasks_from(table, task);
         const int64_t task_outputs = int64_t(strip.source.rows / g) * out_cols;
-        const float *q = Operands<Lanes>::q(place) + 4 * at.lane, *p = Operands<Lanes>::p(place) + 8 * at.warp;
+        const float *q = Staged<Lanes>::q(place) + 4 * at.lane, *p = Staged<Lanes>::p(place) + 8 * at.warp;
         Output* out = static_cast<Output*>(scale.projected) + task * task_outputs +
                       int64_t(unsigned(at.first_row) / g) * out_cols + unsigned(at.col) / g;
 #pragma unroll 2

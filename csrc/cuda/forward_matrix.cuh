@@ -5,17 +5,20 @@
 // T_c of a row group is a product of matrices, tasks by outputs: one for each c. So a lane gets T of the same tasks and
 // outputs for every c, and the sum over c needs no other lane: it is done as in forward_lanes.cuh, in float32.
 //
-// The tensor cores take bfloat16. A float is the sum of two, high and low, but for 2^-17 of it, and the products of parts
-// are summed in float32: about 2^-16 of T is lost, far less than rounding W_s to bfloat16 loses. With g = 8 the sum over a
-// takes half of a product's length, with g = 4 a quarter; the other parts fill it:
+// The tensor cores take bfloat16. A float is the sum of two, high and low, but for 2^-17 of it, and products of parts
+// are summed in float32: about 2^-16 of T is lost, far less than rounding W_s to bfloat16 loses. Products have sums of
+// eight or sixteen; a row group with both its parts fills them:
 //
-//     g = 8    [p_high p_low] [W_high; W_high],  then p_high W_low
-//     g = 4    [p_high p_low p_high p_low] [W_high; W_high; W_low; W_low]
+//     g = 8    [p_high p_low] [W_low; W_high] + p_high W_high
+//     g = 4    [p_high p_high] [W_high; W_low] + [p_low p_low] [W_high; W_low]
 //
-// W of storage type bfloat16 has no low part, and that of float16 is high + low exactly.
+// and where W is stored in bfloat16, so that it has no low part:
 //
-// A warp takes 16 rows, 16/g row groups, and 16 outputs; all its W stays in registers while it takes sixteen tasks after
-// another. A block is four warps below each other, which share q, and two beside each other, which share p.
+//     g = 8    p_high W + p_low W
+//     g = 4    [p_high p_low] [W; W]
+//
+// A warp takes 8 or 16 rows and 16 outputs. All its W stays in registers while it takes sixteen tasks after another.
+// The warps of a block are below each other and share q; if they have 16 rows, four of them are beside the others.
 #pragma once
 
 #include <type_traits>
@@ -29,31 +32,31 @@ struct Parts {
     uint32_t high, low;
 };
 
-PROJKERN_DEVICE Parts split(float first, float second) {
+PROJKERN_DEVICE Parts high_and_low(float first, float second) {
     const uint32_t high = pack_bfloat16(first, second);
     const float first_high = to_float(Bfloat16{uint16_t(high)}), second_high = to_float(Bfloat16{uint16_t(high >> 16)});
     return {high, pack_bfloat16(first - first_high, second - second_high)};
 }
 
-// Of a lane (i, j) = (lane / 4, lane % 4): a product's outputs 2j and 2j + 1 are m = 4j and 4j + 1 in the first half of a
-// warp's outputs, 4j + 2 and 4j + 3 in the second. So a lane stores four neighbours.
+// Of a lane (i, j) = (lane / 4, lane % 4): a product's outputs 2j and 2j + 1 are m = 4j and 4j + 1 in the first half of
+// a warp's outputs, 4j + 2 and 4j + 3 in the second. So a lane stores four neighbours.
 template <int g, class Weight>
 struct Matrix {
     static constexpr bool kExact = std::is_same<Weight, Bfloat16>::value;  // W has no low part
     static constexpr bool kTwoParts = g == 8 && !kExact;                   // a lane keeps both
 
-    // Of a warp. The more rows, the more products for each q that is read, and the more registers.
+    // Of a warp. Sixteen rows read q half as often as eight, where there are registers for them.
     static constexpr int kTile = 16;  // tasks, and outputs
     static constexpr int kRows = g == 8 && kExact ? 16 : 8, kGroups = kRows / g;
 
     static constexpr int kBelow = kStripRows / kRows, kBeside = kThreads / 32 / kBelow;
-    static constexpr int kCols = kBeside * kTile * g, kTasks = 4096 / kCols;
+    static constexpr int kCols = kBeside * kTile * g, kTasks = kBeside == 1 ? 32 : 16;
     static constexpr int kRowStride = kStripRows + 8;  // lanes of different i meet different banks
 
-    // q of eight tasks in the order of its use, chunk by chunk of a lane's g: all lanes together read 512 bytes in a row.
+    // q of eight tasks in the order of its use, chunk by chunk of a lane's g: the lanes read 512 bytes in a row together.
     // The gaps are for the copies: a warp's are of neighbouring chunks, and meet different banks too.
-    static constexpr int kChunkSlots = 32 + 8 / g, kEightSlots = g * kChunkSlots, kBesideSlots = kTasks / 8 * kEightSlots;
-    static constexpr int kSlots = kBeside * kBesideSlots;
+    static constexpr int kChunkSlots = 32 + 8 / g, kEightSlots = g * kChunkSlots;
+    static constexpr int kBesideSlots = kTasks / 8 * kEightSlots, kSlots = kBeside * kBesideSlots;
 
     PROJKERN_DEVICE static int slot(int task, int chunk) {
         const int beside = chunk / (4 * g), j = chunk / g % 4;
@@ -61,7 +64,7 @@ struct Matrix {
     }
 };
 
-// One lane's part of T_c. Its two neighbours a, a + 1 are 2j % g and the next: with g = 4 the lanes of j < 2 and the others
+// One lane's part of T_c. Its neighbours a, a + 1 are 2j % g and the next: with g = 4 the lanes of j < 2 and the others
 // have the same, and bring different parts.
 template <int g, class Weight>
 struct Product {
@@ -75,7 +78,7 @@ struct Product {
         if constexpr (Layout::kExact) {
             return {first.bits | uint32_t(second.bits) << 16};
         } else {
-            const Parts W = split(to_float(first), to_float(second));
+            const Parts W = high_and_low(to_float(first), to_float(second));
             if constexpr (Layout::kTwoParts) return {W.low, W.high};
             return {lane_index() % 4 < 2 ? W.high : W.low};
         }
@@ -86,7 +89,7 @@ struct Product {
         uint32_t part[4];
     };
     PROJKERN_DEVICE static Left left(const Pack<float, 2>& x, const Pack<float, 2>& y) {
-        const Parts p = split(x.x[0], x.x[1]), p_8 = split(y.x[0], y.x[1]);
+        const Parts p = high_and_low(x.x[0], x.x[1]), p_8 = high_and_low(y.x[0], y.x[1]);
         if (g == 8 || !Layout::kExact) return {p.high, p_8.high, p.low, p_8.low};
         const bool high = lane_index() % 4 < 2;
         return {high ? p.high : p.low, high ? p_8.high : p_8.low};
@@ -105,7 +108,8 @@ struct Product {
 
 // W of a lane for one row group, half of its warp's outputs and every c.
 template <int g, class Weight>
-PROJKERN_DEVICE void load_right(typename Product<g, Weight>::Right (&right)[g], const Weight* W, int64_t cols, bool there) {
+PROJKERN_DEVICE void load_right(typename Product<g, Weight>::Right (&right)[g], const Weight* W, int64_t cols,
+                                bool there) {
     constexpr int kAtOnce = 16 / sizeof(Weight) < g ? 16 / sizeof(Weight) : g;
     Pack<Weight, kAtOnce> stored[2][g / kAtOnce] = {};
 #pragma unroll
@@ -115,7 +119,8 @@ PROJKERN_DEVICE void load_right(typename Product<g, Weight>::Right (&right)[g], 
             if (there) stored[a][i] = load<Weight, kAtOnce>(W + a * cols + i * kAtOnce);
 #pragma unroll
     for (int c = 0; c < g; ++c)
-        right[c] = Product<g, Weight>::right(stored[0][c / kAtOnce].x[c % kAtOnce], stored[1][c / kAtOnce].x[c % kAtOnce]);
+        right[c] = Product<g, Weight>::right(stored[0][c / kAtOnce].x[c % kAtOnce],
+                                             stored[1][c / kAtOnce].x[c % kAtOnce]);
 }
 
 // Where a lane is in its block. Found afresh for each step: registers are for W.
@@ -155,13 +160,16 @@ PROJKERN_DEVICE void forward_matrix(const Table& table, const Strip& strip, cons
 
     const auto work = [&](int col, int task, int place) {
         const auto at = Position<g, Weight>::here();
-        const int i = at.i, rows = strip.end - strip.first - at.below, tasks = Operands<Layout>::tasks_from(table, task) - i;
+        const int i = at.i, rows = strip.end - strip.first - at.below;
+        const int tasks = Staged<Layout>::tasks_from(table, task) - i;
         const int out_cols = unsigned(strip.source.cols) / g, m = unsigned(col) / g + at.beside + 4 * at.j;
         if (rows <= 0 || m - 4 * at.j >= out_cols) return;
+        // As far as the compiler knows, any row group may be missing: so it does not take two at a time, which would
+        // need more registers than there are.
         const int unknown_rows = afresh(rows);
         const int64_t task_outputs = int64_t(strip.source.rows / g) * out_cols;
-        const float* p = Operands<Layout>::p(place) + i * Layout::kRowStride + at.below + at.a;
-        const float* q = Operands<Layout>::q(place) + 4 * (at.beside / kTile * Layout::kBesideSlots + 4 * i + at.j);
+        const float* p = Staged<Layout>::p(place) + i * Layout::kRowStride + at.below + at.a;
+        const float* q = Staged<Layout>::q(place) + 4 * (at.beside / kTile * Layout::kBesideSlots + 4 * i + at.j);
         Bfloat16* out = static_cast<Bfloat16*>(scale.projected) + (task + i) * task_outputs +
                         int64_t(unsigned(strip.first + at.below) / g) * out_cols + m;
 
@@ -179,9 +187,11 @@ PROJKERN_DEVICE void forward_matrix(const Table& table, const Strip& strip, cons
                 for (int c = 0; c < g; c += 4) {
                     Pack<float, 4> q_c[2][2];  // [task i or i + 8][output], for four c
 #pragma unroll
-                    for (int k = 0; k < 4; ++k)
-                        q_c[k / 2][k % 2] = load<float, 4>(
-                            q + 4 * (k / 2 * Layout::kEightSlots + ((half * 2 + k % 2) * g + c) / 4 * Layout::kChunkSlots));
+                    for (int k = 0; k < 4; ++k) {
+                        const int chunk = ((half * 2 + k % 2) * g + c) / 4;
+                        q_c[k / 2][k % 2] =
+                            load<float, 4>(q + 4 * (k / 2 * Layout::kEightSlots + chunk * Layout::kChunkSlots));
+                    }
 #pragma unroll
                     for (int n = 0; n < kGroups; ++n) {
                         if (n * g >= unknown_rows) continue;

@@ -13,7 +13,7 @@ namespace projkern::cuda {
 //
 // Two steps have their place: one is worked on while the next arrives.
 template <class Layout>
-struct Operands {
+struct Staged {
     static constexpr int kQFloats = 4 * Layout::kSlots;
     static constexpr int kFloats = kQFloats + Layout::kTasks * Layout::kRowStride;
     static constexpr int kBytes = 2 * kFloats * sizeof(float);
@@ -59,14 +59,13 @@ struct Operands {
 //     enter(col)                  once for each columns: W to registers
 //     work(col, task, place)      p and q of these tasks are there
 //
-// One barrier a step is enough: it says that the step's copies have arrived, and that the place of the step before is free.
+// One barrier a step is enough: the step's copies have arrived, and the place of the step before is free.
 template <class Layout, class Enter, class Work>
 PROJKERN_DEVICE void each_step(const Table& table, const Strip& strip, const Scale& scale, Enter enter, Work work) {
-    const int cols = strip.source.cols;
-    const int batch = int(table.batch);
+    const int cols = strip.source.cols, batch = int(table.batch);
     int place = 0;
     barrier();  // after the last step of an earlier scale
-    Operands<Layout>::copy(table, strip, scale, 0, 0, place);
+    Staged<Layout>::copy(table, strip, scale, 0, 0, place);
     commit_copies();
     for (int col = 0; col < cols; col += Layout::kCols) {
         enter(col);
@@ -75,8 +74,8 @@ PROJKERN_DEVICE void each_step(const Table& table, const Strip& strip, const Sca
             barrier();
             const bool last = task + Layout::kTasks >= batch;
             if (!last || col + Layout::kCols < cols)
-                Operands<Layout>::copy(table, strip, scale, last ? col + Layout::kCols : col,
-                                       last ? 0 : task + Layout::kTasks, place ^ 1);
+                Staged<Layout>::copy(table, strip, scale, last ? col + Layout::kCols : col,
+                                     last ? 0 : task + Layout::kTasks, place ^ 1);
             commit_copies();
             work(col, task, place);
             place ^= 1;

@@ -36,10 +36,10 @@ template <class Weight>
 int shared_bytes(const Table& table) {
     int bytes = 0;
     for (const Scale& scale : table.scale) {
-        if (scale.path == Path::lanes) bytes = std::max(bytes, Operands<Lanes>::kBytes);
+        if (scale.path == Path::lanes) bytes = std::max(bytes, Staged<Lanes>::kBytes);
         if (scale.path == Path::matrix)
-            bytes = std::max(bytes, scale.row_group == 4 ? Operands<Matrix<4, Weight>>::kBytes
-                                                         : Operands<Matrix<8, Weight>>::kBytes);
+            bytes = std::max(bytes, scale.row_group == 4 ? Staged<Matrix<4, Weight>>::kBytes
+                                                         : Staged<Matrix<8, Weight>>::kBytes);
     }
     return bytes;
 }
