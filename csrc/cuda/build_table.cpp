@@ -22,7 +22,7 @@ int32_t narrow(int64_t value, const char* what) {
 
 bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
 
-// The matrices of the plan by source: (weight, layer) -> indices, in the order of first use.
+// The matrices of the plan by source, (weight, layer) -> indices: wide sources first, else in the order of first use.
 using Sources = std::vector<std::vector<size_t>>;
 
 Sources group_by_source(const Plan& plan) {
@@ -35,6 +35,10 @@ Sources group_by_source(const Plan& plan) {
         if (fresh) sources.emplace_back();
         sources[found->second].push_back(k);
     }
+    // Blocks start in this order; the long strips first, or they would be what the card waits for at the end.
+    std::stable_sort(sources.begin(), sources.end(), [&](const std::vector<size_t>& a, const std::vector<size_t>& b) {
+        return plan.matrices[a[0]].cols > plan.matrices[b[0]].cols;
+    });
     return sources;
 }
 
