@@ -12,6 +12,8 @@
 // the same element of G (but for g = 8), so it goes straight to registers, one or a few tasks ahead.
 #pragma once
 
+#include <type_traits>
+
 #include "gradients.cuh"
 #include "strip.cuh"
 
@@ -39,7 +41,16 @@ template <int g, class Grad>
 class GradStream {
   public:
     static constexpr int kRows = 8 / g, kCols = g < 4 ? 4 / g : 1;
-    using Block = Pack<Grad, kCols>[kRows];
+    static constexpr bool kPairs = kCols * sizeof(Grad) == 4 && kCols == 2;  // of bfloat16, kept as one word
+    using Piece = std::conditional_t<kPairs, Pack<uint32_t, 1>, Pack<Grad, kCols>>;
+    using Block = Piece[kRows];
+
+    static PROJKERN_DEVICE float element(const Piece& piece, int m) {
+        if constexpr (kPairs)
+            return to_float(Bfloat16{uint16_t(m == 0 ? piece.x[0] : piece.x[0] >> 16)});
+        else
+            return to_float(piece.x[m]);
+    }
 
     // Tasks come in fours, with zeros for those that are missing in the last; `swapped` as in backward_lanes.
     PROJKERN_DEVICE GradStream(const Table& table, const Strip& strip, const Scale& scale, bool swapped)
@@ -60,7 +71,7 @@ class GradStream {
             const bool second = n * g >= 4;
             block[n] = {};
             if (valid && (second ? second_valid_ : first_valid_))
-                block[n] = load<Grad, kCols>(next_ + (second ? n - 4 / g : n) * row_ + (second ? second_ : 0));
+                block[n] = *reinterpret_cast<const Piece*>(next_ + (second ? n - 4 / g : n) * row_ + (second ? second_ : 0));
         }
         next_ += task_;
         if (++b_ >= batch_ && b_ % 4 == 0) {
@@ -165,7 +176,7 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
                     Pack<float, 4> dq = {};
                     for (int n = 0; n < 8 / g; ++n) {
                         float grad[4], U[4];
-                        for (int c = 0; c < 4; ++c) grad[c] = to_float(now[n].x[c / g]);
+                        for (int c = 0; c < 4; ++c) grad[c] = Grads::element(now[n], c / g);
                         for (int c = 0; c < 4; ++c) U[c] = grad[c] * q.x[c];
                         if (wants_dW)
                             for (int r = n * g; r < n * g + g; ++r)

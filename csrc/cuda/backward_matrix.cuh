@@ -36,8 +36,8 @@ struct Place {
 };
 
 PROJKERN_DEVICE Place find_place() {
-    const int thread = afresh(thread_index()), lane = thread % 32;
-    return {lane, lane / 4, lane % 4, thread / 32 % 4 * 16, thread < kThreads / 2};
+    const uint32_t thread = afresh(thread_index()), lane = thread % 32;  // unsigned: a shift or a mask each
+    return {int(lane), int(lane / 4), int(lane % 4), int(thread / 32 % 4 * 16), thread < kThreads / 2};
 }
 
 struct SplitPair {
@@ -202,15 +202,8 @@ PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Op
     const Place place = find_place();
     const int lane = place.lane, i = place.i, j = place.j;
     const int row = place.first, col = place.of_rows ? 0 : 32, n = (row + 8 * (i % 2) + i / 2 * 2) / g;
-    uint32_t hi[2][2], minus_hi[2][2], minus_lo[2][2];  // of p: half of the rows, half of the tasks
-    for (int o = 0; o < 2; ++o) {
-        const Pack<uint32_t, 4> part = load<uint32_t, 4>(p.across[row / 8 + o] + 4 * lane);
-        for (int h = 0; h < 2; ++h) {
-            hi[o][h] = part.x[h];
-            minus_hi[o][h] = part.x[h] ^ kBothSigns;
-            minus_lo[o][h] = part.x[2 + h] ^ kBothSigns;
-        }
-    }
+    const Pack<uint32_t, 4> p_of[2] = {load<uint32_t, 4>(p.across[row / 8] + 4 * lane),
+                                       load<uint32_t, 4>(p.across[row / 8 + 1] + 4 * lane)};
 #pragma unroll
     for (int four = 0; four < 32 / g; four += 4) {
         warp_barrier();
@@ -224,11 +217,12 @@ PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Op
             for (int h = 0; h < 2; ++h) {
                 const uint32_t a = grads[2 * h].x[word], b = grads[2 * h + 1].x[word];
                 const uint32_t grad = m % 2 == 0 ? firsts(a, b) : seconds(a, b);
+                const uint32_t minus_grad = grad ^ kBothSigns;
                 for (int o = 0; o < 2; ++o) {
-                    const uint32_t S = multiply_add_bfloat16(grad, hi[o][h], kBothSigns);
-                    const uint32_t minus_rest = multiply_add_bfloat16(grad, minus_hi[o][h], S);
+                    const uint32_t S = multiply_add_bfloat16(grad, p_of[o].x[h], kBothSigns);
+                    const uint32_t minus_rest = multiply_add_bfloat16(minus_grad, p_of[o].x[h], S);
                     S_hi[2 * h + o] = S;
-                    minus_S_lo[2 * h + o] = multiply_add_bfloat16(grad, minus_lo[o][h], minus_rest);
+                    minus_S_lo[2 * h + o] = multiply_add_bfloat16(minus_grad, p_of[o].x[2 + h], minus_rest);
                 }
             }
             Pack<uint32_t, 4> part = load<uint32_t, 4>(q.across[col / 8 + octet] + 4 * lane);
@@ -267,7 +261,7 @@ PROJKERN_DEVICE void load_values(Pack<float, 2> (&value)[2][2], const Table& tab
                                  int tile, int b0, const Place& place) {
     const float* from = place.of_rows ? table.p + scale.p_offset + strip.first : table.q + scale.q_offset + tile;
     const int64_t width = place.of_rows ? table.p_width : table.q_width;
-    const int elements = place.of_rows ? strip.rows() : strip.source.cols - tile;
+    const int elements = place.of_rows ? strip.rows() : again(table.source, strip.source).cols - tile;
     for (int h = 0; h < 2; ++h)
         for (int o = 0; o < 2; ++o) {
             const int b = b0 + place.i + 8 * h, x = place.first + 8 * o + 2 * place.j;
@@ -293,7 +287,7 @@ PROJKERN_DEVICE void put_dq_sums(const Table& table, const Strip& strip, const S
     const int col = tile + place.first + 4 * place.j;
     for (int h = 0; h < 2; ++h) {
         const int b = b0 + place.i + 8 * h;
-        if (b < int(table.batch) && col < strip.source.cols) put_dq(table, strip, scale, b, col, sum[h]);
+        if (b < int(table.batch) && col < again(table.source, strip.source).cols) put_dq(table, strip, scale, b, col, sum[h]);
     }
 }
 
@@ -301,7 +295,7 @@ template <int g, class Weight>
 PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, const Scale& scale) {
     using Shared = MatrixShared<g, Weight>;
     auto& shared = *reinterpret_cast<Shared*>(shared_memory());
-    const int rows = strip.rows(), cols = strip.source.cols, batch = int(table.batch);
+    const int batch = int(table.batch);
 
     const auto copy_W = [&](int tile) {
         constexpr int kAtOnce = 16 / sizeof(Weight), kChunks = kMatrixCols / kAtOnce;
@@ -309,9 +303,9 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
         const Weight* W = static_cast<const Weight*>(source.W) + int64_t(strip.first) * source.cols;
         const bool wanted = table.dp != nullptr || table.dq != nullptr;
 #pragma unroll 1
-        for (int chunk = afresh(thread_index()); chunk < kStripRows * kChunks; chunk += kThreads) {
+        for (uint32_t chunk = afresh(thread_index()); chunk < kStripRows * kChunks; chunk += kThreads) {
             const int row = chunk / kChunks, col = chunk % kChunks * kAtOnce;
-            const bool valid = wanted && row < rows && tile + col < source.cols;
+            const bool valid = wanted && row < strip.rows() && tile + col < source.cols;
             copy_async(&shared.W[row][col], valid ? W + int64_t(row) * source.cols + tile + col : W, valid);
         }
     };
@@ -322,9 +316,9 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
         const int64_t task = int64_t(source.rows / g) * out_cols;
         const Bfloat16* G = static_cast<const Bfloat16*>(again(table.scale, scale).grad) + int64_t(strip.first / g) * out_cols;
 #pragma unroll 1
-        for (int chunk = afresh(thread_index()); chunk < kMatrixTasks * kWidth * kChunks; chunk += kThreads) {
+        for (uint32_t chunk = afresh(thread_index()); chunk < kMatrixTasks * kWidth * kChunks; chunk += kThreads) {
             const int m = chunk % kChunks * 8, n = chunk / kChunks % kWidth, t = chunk / kChunks / kWidth;
-            const bool valid = b0 + t < batch && n * g < rows && tile / g + m < out_cols;
+            const bool valid = b0 + t < batch && n * g < strip.rows() && tile / g + m < out_cols;
             copy_async(&shared.G[buffer].x[GradTile<g>::place(t, n, m)],
                        valid ? G + (b0 + t) * task + n * out_cols + tile / g + m : G, valid);
         }
@@ -336,7 +330,7 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
 
     int buffer = 0;
     Fragments<g, Weight> part_of_W;
-    for (int tile = 0; tile < cols; tile += kMatrixCols) {
+    for (int tile = 0; tile < again(table.source, strip.source).cols; tile += kMatrixCols) {
         float dW[4][4] = {};
         for (int b0 = 0; b0 < batch; b0 += kMatrixTasks, buffer ^= 1) {
             const Place place = find_place();
@@ -364,9 +358,9 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
                 contract<g, false>(sum, part_of_W, shared.p, shared.G[buffer]);
                 put_dq_sums(table, strip, again(table.scale, scale), sum, tile, b0);
             }
-            if (strip.source.dW != nullptr) accumulate_dW<g>(dW, shared.p, shared.q, shared.G[buffer]);
+            if (again(table.source, strip.source).dW != nullptr) accumulate_dW<g>(dW, shared.p, shared.q, shared.G[buffer]);
         }
-        if (strip.source.dW != nullptr) put_dW_tile<Weight>(table, strip, scale, dW, tile);
+        if (again(table.source, strip.source).dW != nullptr) put_dW_tile<Weight>(table, strip, scale, dW, tile);
     }
     wait_copies<0>();  // none is left for the scale that comes next
 }

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "backward_any.cuh"
 #include "backward_lanes.cuh"
@@ -21,16 +22,12 @@ namespace {
 
 constexpr int64_t kReduceBlocks = 1024;
 
-// One scale of every strip whose source has one in this launch. Each kind is a kernel, with the registers and the shared
-// memory that it needs, and has launches of its own: one for most plans.
+// A strip at the one scale that its source has in this launch. Each kind of scale is a kernel, with the registers and the
+// shared memory that it needs.
 template <Path path, int g, class Weight, class Grad>
 PROJKERN_KERNEL(kThreads, 2) project_backward_kernel(PROJKERN_ARGUMENT Table table) {
     const Strip strip = find_strip(table, int32_t(block_index()));
-    int k = strip.source.first_scale;
-    const int end = k + strip.source.scales;
-    while (k < end && table.scale[k].launch != table.launch) ++k;
-    if (k == end) return;
-    const Scale& scale = table.scale[k];
+    const Scale& scale = table.scale[strip.source.first_scale];
     if constexpr (path == Path::any) backward_any<Weight, Grad>(table, strip, scale);
     if constexpr (path == Path::lanes) backward_lanes<g, Weight, Grad>(table, strip, scale);
     if constexpr (path == Path::matrix) backward_matrix<g, Weight>(table, strip, scale);
@@ -61,25 +58,38 @@ using Kind = std::pair<Path, int>;  // and the group
 
 Kind kind_of(const Scale& scale) { return {scale.path, scale.path == Path::any ? 0 : scale.row_group}; }
 
-// Gives each scale its launch, so that no launch has two of one source, nor two kinds. Says the kinds of the launches. All
-// scales of a source but the first add to dW.
-std::vector<Kind> plan_launches(Table& table) {
-    std::vector<Kind> launches;
-    for (const Source* source = table.source; source < table.source + table.sources; ++source) {
-        std::vector<Scale*> scales;
-        for (int k = 0; k < source->scales; ++k) scales.push_back(&table.scale[source->first_scale + k]);
-        for (Scale* scale : scales) {
-            const auto taken = [&](int32_t launch) {
-                return std::any_of(scales.begin(), scales.end(), [&](Scale* other) { return other < scale && other->launch == launch; });
-            };
-            scale->launch = 0;
-            while (scale->launch < int32_t(launches.size()) &&
-                   (launches[scale->launch] != kind_of(*scale) || taken(scale->launch)))
-                ++scale->launch;
-            if (scale->launch == int32_t(launches.size())) launches.push_back(kind_of(*scale));
+// One launch: the table, with the sources that take part and a scale for each.
+struct Launch {
+    Kind kind;
+    Table table;
+};
+
+// Most plans need one launch. A source's scales are in different ones, and so are different kinds: all of a source's scales
+// but the one that comes first add to its dW.
+std::vector<Launch> divide(const Table& table) {
+    std::vector<Launch> launches;
+    std::vector<int> begun(table.sources);          // whether a source is in a launch
+    std::vector<int> done(Table::capacity);         // whether a scale is
+    for (bool more = true; more;) {
+        more = false;
+        Launch launch{{}, table};
+        launch.table.sources = launch.table.strips = 0;
+        for (int s = 0; s < table.sources; ++s) {
+            const Source& source = table.source[s];
+            for (int k = source.first_scale; k < source.first_scale + source.scales; ++k) {
+                if (done[k] || (more && kind_of(table.scale[k]) != launch.kind)) continue;
+                launch.kind = kind_of(table.scale[k]);
+                launch.table.scale[k].adds_to_dW = table.accumulate || begun[s];
+                Source& part = launch.table.source[launch.table.sources++] = source;
+                part.first_scale = k;
+                part.scales = 1;
+                part.first_strip = launch.table.strips;
+                launch.table.strips += (source.rows - 1) / source.strip_rows + 1;
+                done[k] = begun[s] = more = true;
+                break;
+            }
         }
-        const auto first = std::min_element(scales.begin(), scales.end(), [](Scale* a, Scale* b) { return a->launch < b->launch; });
-        for (Scale* scale : scales) scale->adds_to_dW = table.accumulate || scale != *first;
+        if (more) launches.push_back(launch);
     }
     return launches;
 }
@@ -100,21 +110,19 @@ void launch_fast(const Table& table, Path path, Stream stream) {
 }
 
 template <class Weight, class Grad>
-void launch_backward(Table& table, Stream stream) {
-    const std::vector<Kind> launches = plan_launches(table);
-    for (const auto& [path, group] : launches) {
-        switch (group) {
-            case 2: launch_fast<2, Weight, Grad>(table, path, stream); break;
-            case 4: launch_fast<4, Weight, Grad>(table, path, stream); break;
-            case 8: launch_fast<8, Weight, Grad>(table, path, stream); break;
+void launch_backward(const Table& whole, Stream stream) {
+    for (const auto& [kind, table] : divide(whole)) {
+        switch (kind.second) {
+            case 2: launch_fast<2, Weight, Grad>(table, kind.first, stream); break;
+            case 4: launch_fast<4, Weight, Grad>(table, kind.first, stream); break;
+            case 8: launch_fast<8, Weight, Grad>(table, kind.first, stream); break;
             default: launch_kind<Path::any, 0, Weight, Grad>(table, stream);
         }
-        ++table.launch;
     }
 }
 
 template <class Weight>
-void launch_backward(Table& table, DType grad, Stream stream) {
+void launch_backward(const Table& table, DType grad, Stream stream) {
     if (grad == DType::float32)
         launch_backward<Weight, float>(table, stream);
     else
@@ -136,7 +144,7 @@ void project_backward(const Plan& plan, const Backward& call, void* stream_addre
     if (call.dp != nullptr && empty) set_zero(call.dp, call.batch * plan.p_width * sizeof(float), stream);
     if (call.dq != nullptr && (empty || call.workspace == nullptr))
         set_zero(call.dq, call.batch * plan.q_width * sizeof(float), stream);
-    for (Table& table : build_tables(plan, call)) {
+    for (const Table& table : build_tables(plan, call)) {
         switch (call.weight_dtype) {
             case DType::float32: launch_backward<float>(table, call.grad_dtype, stream); break;
             case DType::bfloat16: launch_backward<Bfloat16>(table, call.grad_dtype, stream); break;

@@ -34,7 +34,6 @@ struct Scale {
     int32_t p_offset, q_offset;
     int32_t row_group, col_group;
     Path path;
-    int32_t launch;   // backward: by which launch
     bool adds_to_dW;  // backward: dW of this source is there already, of another scale or on request
 };
 
@@ -48,7 +47,6 @@ struct Table {
     float* partial_dq;  // null: dq is summed with atomics, in no fixed order
     int64_t batch, p_width, q_width;
     int32_t strips, sources;
-    int32_t launch;      // backward: the one at hand
     bool accumulate;     // dW is added to what was there before the call
     bool wide_dW;        // dW is float32 whatever W is
     Source source[capacity];
