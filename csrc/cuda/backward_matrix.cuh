@@ -77,12 +77,22 @@ struct GradTile {
     }
 };
 
+// What the block works on, kept where it takes no registers.
+struct Job {
+    int source, scale;  // in the table
+    int strip, first, end;
+
+    PROJKERN_DEVICE Strip strip_of(const Table& table) const { return {table.source[source], strip, first, end}; }
+    PROJKERN_DEVICE const Scale& scale_of(const Table& table) const { return table.scale[scale]; }
+};
+
 template <int g, class Weight>
 struct MatrixShared {
     static constexpr int kPitch = kMatrixCols + 16 / sizeof(Weight);
     Weight W[kStripRows][kPitch];
     Operands p, q;
     GradTile<g> G[2];  // this step's and the next's
+    Job job;
 };
 
 // A warp's part of W, as B of the products over elements. `x` are the 16 rows (or columns) of the warp in two halves: in half
@@ -205,17 +215,17 @@ PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Op
     const Pack<uint32_t, 4> p_of[2] = {load<uint32_t, 4>(p.across[row / 8] + 4 * lane),
                                        load<uint32_t, 4>(p.across[row / 8 + 1] + 4 * lane)};
 #pragma unroll
-    for (int four = 0; four < 32 / g; four += 4) {
-        warp_barrier();
-        Pack<uint32_t, 2> grads[4];  // four column groups, of tasks 2 j, 2 j + 1, and these + 8
+    for (int two = 0; two < 32 / g; two += 2) {
+        warp_barrier();  // registers are scarce: no loads of what comes later
+        uint32_t grads[4];  // two column groups, of tasks 2 j, 2 j + 1, and these + 8
         for (int t = 0; t < 4; ++t)
-            grads[t] = load_pairs<2>(&G.x[G.place(2 * j + t % 2 + t / 2 * 8, n, col / g + four)]);
+            grads[t] = load_pairs<1>(&G.x[G.place(2 * j + t % 2 + t / 2 * 8, n, col / g + two)]).x[0];
 #pragma unroll
-        for (int m = four; m < four + 4; ++m) {
-            const int octet = m * g / 8, word = m % 4 / 2;
+        for (int m = two; m < two + 2; ++m) {
+            const int octet = m * g / 8;
             uint32_t S_hi[4], minus_S_lo[4];  // as A: {half 0 of the rows, half 1} for tasks 0.., then for tasks 8..
             for (int h = 0; h < 2; ++h) {
-                const uint32_t a = grads[2 * h].x[word], b = grads[2 * h + 1].x[word];
+                const uint32_t a = grads[2 * h], b = grads[2 * h + 1];
                 const uint32_t grad = m % 2 == 0 ? firsts(a, b) : seconds(a, b);
                 const uint32_t minus_grad = grad ^ kBothSigns;
                 for (int o = 0; o < 2; ++o) {
@@ -239,8 +249,7 @@ template <class Weight>
 PROJKERN_DEVICE void put_dW_tile(const Table& table, const Strip& strip, const Scale& scale, const float (&d)[4][4], int tile) {
     const Place place = find_place();
     const int i = place.i, j = place.j, row = place.first + 8 * (i % 2) + i / 2 * 2, col = tile + (place.of_rows ? 0 : 32);
-    const Source& source = again(table.source, strip.source);
-    const bool add = again(table.scale, scale).adds_to_dW;
+    const Source& source = strip.source;
     for (int octet = 0; octet < 4; octet += 2)
         for (int o = 0; o < 2; ++o) {
             float mine[2], others[2];
@@ -252,7 +261,7 @@ PROJKERN_DEVICE void put_dW_tile(const Table& table, const Strip& strip, const S
             const Pack<float, 4> four = j % 2 == 0 ? Pack<float, 4>{mine[0], mine[1], others[0], others[1]}
                                                    : Pack<float, 4>{others[0], others[1], mine[0], mine[1]};
             if (row + o < strip.rows() && c < source.cols)
-                put_dW<Weight>(table, source, int64_t(strip.first + row + o) * source.cols + c, four, add);
+                put_dW<Weight>(table, source, int64_t(strip.first + row + o) * source.cols + c, four, scale.adds_to_dW);
         }
 }
 
@@ -261,7 +270,7 @@ PROJKERN_DEVICE void load_values(Pack<float, 2> (&value)[2][2], const Table& tab
                                  int tile, int b0, const Place& place) {
     const float* from = place.of_rows ? table.p + scale.p_offset + strip.first : table.q + scale.q_offset + tile;
     const int64_t width = place.of_rows ? table.p_width : table.q_width;
-    const int elements = place.of_rows ? strip.rows() : again(table.source, strip.source).cols - tile;
+    const int elements = place.of_rows ? strip.rows() : strip.source.cols - tile;
     for (int h = 0; h < 2; ++h)
         for (int o = 0; o < 2; ++o) {
             const int b = b0 + place.i + 8 * h, x = place.first + 8 * o + 2 * place.j;
@@ -287,7 +296,7 @@ PROJKERN_DEVICE void put_dq_sums(const Table& table, const Strip& strip, const S
     const int col = tile + place.first + 4 * place.j;
     for (int h = 0; h < 2; ++h) {
         const int b = b0 + place.i + 8 * h;
-        if (b < int(table.batch) && col < again(table.source, strip.source).cols) put_dq(table, strip, scale, b, col, sum[h]);
+        if (b < int(table.batch) && col < strip.source.cols) put_dq(table, strip, scale, b, col, sum[h]);
     }
 }
 
@@ -296,25 +305,30 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
     using Shared = MatrixShared<g, Weight>;
     auto& shared = *reinterpret_cast<Shared*>(shared_memory());
     const int batch = int(table.batch);
+    if (thread_index() == 0)
+        shared.job = {int(&strip.source - table.source), int(&scale - table.scale), strip.index, strip.first, strip.end};
+    barrier();
+    const Job& job = shared.job;
 
     const auto copy_W = [&](int tile) {
         constexpr int kAtOnce = 16 / sizeof(Weight), kChunks = kMatrixCols / kAtOnce;
-        const Source& source = again(table.source, strip.source);
-        const Weight* W = static_cast<const Weight*>(source.W) + int64_t(strip.first) * source.cols;
+        const Strip strip = job.strip_of(table);
+        const int64_t cols = strip.source.cols;
+        const Weight* W = static_cast<const Weight*>(strip.source.W) + strip.first * cols;
         const bool wanted = table.dp != nullptr || table.dq != nullptr;
 #pragma unroll 1
         for (uint32_t chunk = afresh(thread_index()); chunk < kStripRows * kChunks; chunk += kThreads) {
             const int row = chunk / kChunks, col = chunk % kChunks * kAtOnce;
-            const bool valid = wanted && row < strip.rows() && tile + col < source.cols;
-            copy_async(&shared.W[row][col], valid ? W + int64_t(row) * source.cols + tile + col : W, valid);
+            const bool valid = wanted && row < strip.rows() && tile + col < cols;
+            copy_async(&shared.W[row][col], valid ? W + row * cols + tile + col : W, valid);
         }
     };
     const auto copy_G = [&](int tile, int b0, int buffer) {
         constexpr int kWidth = 64 / g, kChunks = kWidth / 8;
-        const Source& source = again(table.source, strip.source);
-        const int out_cols = source.cols / g;
-        const int64_t task = int64_t(source.rows / g) * out_cols;
-        const Bfloat16* G = static_cast<const Bfloat16*>(again(table.scale, scale).grad) + int64_t(strip.first / g) * out_cols;
+        const Strip strip = job.strip_of(table);
+        const int out_cols = strip.source.cols / g;
+        const int64_t task = int64_t(strip.source.rows / g) * out_cols;
+        const Bfloat16* G = static_cast<const Bfloat16*>(job.scale_of(table).grad) + int64_t(strip.first / g) * out_cols;
 #pragma unroll 1
         for (uint32_t chunk = afresh(thread_index()); chunk < kMatrixTasks * kWidth * kChunks; chunk += kThreads) {
             const int m = chunk % kChunks * 8, n = chunk / kChunks % kWidth, t = chunk / kChunks / kWidth;
@@ -330,12 +344,12 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
 
     int buffer = 0;
     Fragments<g, Weight> part_of_W;
-    for (int tile = 0; tile < again(table.source, strip.source).cols; tile += kMatrixCols) {
+    for (int tile = 0; tile < job.strip_of(table).source.cols; tile += kMatrixCols) {
         float dW[4][4] = {};
         for (int b0 = 0; b0 < batch; b0 += kMatrixTasks, buffer ^= 1) {
             const Place place = find_place();
             Pack<float, 2> value[2][2];
-            load_values(value, table, strip, again(table.scale, scale), tile, b0, place);
+            load_values(value, table, job.strip_of(table), job.scale_of(table), tile, b0, place);
             wait_copies<0>();
             barrier();  // W and G have arrived, and the last step has read p and q
             lay_out<g>(place.of_rows ? shared.p : shared.q, value, place);
@@ -352,17 +366,18 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
             Pack<float, 4> sum[2];
             if (table.dp != nullptr && find_place().of_rows) {
                 contract<g, true>(sum, part_of_W, shared.q, shared.G[buffer]);
-                put_dp_sums(table, strip, again(table.scale, scale), sum, tile, b0);
+                put_dp_sums(table, job.strip_of(table), job.scale_of(table), sum, tile, b0);
             }
             if (table.dq != nullptr && !find_place().of_rows) {
                 contract<g, false>(sum, part_of_W, shared.p, shared.G[buffer]);
-                put_dq_sums(table, strip, again(table.scale, scale), sum, tile, b0);
+                put_dq_sums(table, job.strip_of(table), job.scale_of(table), sum, tile, b0);
             }
-            if (again(table.source, strip.source).dW != nullptr) accumulate_dW<g>(dW, shared.p, shared.q, shared.G[buffer]);
+            if (job.strip_of(table).source.dW != nullptr) accumulate_dW<g>(dW, shared.p, shared.q, shared.G[buffer]);
         }
-        if (again(table.source, strip.source).dW != nullptr) put_dW_tile<Weight>(table, strip, scale, dW, tile);
+        if (job.strip_of(table).source.dW != nullptr)
+            put_dW_tile<Weight>(table, job.strip_of(table), job.scale_of(table), dW, tile);
     }
-    wait_copies<0>();  // none is left for the scale that comes next
+    wait_copies<0>();
 }
 
 }  // namespace projkern::cuda
