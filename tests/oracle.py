@@ -19,9 +19,10 @@ def project_by_loops(weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_g
 def project_dense(weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int) -> Tensor:
     """P @ W @ Q with P_ij = p_j [j // g == i] and Q_ij = q_i [i // g == j], for p (B, N) and q (B, M)."""
     N, M = weight.shape
-    member = torch.arange(N)[None] // row_group == torch.arange(N // row_group)[:, None]
+    row, col = torch.arange(N, device=weight.device), torch.arange(M, device=weight.device)
+    member = row[None] // row_group == row[: N // row_group, None]
     P = p.double()[:, None] * member  # [B, n, N]
-    member = torch.arange(M)[:, None] // col_group == torch.arange(M // col_group)[None]
+    member = col[:, None] // col_group == col[None, : M // col_group]
     Q = q.double()[:, :, None] * member  # [B, M, m]
     return P @ weight.double() @ Q
 

@@ -438,6 +438,8 @@ def test_missing_card_is_said_when_it_is_asked_for(monkeypatch):
         ("89-virtual", (9, 0), True),
         ("100-real 120", (10, 3), True),
         ("100-real 120", (11, 0), False),
+        ("native", (9, 0), True),
+        ("all-major", (12, 0), True),
     ],
 )
 def test_which_cards_a_build_runs_on(built_for, card, runs):

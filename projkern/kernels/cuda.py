@@ -83,7 +83,10 @@ def runs_on(built_for: list[str], capability: tuple[int, int]) -> bool:
     card = 10 * capability[0] + capability[1]
     for entry in built_for:
         architecture, _, kind = entry.partition("-")
-        number = int("".join(filter(str.isdigit, architecture)))
+        digits = "".join(filter(str.isdigit, architecture))
+        if not digits:  # "native", "all": CMake's words, which it alone resolves
+            return True
+        number = int(digits)
         specific = not architecture.isdigit()  # "90a" runs on 90 alone
         if kind != "virtual" and (card == number if specific else number <= card and number // 10 == capability[0]):
             return True
