@@ -83,14 +83,17 @@ end_warm() {
 trap end_warm EXIT
 
 # In place: needs no installer, no network, and leaves the interpreter's environment as it is.
-step build 200 "$out/run.log" "$PYTHON" setup.py build_ext --inplace &&
-    step environment 40 "$out/run.log" "$PYTHON" -m projkern.env
+rm -f projkern/_cuda*.so
+step build 200 "$out/run.log" "$PYTHON" setup.py build_ext --inplace || exit 1
+step environment 40 "$out/run.log" "$PYTHON" -m projkern.env
 step tests 120 "$out/tests.log" "$PYTHON" -m pytest -q -p no:cacheprovider tests -m "gpu and not slow"
 # Tests that were all skipped have shown nothing.
 if [[ ! ${failed[*]} =~ tests ]] && ! grep -qE '[0-9]+ passed' "$out/tests.log"; then
     say "tests: none of them ran"
     failed+=("tests (none ran)")
 fi
+step all-kernels 90 "$out/tests.log" "$PYTHON" -m pytest -q -p no:cacheprovider -k "cuda or triton or projected" \
+    tests/test_projection.py tests/test_linear.py tests/test_triton.py
 
 # Without torch's cache of memory every tensor is an allocation of its own, and what passes its end is seen.
 sanitize=(-q -p no:cacheprovider tests/test_gpu.py -m gpu

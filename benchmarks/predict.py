@@ -27,7 +27,7 @@ H200 = Speeds(
     "NVIDIA H200",
     4.3e12,
     67e12,
-    "4.3 TB/s (measured: a large copy on such a card, bytes read and written) and 67 TFLOP/s (datasheet: float32)",
+    "4.3 TB/s (taken for a large copy, bytes read and written; the datasheet has 4.8) and 67 TFLOP/s (datasheet: float32)",
 )
 TITLE = "PREDICTION, NOT MEASURED"
 
