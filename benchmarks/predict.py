@@ -27,7 +27,8 @@ H200 = Speeds(
     "NVIDIA H200",
     4.3e12,
     67e12,
-    "4.3 TB/s (taken for a large copy, bytes read and written; the datasheet has 4.8) and 67 TFLOP/s (datasheet: float32)",
+    "4.3 TB/s (taken for a large copy, bytes read and written; the datasheet has 4.8) and 67 TFLOP/s (the datasheet's, "
+    "float32)",
 )
 TITLE = "PREDICTION, NOT MEASURED"
 

@@ -29,7 +29,8 @@ def backend(request, monkeypatch):
     card = name in ("triton", "cuda") and torch.cuda.is_available()
     if name == "cuda" and not card:
         if shutil.which(cuda_on_host.compiler()) is None:
-            pytest.skip(f"there is no {cuda_on_host.compiler()} to build the CUDA kernels for the host")
+            give_up = pytest.fail if os.environ.get("PROJKERN_REQUIRE_NATIVE") == "1" else pytest.skip
+            give_up(f"there is no {cuda_on_host.compiler()} to build the CUDA kernels for the host")
         library = cuda_on_host.build()
         monkeypatch.setattr(cuda, "_load", lambda: (library, None))
     reason = backends.why_unavailable(name)
