@@ -35,8 +35,9 @@ struct Place {
     bool of_rows;
 };
 
+template <int g>
 PROJKERN_DEVICE Place find_place() {
-    const uint32_t thread = afresh(thread_index()), lane = thread % 32;  // unsigned: a shift or a mask each
+    const uint32_t thread = g < 8 ? afresh(thread_index()) : thread_index(), lane = thread % 32;  // unsigned: a shift or a mask each
     return {int(lane), int(lane / 4), int(lane % 4), int(thread / 32 % 4 * 16), thread < kThreads / 2};
 }
 
@@ -81,6 +82,9 @@ struct GradTile {
 struct Job {
     int source, scale;  // in the table
     int strip, first, end;
+    const float* vector[2];  // q from the first column on, p from the strip's first row
+    int64_t width[2];        // from one task to the next
+    int turn;                // which of its two buffers G has in this step
 
     PROJKERN_DEVICE Strip strip_of(const Table& table) const { return {table.source[source], strip, first, end}; }
     PROJKERN_DEVICE const Scale& scale_of(const Table& table) const { return table.scale[scale]; }
@@ -108,7 +112,6 @@ class Fragments {
         for (int o = 0; o < 2; ++o)
 #pragma unroll
             for (int group = 0; group < 64 / g; ++group) {
-                if (group % 8 == 0) warp_barrier();
                 const Weight* at = from + (4 * (i / 2) + 2 * o + i % 2) * x_step + (group * g + 2 * j % g) * k_step;
                 const SplitPair pair = split(to_float(at[0]), to_float(at[k_step]));
                 if (g > 2)
@@ -171,7 +174,7 @@ PROJKERN_DEVICE void contract(Pack<float, 4> (&sum)[2], const Fragments<g, Weigh
                               const GradTile<g>& G) {
     constexpr int kHalves = g == 2 ? 2 : 1;      // of a lane's four elements, in groups of their own
     constexpr int kAtOnce = g == 8 ? 1 : 2;      // groups of k in 16 bytes of `along`
-    const Place place = find_place();
+    const Place place = find_place<g>();
     const int lane = place.lane, i = place.i, j = place.j, x = (place.first + 4 * j) / g;
     const int at = g == 2 ? 4 * (2 * i + j % 2) : 4 * lane;
     sum[0] = sum[1] = {};
@@ -184,7 +187,7 @@ PROJKERN_DEVICE void contract(Pack<float, 4> (&sum)[2], const Fragments<g, Weigh
         Pack<uint32_t, 4> a;
 #pragma unroll
         for (int k = four; k < four + 4; ++k) {
-            if (k % 2 == 0) warp_barrier();
+            warp_barrier();
             if (k % kAtOnce == 0) a = load<uint32_t, 4>(operands.along[k * g / 8] + (g == 2 ? k / 2 % 2 * 64 : 0) + at);
             float grad[2][2];
             for (int h = 0; h < 2; ++h)
@@ -209,7 +212,7 @@ PROJKERN_DEVICE void contract(Pack<float, 4> (&sum)[2], const Fragments<g, Weigh
 // dW of 16 rows and 32 columns: d[octet] has columns 2 j and 2 j + 1 of rows 8 (i % 2) + i / 2 * 2 and the next.
 template <int g>
 PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Operands& q, const GradTile<g>& G) {
-    const Place place = find_place();
+    const Place place = find_place<g>();
     const int lane = place.lane, i = place.i, j = place.j;
     const int row = place.first, col = place.of_rows ? 0 : 32, n = (row + 8 * (i % 2) + i / 2 * 2) / g;
     const Pack<uint32_t, 4> p_of[2] = {load<uint32_t, 4>(p.across[row / 8] + 4 * lane),
@@ -237,17 +240,17 @@ PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Op
             }
             Pack<uint32_t, 4> part = load<uint32_t, 4>(q.across[col / 8 + octet] + 4 * lane);
             if (g < 8 && i / g != m * g % 8 / g) part = {};  // the octet's columns that are not of m
-            multiply_k16(d[octet], S_hi, {part.x[0], part.x[1]});
             multiply_k16(d[octet], S_hi, {part.x[2], part.x[3]});
+            multiply_k16(d[octet], S_hi, {part.x[0], part.x[1]});
             multiply_k16(d[octet], minus_S_lo, {part.x[0] ^ kBothSigns, part.x[1] ^ kBothSigns});
         }
     }
 }
 
 // Neighbouring lanes exchange halves of two octets, so that each has four neighbours of one to store.
-template <class Weight>
+template <int g, class Weight>
 PROJKERN_DEVICE void put_dW_tile(const Table& table, const Strip& strip, const Scale& scale, const float (&d)[4][4], int tile) {
-    const Place place = find_place();
+    const Place place = find_place<g>();
     const int i = place.i, j = place.j, row = place.first + 8 * (i % 2) + i / 2 * 2, col = tile + (place.of_rows ? 0 : 32);
     const Source& source = strip.source;
     for (int octet = 0; octet < 4; octet += 2)
@@ -266,22 +269,24 @@ PROJKERN_DEVICE void put_dW_tile(const Table& table, const Strip& strip, const S
 }
 
 // The elements of p or q that lay_out takes; zeros beyond their end.
-PROJKERN_DEVICE void load_values(Pack<float, 2> (&value)[2][2], const Table& table, const Strip& strip, const Scale& scale,
-                                 int tile, int b0, const Place& place) {
-    const float* from = place.of_rows ? table.p + scale.p_offset + strip.first : table.q + scale.q_offset + tile;
-    const int64_t width = place.of_rows ? table.p_width : table.q_width;
-    const int elements = place.of_rows ? strip.rows() : strip.source.cols - tile;
+PROJKERN_DEVICE void load_values(Pack<float, 2> (&value)[2][2], const Table& table, const Job& job, int tile, int b0,
+                                 const Place& place) {
+    const Strip strip = job.strip_of(table);
+    const float* from = job.vector[place.of_rows];
+    const int64_t width = job.width[place.of_rows];
+    const int elements = place.of_rows ? strip.rows() : strip.source.cols;
     for (int h = 0; h < 2; ++h)
         for (int o = 0; o < 2; ++o) {
-            const int b = b0 + place.i + 8 * h, x = place.first + 8 * o + 2 * place.j;
+            const int b = b0 + place.i + 8 * h, x = (place.of_rows ? 0 : tile) + place.first + 8 * o + 2 * place.j;
             value[h][o] = {};
             if (b < int(table.batch) && x < elements) value[h][o] = load<float, 2>(from + b * width + x);
         }
 }
 
+template <int g>
 PROJKERN_DEVICE void put_dp_sums(const Table& table, const Strip& strip, const Scale& scale, const Pack<float, 4> (&sum)[2],
                                  int tile, int b0) {
-    const Place place = find_place();
+    const Place place = find_place<g>();
     const int row = place.first + 4 * place.j;
     for (int h = 0; h < 2; ++h) {
         const int b = b0 + place.i + 8 * h;
@@ -290,9 +295,10 @@ PROJKERN_DEVICE void put_dp_sums(const Table& table, const Strip& strip, const S
     }
 }
 
+template <int g>
 PROJKERN_DEVICE void put_dq_sums(const Table& table, const Strip& strip, const Scale& scale, const Pack<float, 4> (&sum)[2],
                                  int tile, int b0) {
-    const Place place = find_place();
+    const Place place = find_place<g>();
     const int col = tile + place.first + 4 * place.j;
     for (int h = 0; h < 2; ++h) {
         const int b = b0 + place.i + 8 * h;
@@ -306,9 +312,16 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
     auto& shared = *reinterpret_cast<Shared*>(shared_memory());
     const int batch = int(table.batch);
     if (thread_index() == 0)
-        shared.job = {int(&strip.source - table.source), int(&scale - table.scale), strip.index, strip.first, strip.end};
+        shared.job = {int(&strip.source - table.source),
+                      int(&scale - table.scale),
+                      strip.index,
+                      strip.first,
+                      strip.end,
+                      {table.q + scale.q_offset, table.p + scale.p_offset + strip.first},
+                      {table.q_width, table.p_width},
+                      1};
     barrier();
-    const Job& job = shared.job;
+    Job& job = shared.job;
 
     const auto copy_W = [&](int tile) {
         constexpr int kAtOnce = 16 / sizeof(Weight), kChunks = kMatrixCols / kAtOnce;
@@ -317,7 +330,7 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
         const Weight* W = static_cast<const Weight*>(strip.source.W) + strip.first * cols;
         const bool wanted = table.dp != nullptr || table.dq != nullptr;
 #pragma unroll 1
-        for (uint32_t chunk = afresh(thread_index()); chunk < kStripRows * kChunks; chunk += kThreads) {
+        for (uint32_t chunk = thread_index(); chunk < kStripRows * kChunks; chunk += kThreads) {
             const int row = chunk / kChunks, col = chunk % kChunks * kAtOnce;
             const bool valid = wanted && row < strip.rows() && tile + col < cols;
             copy_async(&shared.W[row][col], valid ? W + row * cols + tile + col : W, valid);
@@ -330,7 +343,7 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
         const int64_t task = int64_t(strip.source.rows / g) * out_cols;
         const Bfloat16* G = static_cast<const Bfloat16*>(job.scale_of(table).grad) + int64_t(strip.first / g) * out_cols;
 #pragma unroll 1
-        for (uint32_t chunk = afresh(thread_index()); chunk < kMatrixTasks * kWidth * kChunks; chunk += kThreads) {
+        for (uint32_t chunk = thread_index(); chunk < kMatrixTasks * kWidth * kChunks; chunk += kThreads) {
             const int m = chunk % kChunks * 8, n = chunk / kChunks % kWidth, t = chunk / kChunks / kWidth;
             const bool valid = b0 + t < batch && n * g < strip.rows() && tile / g + m < out_cols;
             copy_async(&shared.G[buffer].x[GradTile<g>::place(t, n, m)],
@@ -342,14 +355,13 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
     copy_G(0, 0, 0);
     commit_copies();
 
-    int buffer = 0;
     Fragments<g, Weight> part_of_W;
     for (int tile = 0; tile < job.strip_of(table).source.cols; tile += kMatrixCols) {
         float dW[4][4] = {};
-        for (int b0 = 0; b0 < batch; b0 += kMatrixTasks, buffer ^= 1) {
-            const Place place = find_place();
+        for (int b0 = 0; b0 < batch; b0 += kMatrixTasks) {
+            const Place place = find_place<g>();
             Pack<float, 2> value[2][2];
-            load_values(value, table, job.strip_of(table), job.scale_of(table), tile, b0, place);
+            load_values(value, table, job, tile, b0, place);
             wait_copies<0>();
             barrier();  // W and G have arrived, and the last step has read p and q
             lay_out<g>(place.of_rows ? shared.p : shared.q, value, place);
@@ -357,25 +369,26 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
                 part_of_W.template read<Shared::kPitch, 1>(shared.W[place.first], place.i, place.j);
             if (b0 == 0 && !place.of_rows)
                 part_of_W.template read<1, Shared::kPitch>(&shared.W[0][place.first], place.i, place.j);
+            if (thread_index() == 0) job.turn ^= 1;
             barrier();  // p and q are there, and W is free for the next tile
             const bool last = b0 + kMatrixTasks >= batch;
-            copy_G(last ? tile + kMatrixCols : tile, last ? 0 : b0 + kMatrixTasks, buffer ^ 1);
+            copy_G(last ? tile + kMatrixCols : tile, last ? 0 : b0 + kMatrixTasks, 1 - job.turn);
             if (b0 == 0) copy_W(tile + kMatrixCols);
             commit_copies();
 
             Pack<float, 4> sum[2];
-            if (table.dp != nullptr && find_place().of_rows) {
-                contract<g, true>(sum, part_of_W, shared.q, shared.G[buffer]);
-                put_dp_sums(table, job.strip_of(table), job.scale_of(table), sum, tile, b0);
+            if (table.dp != nullptr && find_place<g>().of_rows) {
+                contract<g, true>(sum, part_of_W, shared.q, shared.G[job.turn]);
+                put_dp_sums<g>(table, job.strip_of(table), job.scale_of(table), sum, tile, b0);
             }
-            if (table.dq != nullptr && !find_place().of_rows) {
-                contract<g, false>(sum, part_of_W, shared.p, shared.G[buffer]);
-                put_dq_sums(table, job.strip_of(table), job.scale_of(table), sum, tile, b0);
+            if (table.dq != nullptr && !find_place<g>().of_rows) {
+                contract<g, false>(sum, part_of_W, shared.p, shared.G[job.turn]);
+                put_dq_sums<g>(table, job.strip_of(table), job.scale_of(table), sum, tile, b0);
             }
-            if (job.strip_of(table).source.dW != nullptr) accumulate_dW<g>(dW, shared.p, shared.q, shared.G[buffer]);
+            if (job.strip_of(table).source.dW != nullptr) accumulate_dW<g>(dW, shared.p, shared.q, shared.G[job.turn]);
         }
         if (job.strip_of(table).source.dW != nullptr)
-            put_dW_tile<Weight>(table, job.strip_of(table), job.scale_of(table), dW, tile);
+            put_dW_tile<g, Weight>(table, job.strip_of(table), job.scale_of(table), dW, tile);
     }
     wait_copies<0>();
 }
