@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import shutil
 
@@ -17,6 +19,26 @@ import cuda_on_host
 import projkern as pk
 from projkern.data import load_digits
 from projkern.kernels import backends, cuda
+
+
+def mend_interpreter():
+    """Let Triton's interpreter loop up to a number that a kernel was given or has read, with NumPy 2.4 too.
+
+    Up to Triton 3.6 it makes an int of an array of one element, which NumPy now refuses
+    (github.com/triton-lang/triton/issues/9171).
+    """
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    patch = interpreter._patch_lang_tensor
+
+    def mended(tensor, *scope):
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = mended
+
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+    mend_interpreter()
 
 
 @pytest.fixture(params=["reference", "cpu", "triton", "cuda"])

@@ -101,9 +101,9 @@ def test_random_sweep_against_dense(form, seed, poisoned_memory):
     ("weight_dtype", "dtype", "tolerance"),
     [(BF16, BF16, 2e-2), (F32, BF16, 2e-2), (BF16, F32, 1e-2), (F16, F16, 4e-3), (F32, F16, 4e-3), (F16, BF16, 2e-2)],
 )
-@pytest.mark.parametrize("seed", (100, 101))
-def test_types(form, seed, weight_dtype, dtype, tolerance, poisoned_memory):
-    inputs, dy, group = case(seed, weight_dtype, dtype)
+@pytest.mark.parametrize("sizes", [(2, 17, 18, 5, 3, 4), (3, 2, 5, 18, 4, 8)])
+def test_types(form, sizes, weight_dtype, dtype, tolerance, poisoned_memory):
+    inputs, dy, group = case(sum(sizes), weight_dtype, dtype, sizes=sizes)
     check(run(inputs, dy, group, form), truth(inputs, dy, group), inputs, dy, tolerance)
 
 
@@ -256,7 +256,7 @@ def test_compiles_for_cards(capability):
     assert finished.returncode == 0, finished.stderr
     for line in finished.stdout.splitlines():
         kernel = json.loads(line)
-        assert kernel["spilled"] <= 32, kernel
+        assert kernel["stack"] <= 32, kernel
         assert kernel["shared"] <= 99 * 1024, kernel
         assert kernel["tensor cores"] == (kernel["x"] == "bf16"), kernel
         if "weight_gradient" not in kernel["name"]:

@@ -48,6 +48,9 @@ ADDRESSES_PER_LAUNCH = 128
 
 SUM_BLOCK = 256
 
+FUSED = {"enable_fp_fusion": True}
+"""Multiply-adds in one instruction: Triton's default up to 3.9, which warns that it will change."""
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -100,25 +103,7 @@ def serves(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.
 
 @lru_cache(maxsize=1)
 def _kernels() -> ModuleType:
-    if _interpreted():
-        _mend_interpreter()
     return importlib.import_module("projkern.kernels.triton_kernels")
-
-
-def _mend_interpreter() -> None:
-    """Let Triton's interpreter loop up to a number that the kernel has read, with NumPy 2.4 too.
-
-    Up to Triton 3.6 it makes an int of an array of one element, which NumPy now refuses
-    (github.com/triton-lang/triton/issues/9171).
-    """
-    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
-    patch = interpreter._patch_lang_tensor
-
-    def mended(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = mended
 
 
 def _type(dtype: torch.dtype) -> Any:
@@ -135,10 +120,12 @@ def _together(group: int, rows: int) -> int:
     return min(group & -group, rows)
 
 
-def _constants(plan: Plan, batch: int, chosen: Configuration) -> dict[str, int]:
+def _constants(plan: Plan, batch: int, chosen: Configuration, aligned: bool) -> dict[str, int]:
     """The sizes that a kernel is compiled for, beside its variants."""
     widest = max((m.cols for m in plan.matrices), default=0)
-    cols = min(max(_next_power_of_two(widest), 32 * chosen.lane), chosen.cols)
+    # Elements that are read one at a time have an address each, in two registers: a thread then holds fewer.
+    lane = chosen.lane if aligned else min(chosen.lane, 4)
+    cols = min(max(_next_power_of_two(widest), 32 * lane), chosen.cols)
     # A task takes registers for each of a tile's output rows, and small groups have more of these.
     together = min((_together(m.row_group, chosen.rows) for m in plan.matrices), default=1)
     tasks = min(together, chosen.tasks, _next_power_of_two(batch))
@@ -146,8 +133,9 @@ def _constants(plan: Plan, batch: int, chosen: Configuration) -> dict[str, int]:
         "ROWS": chosen.rows,
         "COLS": cols,
         "TASKS": tasks,
-        "num_warps": max(1, cols // (32 * chosen.lane)),
+        "num_warps": max(1, cols // (32 * lane)),
         "maxnreg": chosen.registers,
+        **FUSED,
     }
 
 
@@ -273,7 +261,7 @@ def _write_addresses(addresses: tuple[int, ...], device: torch.device) -> Tensor
     table = torch.empty(len(addresses), dtype=torch.int64, device=device)
     for first in range(0, len(addresses), ADDRESSES_PER_LAUNCH):
         part = addresses[first : first + ADDRESSES_PER_LAUNCH]
-        _kernels()._write_addresses_kernel[(1,)](table[first:], part, num_warps=1)
+        _kernels()._write_addresses_kernel[(1,)](table[first:], part, num_warps=1, **FUSED)
     return table
 
 
@@ -323,7 +311,8 @@ def project_forward(
     batch, device = p.shape[0], p.device
     if flat.numel() == 0:
         return
-    constants = _constants(plan, batch, configuration)
+    aligned = _aligned(plan, [*weights])
+    constants = _constants(plan, batch, configuration, aligned)
     tables = _kept(_forward_tables(plan, device, constants["ROWS"], constants["COLS"]), device)
     # Few tiles share out the batch, or most of the card would idle.
     splits = max(1, min(-(-batch // constants["TASKS"]), 1024 // len(tables.tiles)))
@@ -341,7 +330,7 @@ def project_forward(
             plan.q_width,
             W_TYPE=_type(weights[0].dtype),
             VARIANTS=tables.variants,
-            ALIGNED=_aligned(plan, [*weights]),
+            ALIGNED=aligned,
             **constants,
         )
 
@@ -367,7 +356,8 @@ def project_backward(
     batch, device = p.shape[0], p.device
     if not weights:
         return
-    constants = _constants(plan, batch, configuration)
+    aligned = _aligned(plan, [*weights, *d_weights])
+    constants = _constants(plan, batch, configuration, aligned)
     tables = _kept(
         _backward_tables(plan, device, constants["ROWS"], constants["COLS"], configuration.band), device
     )
@@ -397,7 +387,7 @@ def project_backward(
                 W_TYPE=_type(weights[0].dtype),
                 G_TYPE=_type(grads[0].dtype),
                 VARIANTS=tables.variants,
-                ALIGNED=_aligned(plan, [*weights, *d_weights]),
+                ALIGNED=aligned,
                 BAND=configuration.band,
                 BLOCK=configuration.block,
                 NEED_W=wanted,
@@ -408,5 +398,5 @@ def project_backward(
         for total, parts, runs in ((dp, p_parts, tables.p_runs), (dq, q_parts, tables.q_runs)):
             if total is not None and batch and len(runs):
                 _kernels()._sum_parts_kernel[(len(runs) * batch,)](
-                    parts, runs, total, batch, total.shape[1], BLOCK=SUM_BLOCK, num_warps=4
+                    parts, runs, total, batch, total.shape[1], BLOCK=SUM_BLOCK, num_warps=4, **FUSED
                 )

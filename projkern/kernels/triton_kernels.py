@@ -165,12 +165,14 @@ def _backward_cols(
     """Adds the rows from `first_row` to `last_row` to one matrix's part of dq for the band."""
     NS: tl.constexpr = ROWS // A
     i = (col0 + tl.arange(0, COLS))[None, None, None, :]
+    # A mask made of one comparison of numbers is an integer in the interpreter of Triton 3.9, so a number decides.
+    begun = tl.where(first_row > band, batch, 0)
     for first in range(0, batch, TASKS):
         b = (first + tl.arange(0, TASKS)).to(tl.int64)[:, None, None]
         b_4 = b[:, :, :, None]
         place = q_parts + b_4 * cols + i
         here = (b_4 < batch) & (i < cols)
-        dq = tl.load(place, here & (first_row > band), 0.0)  # [tasks, 1, 1, cols]
+        dq = tl.load(place, here & (b_4 < begun), 0.0)  # [tasks, 1, 1, cols]
         for row0 in range(first_row, last_row, ROWS):
             j = row0 + (tl.arange(0, NS) * A)[None, :, None] + tl.arange(0, A)  # [1, n, a]
             j_4 = j[:, :, :, None]

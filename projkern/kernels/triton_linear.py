@@ -45,9 +45,6 @@ INTERPRETED = not isinstance(_columns, triton.runtime.JITFunction)
 _WIDEN = tl.constexpr(INTERPRETED)
 """The interpreter multiplies the bits of bfloat16 operands. Widened, their products are the same as on a card."""
 
-_size = tl.constexpr if INTERPRETED else int
-"""The interpreter of Triton up to 3.6 cannot loop up to an integer argument with NumPy 2.4; to a constant it can."""
-
 
 @triton.jit
 def _dot(a, b, sums):
@@ -240,6 +237,7 @@ def _meta(tokens: int, row_group: int, col_group: int, weight_bytes: int, x_byte
         "num_warps": 8,
         # Tiles of W on their way wait in shared memory, of which the smallest of today's cards give 99 KB.
         "num_stages": min(3, 1 + 64 * 1024 // source_tile),
+        "enable_fp_fusion": True,  # Triton's default up to 3.9, which warns that it will change
     }
 
 
@@ -254,7 +252,7 @@ def linear_forward(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: i
     """Writes y (B, S, N / row_group); see ``projkern.project_linear`` for the arguments, all contiguous here."""
     B, S, _ = x.shape
     N, M = weight.shape
-    sizes = [_size(v) for v in (B, S, N, M)]
+    sizes = B, S, N, M
     meta = _meta(S, row_group, col_group, weight.element_size(), x.element_size())
     grid = (B * triton.cdiv(S, meta["BS"]) * triton.cdiv(N // row_group, meta["BN"]),)
     with torch.cuda.device_of(x):  # Triton launches on the current device
@@ -278,7 +276,7 @@ def linear_backward(
     """Writes the gradients that are given a place; the others cost nothing. All tensors are contiguous."""
     B, S, _ = x.shape
     N, M = weight.shape
-    sizes = [_size(v) for v in (B, S, N, M)]
+    sizes = B, S, N, M
     meta = _meta(S, row_group, col_group, weight.element_size(), x.element_size())
     n_tiles = triton.cdiv(N // row_group, meta["BN"])
     m_tiles = triton.cdiv(M // col_group, meta["BM"])
