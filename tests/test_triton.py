@@ -234,12 +234,16 @@ def test_says_why_it_cannot_run(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    triton._why_not_installed.cache_clear()
     assert "pip install" in triton.why_unavailable()
     monkeypatch.setattr(triton, "version", lambda name: "3.3.1")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    triton._why_not_installed.cache_clear()
     assert "triton 3.3.1 is too old: it must be 3.4" in triton.why_unavailable()
     monkeypatch.setattr(triton, "version", lambda name: "3.10.0+git1")
+    triton._why_not_installed.cache_clear()
     assert "no CUDA card" in triton.why_unavailable()
+    triton._why_not_installed.cache_clear()
 
 
 def test_the_package_needs_no_triton():

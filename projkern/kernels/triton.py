@@ -9,7 +9,7 @@ For one source matrix W, viewed as (n, a, m, c), with p (B, n, a), q (B, m, c) a
 
 **One launch.** A program finds its tile, with all its sizes and offsets, in tables that depend on the plan (those of
 outputs also on the batch) and are uploaded once. Weights and gradients are separate tensors, so their addresses are a
-table too; a new one is written by a tiny kernel from its arguments. Nothing is copied from the host after the first
+table too, written at each call by a tiny kernel from its arguments. Nothing is copied from the host after the first
 call with the same plan and batch, which therefore warms up for the capture of a CUDA graph.
 
 **The backward** holds a few rows of W and of dW in registers while it runs over the tasks, and then dq while it runs
@@ -80,8 +80,8 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def why_unavailable() -> str | None:
-    """Why these kernels cannot run here; None if they can."""
+@lru_cache(maxsize=1)
+def _why_not_installed() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; `pip install triton` on Linux, or `pip install 'projkern[gpu]'`"
     try:
@@ -90,6 +90,14 @@ def why_unavailable() -> str | None:
         installed = "{}.{}".format(*OLDEST_TRITON)
     if tuple(int(part) for part in installed.split(".")[:2]) < OLDEST_TRITON:
         return f"triton {installed} is too old: it must be {'.'.join(map(str, OLDEST_TRITON))} or later"
+    return None
+
+
+def why_unavailable() -> str | None:
+    """Why these kernels cannot run here; None if they can."""
+    reason = _why_not_installed()
+    if reason is not None:
+        return reason
     if not torch.cuda.is_available() and not _interpreted():
         return "there is no CUDA card (with TRITON_INTERPRET=1, set before the start, the kernels run interpreted)"
     return None
@@ -265,21 +273,12 @@ def _write_addresses(addresses: tuple[int, ...], device: torch.device) -> Tensor
     return table
 
 
-@lru_cache(maxsize=128)
-def _cached_addresses(addresses: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
-    return _write_addresses(addresses, device)
-
-
 def _addresses(tensors: list[Tensor | None], device: torch.device) -> Tensor:
     """A table of the tensors' addresses on the device; 0 for None.
 
-    Weights stay where they are and allocators repeat themselves, so most calls find the table written. What a
-    graph under capture writes is written at its replay: that is no use to others.
+    Written at each call: a table that is kept could lie in a CUDA graph's own memory, which must not outlive it.
     """
-    addresses = tuple(0 if t is None else t.data_ptr() for t in tensors)
-    if device.type != "cuda" or _capturing(device):
-        return _write_addresses(addresses, device)
-    return _cached_addresses(addresses, device, torch.cuda.current_stream(device).cuda_stream)
+    return _write_addresses(tuple(0 if t is None else t.data_ptr() for t in tensors), device)
 
 
 @lru_cache(maxsize=256)
