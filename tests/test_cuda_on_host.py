@@ -341,10 +341,12 @@ def test_long_random_sweep(library, seed):
 
 
 WAIT = re.compile(r"(if \([^()]*\) )?\b(barrier\(\)|warp_barrier\(\)|wait_copies<\d+>\(\));")
+DRAINS = ("backward_lanes.cuh", "backward_matrix.cuh")  # end with a wait for copies, which nothing in the block can miss
 WAITS = [  # of the kernels: file, and which of its waits
     (path.name, k)
     for path in sorted((cuda_on_host.CSRC / "cuda").glob("*.cu*"))
-    for k in range(len(WAIT.findall(path.read_text())) if path.name != "primitives.cuh" else 0)
+    if path.name != "primitives.cuh"
+    for k in range(len(WAIT.findall(path.read_text())) - (path.name in DRAINS))
 ]
 
 

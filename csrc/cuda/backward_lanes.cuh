@@ -230,7 +230,7 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
                     put_dW<Weight>(table, source, int64_t(strip.first + row_of(r, thread)) * source.cols + col,
                                    {dW[r][0], dW[r][1], dW[r][2], dW[r][3]}, add);
     }
-    wait_copies<0>();  // none is left for the scale that comes next
+    wait_copies<0>();  // none is under way when the block ends
 }
 
 }  // namespace projkern::cuda
