@@ -341,7 +341,7 @@ def test_long_random_sweep(library, seed):
 
 
 WAIT = re.compile(r"(if \([^()]*\) )?\b(barrier\(\)|warp_barrier\(\)|wait_copies<\d+>\(\));")
-DRAINS = ("backward_lanes.cuh", "backward_matrix.cuh")  # end with a wait for copies, which nothing in the block can miss
+DRAINS = ("backward_lanes.cuh", "backward_matrix.cuh")  # end with a wait, which nothing in the block can miss
 WAITS = [  # of the kernels: file, and which of its waits
     (path.name, k)
     for path in sorted((cuda_on_host.CSRC / "cuda").glob("*.cu*"))
