@@ -101,7 +101,7 @@ def test_random_sweep_against_dense(form, seed, poisoned_memory):
     ("weight_dtype", "dtype", "tolerance"),
     [(BF16, BF16, 2e-2), (F32, BF16, 2e-2), (BF16, F32, 1e-2), (F16, F16, 4e-3), (F32, F16, 4e-3), (F16, BF16, 2e-2)],
 )
-@pytest.mark.parametrize("sizes", [(2, 17, 18, 5, 3, 4), (3, 2, 5, 18, 4, 8)])
+@pytest.mark.parametrize("sizes", [(2, 65, 5, 18, 3, 8), (1, 2, 33, 18, 16, 8)])
 def test_types(form, sizes, weight_dtype, dtype, tolerance, poisoned_memory):
     inputs, dy, group = case(sum(sizes), weight_dtype, dtype, sizes=sizes)
     check(run(inputs, dy, group, form), truth(inputs, dy, group), inputs, dy, tolerance)
