@@ -27,7 +27,14 @@ constexpr int kMatrixCols = 64;
 constexpr int kMatrixTasks = 16;
 constexpr uint32_t kBothSigns = 0x80008000u;  // of a pair; the pair -0, -0
 
-// Where a thread is, asked afresh for each part of a step: registers are scarce. Warps 0 to 3 have 16 rows of the tile each,
+// The thread's index, without a sign: a division is then a shift. Which groups save registers by asking for it afresh was
+// found by trying: all kernels fit without spilling, on every architecture that is built for.
+template <bool asks_afresh>
+PROJKERN_DEVICE uint32_t own_index() {
+    return asks_afresh ? afresh(thread_index()) : thread_index();
+}
+
+// Where a thread is, asked for each part of a step: registers are scarce. Warps 0 to 3 have 16 rows of the tile each,
 // p and dp, warps 4 to 7 have 16 columns each, q and dq.
 struct Place {
     int lane, i, j;  // i = lane / 4, j = lane % 4
@@ -37,7 +44,7 @@ struct Place {
 
 template <int g>
 PROJKERN_DEVICE Place find_place() {
-    const uint32_t thread = g < 8 ? afresh(thread_index()) : thread_index(), lane = thread % 32;  // unsigned: a shift or a mask each
+    const uint32_t thread = own_index<g != 8>(), lane = thread % 32;
     return {int(lane), int(lane / 4), int(lane % 4), int(thread / 32 % 4 * 16), thread < kThreads / 2};
 }
 
@@ -48,8 +55,8 @@ struct SplitPair {
 PROJKERN_DEVICE float first_of(uint32_t pair) { return to_float(Bfloat16{uint16_t(pair)}); }
 PROJKERN_DEVICE float second_of(uint32_t pair) { return to_float(Bfloat16{uint16_t(pair >> 16)}); }
 PROJKERN_DEVICE float element_of(uint32_t pair, int place) { return place == 0 ? first_of(pair) : second_of(pair); }
-PROJKERN_DEVICE uint32_t firsts(uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; }
-PROJKERN_DEVICE uint32_t seconds(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
+PROJKERN_DEVICE uint32_t firsts(uint32_t a, uint32_t b) { return choose_bytes(a, b, 0x5410); }
+PROJKERN_DEVICE uint32_t seconds(uint32_t a, uint32_t b) { return choose_bytes(a, b, 0x7632); }
 
 template <int n>
 PROJKERN_DEVICE Pack<uint32_t, n> load_pairs(const Bfloat16* address) {
@@ -323,31 +330,32 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
     barrier();
     Job& job = shared.job;
 
-    const auto copy_W = [&](int tile) {
-        constexpr int kAtOnce = 16 / sizeof(Weight), kChunks = kMatrixCols / kAtOnce;
+    const auto copy_W = [&](int tile) {  // each thread copies at one column
+        constexpr int kAtOnce = 16 / sizeof(Weight), kChunks = kMatrixCols / kAtOnce, kRows = kThreads / kChunks;
         const Strip strip = job.strip_of(table);
+        const uint32_t thread = own_index<g != 4>(), row = thread / kChunks, col = thread % kChunks * kAtOnce;
         const int64_t cols = strip.source.cols;
-        const Weight* W = static_cast<const Weight*>(strip.source.W) + strip.first * cols;
-        const bool wanted = table.dp != nullptr || table.dq != nullptr;
-#pragma unroll 1
-        for (uint32_t chunk = thread_index(); chunk < kStripRows * kChunks; chunk += kThreads) {
-            const int row = chunk / kChunks, col = chunk % kChunks * kAtOnce;
-            const bool valid = wanted && row < strip.rows() && tile + col < cols;
-            copy_async(&shared.W[row][col], valid ? W + row * cols + tile + col : W, valid);
+        const Weight* from = static_cast<const Weight*>(strip.source.W) + (strip.first + int(row)) * cols + tile + col;
+        const bool wanted = (table.dp != nullptr || table.dq != nullptr) && tile + col < cols;
+        for (int more = 0; more < kStripRows; more += kRows, from += kRows * cols) {
+            const bool valid = wanted && int(row) + more < strip.rows();
+            copy_async(&shared.W[row + more][col], valid ? from : strip.source.W, valid);
         }
     };
-    const auto copy_G = [&](int tile, int b0, int buffer) {
-        constexpr int kWidth = 64 / g, kChunks = kWidth / 8;
+    const auto copy_G = [&](int tile, int b0, int buffer) {  // each thread copies at one place of some tasks
+        constexpr int kWidth = 64 / g, kChunks = kWidth / 8, kTasks = kThreads / (kWidth * kChunks);
         const Strip strip = job.strip_of(table);
+        const uint32_t thread = own_index<g != 4>();
+        const int t = thread / (kWidth * kChunks), n = thread / kChunks % kWidth, m = thread % kChunks * 8;
         const int out_cols = strip.source.cols / g;
         const int64_t task = int64_t(strip.source.rows / g) * out_cols;
-        const Bfloat16* G = static_cast<const Bfloat16*>(job.scale_of(table).grad) + int64_t(strip.first / g) * out_cols;
-#pragma unroll 1
-        for (uint32_t chunk = thread_index(); chunk < kMatrixTasks * kWidth * kChunks; chunk += kThreads) {
-            const int m = chunk % kChunks * 8, n = chunk / kChunks % kWidth, t = chunk / kChunks / kWidth;
-            const bool valid = b0 + t < batch && n * g < strip.rows() && tile / g + m < out_cols;
-            copy_async(&shared.G[buffer].x[GradTile<g>::place(t, n, m)],
-                       valid ? G + (b0 + t) * task + n * out_cols + tile / g + m : G, valid);
+        const Bfloat16* G = static_cast<const Bfloat16*>(job.scale_of(table).grad);
+        const Bfloat16* from = G + (b0 + t) * task + int64_t(strip.first / g + n) * out_cols + tile / g + m;
+        const bool wanted = n * g < strip.rows() && tile / g + m < out_cols;
+        for (int more = 0; more < kMatrixTasks; more += kTasks, from += kTasks * task) {
+            const bool valid = wanted && b0 + t + more < batch;
+            if (t + more < kMatrixTasks)
+                copy_async(&shared.G[buffer].x[GradTile<g>::place(t + more, n, m)], valid ? from : G, valid);
         }
     };
 

@@ -89,6 +89,9 @@ PROJKERN_DEVICE uint32_t pack_bfloat16(float first, float second) {
     return packed;
 }
 
+// Four of the eight bytes of a (0 to 3) and b (4 to 7), named by the four digits of `which`, the lowest first.
+PROJKERN_DEVICE uint32_t choose_bytes(uint32_t a, uint32_t b, uint32_t which) { return __byte_perm(a, b, which); }
+
 // a b + c for two bfloat16 at once, each rounded once.
 PROJKERN_DEVICE uint32_t multiply_add_bfloat16(uint32_t a, uint32_t b, uint32_t c) {
     uint32_t sum;

@@ -165,6 +165,13 @@ inline uint32_t pack_bfloat16(float first, float second) {
     return from_float<Bfloat16>(first).bits | uint32_t(from_float<Bfloat16>(second).bits) << 16;
 }
 
+inline uint32_t choose_bytes(uint32_t a, uint32_t b, uint32_t which) {
+    const uint64_t both = a | uint64_t(b) << 32;
+    uint32_t chosen = 0;
+    for (int i = 0; i < 4; ++i) chosen |= uint32_t(both >> 8 * (which >> 4 * i & 7) & 0xff) << 8 * i;
+    return chosen;
+}
+
 inline uint32_t multiply_add_bfloat16(uint32_t a, uint32_t b, uint32_t c) {
     using namespace on_host;
     // A product of bfloat16 is exact in double.
