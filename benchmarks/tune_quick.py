@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from projkern.data import load_digits, synthmnist_palette
+from projkern.files import write_json
 from projkern.models import GPT
 from projkern.training.config import QUICK, SOURCE_NAME
 from projkern.training.evaluate import evaluate
-from projkern.training.files import write_json
 from projkern.training.loop import train
 from projkern.training.metrics import Metrics
 from projkern.training.run import make_data

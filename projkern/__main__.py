@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 
-from . import env, train
-
-VERBS = {"train": train.main, "env": env.main}
+VERBS = ("train", "env")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command that the first argument names; returns its exit status."""
+    """Run the command that the first argument names, as ``python -m projkern.VERB`` does; returns its exit status."""
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments and arguments[0] in VERBS:
-        return VERBS[arguments[0]](arguments[1:])
-    print(f"usage: projkern {{{','.join(VERBS)}}} ...\n\nprojkern VERB --help tells more.")
-    return 0 if arguments in (["--help"], ["-h"]) else 2
+    if not arguments or arguments[0] not in VERBS:
+        print(f"usage: projkern {{{','.join(VERBS)}}} ...\n\nprojkern VERB --help tells more.")
+        return 0 if arguments in (["--help"], ["-h"]) else 2
+    verb, *rest = arguments
+    before = sys.argv
+    sys.argv = [f"projkern {verb}", *rest]
+    try:
+        runpy.run_module(f"projkern.{verb}", run_name="__main__")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    finally:
+        sys.argv = before
+    return 0
 
 
 if __name__ == "__main__":

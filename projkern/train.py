@@ -14,8 +14,9 @@ from typing import Any
 
 from .training.checkpoint import CheckpointError
 from .training.config import PRESETS, QUICK, TrainConfig
+from .training.folder import read_config
 from .training.loop import Diverged, Interrupted
-from .training.run import read_config, run
+from .training.run import run
 
 EXAMPLES = """
 examples:

@@ -38,6 +38,7 @@ def test_links_and_pictures_exist(page):
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # other tests import the commands
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb, capsys):
     try:

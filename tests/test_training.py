@@ -20,12 +20,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from projkern.data import SynthMNIST
+from projkern.files import locked
 from projkern.train import main
 from projkern.training import checkpoint
 from projkern.training.config import PRESETS, QUICK, TrainConfig
+from projkern.training.folder import read_config
 from projkern.training.loop import schedule
 from projkern.training.metrics import read_metrics
-from projkern.training.run import read_config
 from projkern.training.stages import make_stage, stage_names
 
 TINY = (
@@ -80,7 +81,8 @@ def test_what_a_run_leaves(finished):
 
 
 def test_no_pickle_anywhere(finished):
-    kinds = {p.suffix for p in finished.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
+    files = {p for p in finished.rglob("*") if p.is_file() and "tensorboard" not in p.parts and p.name != ".lock"}
+    kinds = {p.suffix for p in files}
     assert kinds == {".json", ".jsonl", ".png", ".md", ".npy", ".safetensors"}
 
 
@@ -281,6 +283,15 @@ def test_folder_with_a_run_is_refused(finished, capsys):
     assert (finished / "summary.json").read_bytes() == before
 
 
+def test_folder_that_another_process_writes_to(finished, capsys):
+    with locked(finished):
+        for flag in ("--resume", "--overwrite"):
+            message = fails(capsys, "--out", finished, flag, *([] if flag == "--resume" else TINY))
+            assert "no other process is writing to" in message and str(finished) in message
+    assert (finished / "summary.json").exists()
+    assert main(["--out", str(finished), "--resume"]) == 0  # the lock went with its holder
+
+
 @pytest.mark.parametrize("config", [None, "{}", "[]", '{"model_type": "gpt2"}', "{cut"])
 def test_folder_with_something_else_is_never_overwritten(tmp_path, capsys, config):
     (tmp_path / "thesis.tex").write_text("years of work")
@@ -322,7 +333,7 @@ def test_resume_needs_a_run_and_its_own_settings(finished, tmp_path, capsys):
 def test_settings_of_another_version(finished, tmp_path, capsys):
     values = json.loads((finished / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(values | {"version": 2}))
-    assert "holds a run of another version" in fails(capsys, "--out", tmp_path, "--resume")
+    assert "holds a run of a newer version" in fails(capsys, "--out", tmp_path, "--resume")
     (tmp_path / "config.json").write_text(json.dumps(values | {"flux": 1}))
     assert "settings of another version: ['flux']" in fails(capsys, "--out", tmp_path, "--resume")
 

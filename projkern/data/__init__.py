@@ -10,6 +10,7 @@ from .synthmnist import (
     synthmnist_palette,
     texture,
 )
+from .tasks import random_tasks, read_tasks, warn_outside
 
 __all__ = [
     "TASK_DIM",
@@ -22,6 +23,9 @@ __all__ = [
     "fit_palette",
     "load_digits",
     "overlay",
+    "random_tasks",
+    "read_tasks",
     "synthmnist_palette",
     "texture",
+    "warn_outside",
 ]

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .files import sync
+from ..files import sync
 
 FORMAT = {"format": "projkern checkpoint", "version": 1}
 

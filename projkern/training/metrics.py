@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from .files import write_atomically
+from ..files import write_atomically
 
 
 class Metrics:

@@ -9,9 +9,9 @@ import matplotlib
 import numpy as np
 
 from ..data import SynthMNIST
+from ..files import write_atomically
 from ..sampling import sample
 from .config import SOURCE_NAME, TrainConfig
-from .files import write_atomically
 from .metrics import read_metrics
 from .stages import Model
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +12,14 @@ import torch
 
 from ..data import Digits, Split, SynthMNIST, load_digits, synthmnist_palette
 from ..data.palette import Palette
+from ..files import write_json
 from ..kernels.backends import available_backends
 from ..memory import keep_freed_memory
 from ..models import GPT
 from . import checkpoint
 from .config import SOURCE_NAME, TrainConfig
 from .evaluate import evaluate
-from .files import write_json
+from .folder import open_run
 from .loop import train
 from .metrics import Metrics
 from .report import write_report
@@ -51,61 +50,6 @@ def pick_machine(config: TrainConfig) -> Machine:
     return Machine(device, getattr(torch, name), f"{what} ({why}), {name}")
 
 
-FORMAT = {"format": "projkern run", "version": 1}
-
-
-def open_run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Make a run's folder ready, and store its settings.
-
-    Raises:
-        FileExistsError: the folder already holds a run, and neither flag was given.
-        ValueError: the folder holds something other than a run, whatever the flags.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        try:
-            _stored_settings(out)
-        except ValueError as error:
-            raise ValueError(f"out must be a new folder or one that holds a run: {error}") from error
-        if overwrite:
-            _delete(out.resolve())
-        elif not resume:
-            raise FileExistsError(f"{out} already holds a run; give --resume to continue it or --overwrite to redo it")
-    try:
-        out.resolve().mkdir(parents=True, exist_ok=True)  # out may be a link to what was deleted
-        if not (out / "config.json").exists():
-            write_json(out / "config.json", FORMAT | config.to_json())
-    except OSError as error:
-        raise ValueError(f"out must be a folder that can be written; it was {out}: {error}") from error
-
-
-def _delete(run: Path) -> None:
-    """Delete a run, in such a way that no half-deleted one is ever left under its name."""
-    if run == Path.cwd():
-        raise ValueError(f"out must not be the working directory if it is to be overwritten; it was {run}")
-    doomed = run.with_name(f".{run.name}.overwritten")
-    shutil.rmtree(doomed, ignore_errors=True)
-    run.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def read_config(run: Path) -> TrainConfig:
-    """The settings of a run; raises ValueError where the folder holds none, or one of another version."""
-    values = _stored_settings(run)
-    if values.pop("version", None) != FORMAT["version"]:
-        raise ValueError(f"{run} holds a run of another version; this one reads version {FORMAT['version']}")
-    return TrainConfig.from_json(values)
-
-
-def _stored_settings(run: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((run / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{run} holds no run: its config.json cannot be read ({error})") from error
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT["format"]:
-        raise ValueError(f"{run} holds something else: its config.json is not a projkern run's")
-    return values
-
-
 def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Train all models of a run, continuing where its folder left off, and report on them.
 
@@ -119,7 +63,13 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
     """
     machine = pick_machine(config)
     digits, held_out = _digits(config, "train"), _digits(config, "validation")
-    open_run(out, config, resume=resume, overwrite=overwrite)
+    with open_run(out, config, resume=resume, overwrite=overwrite):
+        return _train_all(out, config, machine, digits, held_out)
+
+
+def _train_all(
+    out: Path, config: TrainConfig, machine: Machine, digits: Digits, held_out: Digits
+) -> dict[str, Any]:
     kernels = [name for name in available_backends() if name != "reference"]
     print(f"Training on {machine.reason}; projection by {', '.join(kernels) or 'plain torch, which is slow'}.")
     if machine.device.type == "cpu":

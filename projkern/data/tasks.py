@@ -1,0 +1,113 @@
+"""Task identifiers from files and from chance, and what is said of those beyond the training range."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .synthmnist import TASK_DIM, TASK_NAMES
+
+
+def read_tasks(path: Path) -> Tensor:
+    """Read task identifiers.
+
+    Args:
+        path: one of
+
+            - .json: a list of 18 numbers; an object from all 18 names (``TASK_NAMES``) to numbers; or a list of either;
+            - .npy: an array (18,) or (n, 18);
+            - .csv: 18 numbers a line, after one line of their names or none.
+
+    Returns:
+        (18,) float32 for one that stands alone, (n, 18) for a list of them.
+
+    Raises:
+        ValueError: another format, a wrong length, or a number that is not finite; the message says where.
+        OSError: the file cannot be read.
+    """
+    readers = {".json": _from_json, ".npy": _from_npy, ".csv": _from_csv}
+    if path.suffix not in readers:
+        raise ValueError(f"t must be a .json, .npy or .csv file; it was {path}")
+    try:
+        t = torch.from_numpy(np.array(readers[path.suffix](path), dtype=np.float32))
+    except (ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"t must hold task identifiers of {TASK_DIM} numbers; {path} does not: {error}") from error
+    if t.ndim not in (1, 2) or t.shape[-1] != TASK_DIM or not t.numel():
+        raise ValueError(f"t must be ({TASK_DIM},) or (n, {TASK_DIM}); in {path} it was {tuple(t.shape)}")
+    finite = t.view(-1, TASK_DIM).isfinite()
+    if not finite.all():
+        row, column = (~finite).nonzero()[0].tolist()
+        value = t.view(-1, TASK_DIM)[row, column].item()
+        raise ValueError(f"t must be finite; {TASK_NAMES[column]} of task {row} in {path} was {value}")
+    return t
+
+
+def random_tasks(count: int, seed: int = 0) -> Tensor:
+    """Task identifiers as they are drawn in training, uniform in [0, 1]: (count, 18) float32."""
+    if count < 1:
+        raise ValueError(f"count must be at least 1; it was {count}")
+    return torch.rand(count, TASK_DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def warn_outside(t: Tensor) -> None:
+    """Warn of task identifiers (..., 18) that leave [0, 1], in which all of the training's were drawn, and how far."""
+    rows = t.reshape(-1, TASK_DIM)
+    beyond = torch.maximum(-rows, rows - 1)
+    worst = beyond.max().item()
+    if worst <= 0:
+        return
+    row, column = divmod(int(beyond.argmax()), TASK_DIM)
+    count = int((beyond > 0).any(1).sum())
+    warnings.warn(
+        f"{count} of {len(rows)} task identifiers leave the training range [0, 1]; the farthest is "
+        f"{TASK_NAMES[column]} of task {row}, which was {rows[row, column].item():g}, {worst:g} outside. Models are made all the "
+        "same, but nothing like them was trained.",
+        stacklevel=2,
+    )
+
+
+def _from_json(path: Path) -> list[object]:
+    read = json.loads(path.read_text())
+    if isinstance(read, list) and any(isinstance(row, dict) for row in read):
+        return [_in_order(row) for row in read]
+    return _in_order(read) if isinstance(read, dict) else read
+
+
+def _in_order(named: object) -> list[object]:
+    if not isinstance(named, dict):
+        raise ValueError("it mixes lists and objects")
+    if named.keys() != set(TASK_NAMES):
+        missing, unknown = sorted(set(TASK_NAMES) - named.keys()), sorted(named.keys() - set(TASK_NAMES))
+        raise ValueError(f"names that are missing: {missing or 'none'}; unknown: {unknown or 'none'}")
+    return [named[name] for name in TASK_NAMES]
+
+
+def _from_npy(path: Path) -> np.ndarray:
+    array = np.load(path, allow_pickle=False)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"its numbers are of type {array.dtype}")
+    return array
+
+
+def _from_csv(path: Path) -> list[list[float]]:
+    with path.open(newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    if rows and any(not _is_number(cell) for cell in rows[0]):
+        names = tuple(cell.strip() for cell in rows.pop(0))
+        if names != TASK_NAMES:
+            raise ValueError(f"its first line must be numbers or {','.join(TASK_NAMES)}")
+    return [[float(cell) for cell in row] for row in rows]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

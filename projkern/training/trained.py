@@ -1,0 +1,96 @@
+"""A finished run, read back from its folder: its settings, its palette and its models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+from ..data import Palette
+from ..models import GPT, ProjectionOperator
+from . import checkpoint
+from .config import SOURCE_NAME, TrainConfig
+from .folder import read_config
+from .stages import Model, Stage, gpt_config, make_stage, stage_names
+
+
+class IncompleteRun(ValueError):
+    """A run whose training has not come to its end."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run whose models are read when they are asked for.
+
+    Args:
+        path: its folder.
+        config: its settings.
+        palette: the colours of its tokens.
+        device: where its models are put.
+    """
+
+    path: Path
+    config: TrainConfig
+    palette: Palette
+    device: torch.device
+
+    @classmethod
+    def open(cls, path: Path, device: torch.device | str = "cpu") -> TrainedRun:
+        """Read a run's settings and palette.
+
+        Raises:
+            ValueError: a folder without a run, or one of another version.
+            IncompleteRun: a run that has only begun.
+        """
+        config = read_config(path)
+        try:
+            palette = Palette.load(path / "palette.npy")
+        except FileNotFoundError:
+            raise IncompleteRun(f"{path} must hold a trained run; this one has only begun. {_continue(path)}") from None
+        return cls(path, config, palette.to(device), torch.device(device))
+
+    def operator(self, scale: Fraction) -> ProjectionOperator:
+        """The trained operator of one scale, in evaluation mode, with its own tuned source.
+
+        Raises:
+            ValueError: a scale that the run does not have.
+            IncompleteRun: its training has not ended.
+            CheckpointError: its checkpoint is damaged.
+        """
+        if scale not in self.config.scales:
+            known = ", ".join(map(str, self.config.scales))
+            raise ValueError(f"scale must be one that {self.path} was trained for ({known}); it was {scale}")
+        stage = self._stage("P~" if self.config.joint else f"P_{scale}")
+        operators = stage.module.get_submodule("operators")
+        made = operators.get_submodule(str(self.config.scales.index(scale) if self.config.joint else 0))
+        assert isinstance(made, ProjectionOperator)
+        return made
+
+    def source(self) -> GPT:
+        """The pretrained source M_1, in evaluation mode. Raises as ``operator`` does."""
+        module = self._stage(SOURCE_NAME).module
+        assert isinstance(module, GPT)
+        return module
+
+    def models(self) -> list[Model]:
+        """Every model of the run, as the paper's tables name them. Raises as ``operator`` does."""
+        return [model for name in stage_names(self.config) for model in self._stage(name).models]
+
+    def _stage(self, name: str) -> Stage:
+        # What a projected stage starts from is overwritten by its checkpoint, so any source of the shape will do.
+        stage = make_stage(name, self.config, self.device, GPT(gpt_config(self.config, Fraction(1))))
+        last = checkpoint.latest(checkpoint.stage_folder(self.path, name))
+        step = checkpoint.load(last, stage.module)[0] if last else 0
+        if step != stage.steps:
+            raise IncompleteRun(
+                f"{self.path} must hold a trained {name}; it stands at step {step} of {stage.steps}. "
+                + _continue(self.path)
+            )
+        stage.module.eval()
+        return stage
+
+
+def _continue(path: Path) -> str:
+    return f"To go on training: python -m projkern.train --out {path} --resume"

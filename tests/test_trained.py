@@ -1,0 +1,86 @@
+"""A run, read back: the same models, and clear words where it is not whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fractions import Fraction
+
+import pytest
+import torch
+
+from projkern.train import main
+from projkern.training.checkpoint import CheckpointError
+from projkern.training.evaluate import evaluate
+from projkern.training.trained import IncompleteRun, TrainedRun
+
+TINY = ["--image-size", "4", "--colors", "8", "--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--rank", "2", "--batch-size", "4", "--source-steps", "4", "--steps", "4", "--log-every", "2", "--checkpoint-every", "4", "--eval-images", "8", "--no-unconditional"]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module", params=["one source for each", "joint"])
+def run(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    joint = ["--joint"] if request.param == "joint" else []
+    assert main(["--out", str(folder), "--scales", "1/2", "1/4", *joint, *TINY]) == 0
+    return folder
+
+
+def test_models_are_those_that_were_trained(run):
+    """Their losses are the ones that the run wrote down itself."""
+    from projkern.data import load_digits
+    from projkern.training.run import make_data
+
+    trained = TrainedRun.open(run)
+    data = make_data(trained.config, trained.palette, load_digits(split="validation"), "validation", trained.device)
+    summary = json.loads((run / "summary.json").read_text())["models"]
+    models = {model.name: model for model in trained.models()}
+    assert models.keys() == summary.keys() and len(models) >= 6
+    for name, model in models.items():
+        assert evaluate(model.predict, data, 8)[0] == pytest.approx(summary[name]["loss"], abs=1e-5)
+        assert model.parameters == summary[name]["parameters"]
+
+
+def test_operators_are_of_their_scale(run):
+    trained = TrainedRun.open(run)
+    tokens, t = torch.randint(8, (3, 16)), torch.rand(3, 18)
+    models = {model.name: model for model in trained.models()}
+    for scale in (Fraction(1, 2), Fraction(1, 4)):
+        operator = trained.operator(scale)
+        assert operator.group == scale.denominator and not operator.training
+        name = f"{'P~' if trained.config.joint else 'P'}_{scale}"
+        with torch.no_grad():
+            assert torch.equal(operator(tokens, t), models[name].predict(tokens, t))
+    assert trained.source().config.n_embd == 32
+
+
+def test_a_scale_that_was_not_trained(run):
+    with pytest.raises(ValueError, match=r"scale must be one that .* was trained for \(1/2, 1/4\); it was 1/8"):
+        TrainedRun.open(run).operator(Fraction(1, 8))
+
+
+def test_run_that_stopped_in_the_middle(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for stage in (copy / "checkpoint").glob("P*"):
+        shutil.rmtree(stage)
+    with pytest.raises(IncompleteRun, match=r"it stands at step 0 of 4.*--resume"):
+        TrainedRun.open(copy).operator(Fraction(1, 4))
+    (copy / "palette.npy").unlink()
+    with pytest.raises(IncompleteRun, match="has only begun"):
+        TrainedRun.open(copy)
+
+
+def test_damaged_checkpoint(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for path in copy.glob("checkpoint/P*/*/model.safetensors"):
+        path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="damaged or cut short"):
+        TrainedRun.open(copy).operator(Fraction(1, 4))
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(ValueError, match="holds no run"):
+        TrainedRun.open(tmp_path)
