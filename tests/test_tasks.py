@@ -101,5 +101,5 @@ def test_tasks_outside_the_training_range_are_named():
         warn_outside(inside)
         warn_outside(torch.ones(18))
     inside[1, 2], inside[2, 4] = -0.25, 3.5
-    with pytest.warns(UserWarning, match=r"2 of 3 .*warp_x of task 2, which was 3\.5, 2\.5 outside"):
+    with pytest.warns(UserWarning, match=r"2 of 3 .*warp_x of task 2, 3\.5, which is 2\.5 outside"):
         warn_outside(inside)

@@ -14,7 +14,11 @@ from projkern.training.checkpoint import CheckpointError
 from projkern.training.evaluate import evaluate
 from projkern.training.trained import IncompleteRun, TrainedRun
 
-TINY = ["--image-size", "4", "--colors", "8", "--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--rank", "2", "--batch-size", "4", "--source-steps", "4", "--steps", "4", "--log-every", "2", "--checkpoint-every", "4", "--eval-images", "8", "--no-unconditional"]
+TINY = [
+    *("--image-size", "4", "--colors", "8", "--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--rank", "2"),
+    *("--batch-size", "4", "--source-steps", "4", "--steps", "4", "--log-every", "2", "--checkpoint-every", "4"),
+    *("--eval-images", "8", "--no-unconditional"),
+]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

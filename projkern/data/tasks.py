@@ -64,10 +64,10 @@ def warn_outside(t: Tensor) -> None:
         return
     row, column = divmod(int(beyond.argmax()), TASK_DIM)
     count = int((beyond > 0).any(1).sum())
+    name, value = TASK_NAMES[column], rows[row, column].item()
     warnings.warn(
-        f"{count} of {len(rows)} task identifiers leave the training range [0, 1]; the farthest is "
-        f"{TASK_NAMES[column]} of task {row}, which was {rows[row, column].item():g}, {worst:g} outside. Models are made all the "
-        "same, but nothing like them was trained.",
+        f"{count} of {len(rows)} task identifiers leave the training range [0, 1]; farthest is {name} of task {row}, "
+        f"{value:g}, which is {worst:g} outside. Models are made all the same, but nothing like them was trained.",
         stacklevel=2,
     )
 
