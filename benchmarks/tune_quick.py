@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from projkern.data import load_digits, synthmnist_palette
+from projkern.evaluation.losses import evaluate
 from projkern.files import write_json
 from projkern.models import GPT
 from projkern.training.config import QUICK, SOURCE_NAME
-from projkern.training.evaluate import evaluate
 from projkern.training.loop import train
 from projkern.training.metrics import Metrics
 from projkern.training.run import make_data
@@ -84,7 +84,7 @@ def main() -> None:
                 path = Path(folder)
                 train(stage, training, config, torch.float32, path / "checkpoint", Metrics(path))
             stage.module.eval()
-            losses = {m.name: evaluate(m.predict, validation, BASE.eval_images)[0] for m in stage.models}
+            losses = {m.name: evaluate(m.predict, validation, BASE.eval_images).mean for m in stage.models}
             if name == SOURCE_NAME and losses[name] <= min(
                 (r["losses"][name] for r in results if r["model"] == name), default=float("inf")
             ):

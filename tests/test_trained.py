@@ -9,9 +9,9 @@ from fractions import Fraction
 import pytest
 import torch
 
+from projkern.evaluation.losses import evaluate
 from projkern.train import main
 from projkern.training.checkpoint import CheckpointError
-from projkern.training.evaluate import evaluate
 from projkern.training.trained import IncompleteRun, TrainedRun
 
 TINY = [
@@ -42,7 +42,7 @@ def test_models_are_those_that_were_trained(run):
     models = {model.name: model for model in trained.models()}
     assert models.keys() == summary.keys() and len(models) >= 6
     for name, model in models.items():
-        assert evaluate(model.predict, data, 8)[0] == pytest.approx(summary[name]["loss"], abs=1e-5)
+        assert evaluate(model.predict, data, 8).mean == pytest.approx(summary[name]["loss"], abs=1e-5)
         assert model.parameters == summary[name]["parameters"]
 
 

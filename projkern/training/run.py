@@ -12,13 +12,13 @@ import torch
 
 from ..data import Digits, Split, SynthMNIST, load_digits, synthmnist_palette
 from ..data.palette import Palette
+from ..evaluation.losses import another_task, evaluate
 from ..files import write_json
 from ..kernels.backends import available_backends
 from ..memory import keep_freed_memory
 from ..models import GPT
 from . import checkpoint
 from .config import SOURCE_NAME, TrainConfig
-from .evaluate import evaluate
 from .folder import open_run
 from .loop import train
 from .metrics import Metrics
@@ -62,7 +62,7 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
         ValueError, OSError: settings that cannot be met, or a folder that cannot be used (see ``open_run``).
     """
     machine = pick_machine(config)
-    digits, held_out = _digits(config, "train"), _digits(config, "validation")
+    digits, held_out = run_digits(config, "train"), run_digits(config, "validation")
     with open_run(out, config, resume=resume, overwrite=overwrite):
         return _train_all(out, config, machine, digits, held_out)
 
@@ -117,7 +117,8 @@ def make_data(
     )
 
 
-def _digits(config: TrainConfig, split: Split) -> Digits:
+def run_digits(config: TrainConfig, split: Split) -> Digits:
+    """The digits of a run; raises ValueError where they cannot be had."""
     try:
         return load_digits(config.mnist, split)
     except (OSError, ValueError) as error:
@@ -134,10 +135,14 @@ def _palette(out: Path, config: TrainConfig, digits: Digits) -> Palette:
 
 
 def _row(model: Model, data: SynthMNIST, images: int) -> dict[str, Any]:
-    loss, error = evaluate(model.predict, data, images)
-    row = {"loss": round(loss, 5), "standard_error": round(error, 5), "parameters": model.parameters}
+    losses = evaluate(model.predict, data, images)
+    row: dict[str, Any] = {
+        "loss": round(losses.mean, 5),
+        "standard_error": round(losses.standard_error, 5),
+        "parameters": model.parameters,
+    }
     if model.takes_task:
-        row["loss_with_another_t"] = round(evaluate(model.predict, data, images, another_task=True)[0], 5)
+        row["loss_with_another_t"] = round(evaluate(model.predict, data, images, another_task).mean, 5)
     if model.operator_parameters is not None:
         row["operator_parameters"] = model.operator_parameters
     return row
