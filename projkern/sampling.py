@@ -1,33 +1,87 @@
-"""Drawing images from a model, token by token."""
+"""Drawing sequences from a model, token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .models.decode import Decoder
+
+
+class Sampled(NamedTuple):
+    """Sequences that were drawn, and how long that took."""
+
+    tokens: Tensor  # (B, T) int64
+    seconds: float
+    tokens_per_second: float  # of all sequences together
+
 
 @torch.no_grad()
 def sample(
-    predict: Callable[[Tensor], Tensor], batch: int, positions: int, *, device: torch.device, seed: int = 0
-) -> Tensor:
-    """Draw sequences.
+    decoder: Decoder,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Sampled:
+    """Draw whole sequences.
 
     Args:
-        predict: tokens (B, n) -> logits (B, n, vocabulary), those at i predicting token i.
-        batch: B.
-        positions: length T of a sequence.
-        device: of the model.
+        decoder: a fresh one.
+        temperature: logits are divided by it; 0 takes the likeliest token always.
+        top_k: draw from the k likeliest tokens only.
+        top_p: draw from the likeliest tokens only, as few as together have at least this probability; after top_k.
         seed: of the draws.
+        progress: show a progress bar.
 
-    Returns:
-        (B, T) int64 tokens.
+    Raises:
+        ValueError: an argument out of its range, or a decoder that has made steps.
     """
-    generator = torch.Generator(device).manual_seed(seed)
-    tokens = torch.zeros(batch, positions, dtype=torch.int64, device=device)
-    for i in tqdm(range(positions), unit=" tokens", desc="sample", leave=False):
-        probabilities = predict(tokens[:, : i + 1])[:, i].float().softmax(-1)
-        tokens[:, i] = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-    return tokens
+    check_draws(temperature, top_k, top_p)
+    if decoder.position:
+        raise ValueError(f"decoder must be a fresh one; it was at position {decoder.position}")
+    generator = torch.Generator(decoder.device).manual_seed(seed)
+    drawn: list[Tensor] = []
+    began = time.perf_counter()
+    for _ in tqdm(range(decoder.positions), unit=" tokens", desc="sample", leave=False, disable=not progress):
+        logits = decoder.step(drawn[-1] if drawn else None)
+        drawn.append(torch.multinomial(probabilities(logits, temperature, top_k, top_p), 1, generator=generator)[:, 0])
+    tokens = torch.stack(drawn, dim=1)
+    if decoder.device.type == "cuda":
+        torch.cuda.synchronize(decoder.device)
+    seconds = time.perf_counter() - began
+    return Sampled(tokens, seconds, tokens.numel() / seconds)
+
+
+def probabilities(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    """What tokens are drawn with: logits (B, V) -> (B, V) float32, each row's sum 1."""
+    logits = logits.float()
+    if temperature == 0:
+        top_k, temperature = 1, 1.0
+    # The largest becomes 0 first: however small the temperature, it stays finite.
+    found = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
+    if top_k is None and top_p is None:
+        return found
+    ranked, order = found.sort(-1, descending=True, stable=True)
+    if top_k is not None:
+        ranked[:, top_k:] = 0
+    if top_p is not None:
+        before = ranked.cumsum(-1) - ranked
+        ranked = ranked.where(before < top_p * ranked.sum(-1, keepdim=True), 0)
+    return torch.zeros_like(found).scatter(-1, order, ranked / ranked.sum(-1, keepdim=True))
+
+
+def check_draws(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise ValueError where one of them is out of its range."""
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be a number >= 0; it was {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1; it was {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1]; it was {top_p}")

@@ -88,11 +88,6 @@ def test_generating_leaves_the_random_stream_alone(operator):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_specialised_models_are_the_generated_ones(operator):
-    tokens, t = torch.randint(11, (4, 9)), torch.rand(4, 3)
-    assert torch.allclose(operator.specialise(t)(tokens), operator(tokens, t), atol=1e-5)
-
-
 def test_generated_model_shares_nothing(operator):
     small = operator.generate(torch.rand(3))
     taken = {p.untyped_storage().data_ptr() for p in (*operator.parameters(), *operator.source.parameters())}

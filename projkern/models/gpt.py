@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .blocks import Affine, Layer, assemble, transformer
+from .decode import Decoder
 
 LINEARS = ("attn_qkv", "attn_out", "mlp_in", "mlp_out")
 """The linear operators of a layer, in the order of every stacked or concatenated quantity."""
@@ -54,53 +56,6 @@ class GPTConfig:
         """(outputs, inputs) of each linear operator of a layer."""
         d = self.n_embd
         return {"attn_qkv": (3 * d, d), "attn_out": (d, d), "mlp_in": (4 * d, d), "mlp_out": (d, 4 * d)}
-
-
-class Affine(NamedTuple):
-    """Weight and bias of a norm (d,), (d,); of a linear operator (N, M), (N,), or one a task, (U, N, M), (U, N)."""
-
-    weight: Tensor
-    bias: Tensor
-
-
-class Layer(NamedTuple):
-    """All that one block computes with."""
-
-    norm_1: Affine
-    attn_qkv: Affine
-    attn_out: Affine
-    norm_2: Affine
-    mlp_in: Affine
-    mlp_out: Affine
-
-
-def _linear(x: Tensor, affine: Affine) -> Tensor:
-    if affine.weight.dim() == 2:
-        return F.linear(x, *affine)
-    return torch.baddbmm(affine.bias[:, None], x, affine.weight.mT)
-
-
-def transformer(x: Tensor, layers: list[Layer], batch: int, n_head: int, dropout: float) -> Tensor:
-    """Run the blocks.
-
-    Args:
-        x: (U, k·T, d): the sequences of U tasks, k each (U = 1 where all share their weights).
-        layers: weights shared by all tasks, or one for each of the U.
-        batch: U·k, the number of sequences.
-        dropout: rate, 0 when not training.
-    """
-    tasks, tokens, width = x.shape
-    for layer in layers:
-        h = F.layer_norm(x, (width,), *layer.norm_1)
-        qkv = _linear(h, layer.attn_qkv).view(batch, -1, 3, n_head, width // n_head)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [batch, head, T, head width]
-        h = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
-        h = _linear(h.transpose(1, 2).reshape(tasks, tokens, width), layer.attn_out)
-        x = x + F.dropout(h, dropout, dropout > 0)
-        h = F.layer_norm(x, (width,), *layer.norm_2)
-        h = _linear(F.gelu(_linear(h, layer.mlp_in), approximate="tanh"), layer.mlp_out)
-        x = x + F.dropout(h, dropout, dropout > 0)
-    return x
 
 
 class Tables(nn.Module):
@@ -174,15 +129,35 @@ class GPT(nn.Module):
             ValueError: tokens of another shape, or a t where none is taken or the other way round.
         """
         check_tokens(tokens, self.config)
-        if (t is None) != (self.config.task_dim is None):
-            wanted = "None" if self.config.task_dim is None else f"(B, {self.config.task_dim})"
-            raise ValueError(f"t must be {wanted} for this model; it was {t if t is None else tuple(t.shape)}")
-        if t is not None:
-            check_task(t, len(tokens), self.config.task_dim)
+        self._check_t(t, len(tokens))
         dropout = self.config.dropout if self.training else 0.0
         x = F.dropout(self.tables.embed(tokens, t), dropout, dropout > 0)
         x = transformer(x.view(1, -1, x.shape[-1]), self._layers(), len(tokens), self.config.n_head, dropout)
         return self.tables.logits(x).view(*tokens.shape, -1)
+
+    def decoder(self, batch: int, t: Tensor | None = None) -> Decoder:
+        """Predict sequences token by token, without dropout.
+
+        Args:
+            batch: B, the number of sequences.
+            t: (B, task_dim) for a conditional model, None for all others.
+
+        Raises:
+            ValueError: no sequence, or a t where none is taken or the other way round.
+        """
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1; it was {batch}")
+        self._check_t(t, batch)
+        with torch.no_grad():
+            start = self.tables.start.expand(batch, -1) if t is None else self.tables.start_of_task(t)
+            return Decoder(self.tables, self._layers(), self.config.n_head, start)
+
+    def _check_t(self, t: Tensor | None, batch: int) -> None:
+        if (t is None) != (self.config.task_dim is None):
+            wanted = "None" if self.config.task_dim is None else f"(B, {self.config.task_dim})"
+            raise ValueError(f"t must be {wanted} for this model; it was {t if t is None else tuple(t.shape)}")
+        if t is not None:
+            check_task(t, batch, self.config.task_dim)
 
     def _layers(self) -> list[Layer]:
         linears = [
@@ -190,14 +165,6 @@ class GPT(nn.Module):
             for name in LINEARS
         ]
         return assemble(self.tables.norms(), linears)
-
-
-def assemble(norms: list[tuple[Affine, Affine]], linears: list[list[Affine]]) -> list[Layer]:
-    """Sort norms (by layer) and linear operators (by operator, then layer) into layers."""
-    return [
-        Layer(norm_1, qkv, out, norm_2, mlp_in, mlp_out)
-        for (norm_1, norm_2), qkv, out, mlp_in, mlp_out in zip(norms, *linears)
-    ]
 
 
 def check_tokens(tokens: Tensor, config: GPTConfig) -> None:

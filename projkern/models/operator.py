@@ -7,7 +7,7 @@ The small model's embeddings, norms, head and the additive biases b are its own,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -17,8 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import project_layers
+from ..measure import free_memory
+from .blocks import Affine, Factored, Layer, assemble, transformer
+from .decode import Decoder
 from .generators import DiagonalGenerator
-from .gpt import GPT, LINEARS, Affine, GPTConfig, Tables, assemble, check_task, check_tokens, transformer
+from .gpt import GPT, LINEARS, GPTConfig, Tables, check_task, check_tokens
 
 
 class TaskWeights(NamedTuple):
@@ -83,39 +86,77 @@ class ProjectionOperator(nn.Module):
         """
         return project_and_run([self], tokens, t)[0]
 
-    def specialise(self, t: Tensor) -> Callable[[Tensor], Tensor]:
-        """Generate the models of t (B, task_dim) once, to run many times.
-
-        Returns:
-            A function from tokens (B, T), a sequence for each row of t, to logits (B, T, vocab_size).
-        """
-        check_task(t, len(t), self.task_dim)
-        (made,) = generate_weights([self], t)
-        return lambda tokens: self.run(tokens, made)
-
     def run(self, tokens: Tensor, task_weights: TaskWeights) -> Tensor:
         """Predict with weights already generated: examples sorted by task, B/U for each of the U tasks."""
-        layers = self.config.n_layer
-        own = torch.cat([self.biases[name] for name in LINEARS], dim=1)  # [L, sum n]
-        own_parts = own.split([self.biases[name].shape[1] for name in LINEARS], dim=1)
-        affines = [
-            Affine(w, b + o)
-            for w, b, o in zip(
-                task_weights.weights, task_weights.biases, [row for part in own_parts for row in part.unbind(0)]
-            )
-        ]
-        linears = [affines[k * layers : (k + 1) * layers] for k in range(len(LINEARS))]
+        layers = self._layers(list(map(Affine, task_weights.weights, self._with_own(task_weights.biases))))
         dropout = self.config.dropout if self.training else 0.0
         x = F.dropout(self.tables.embed(tokens, None), dropout, dropout > 0)
         tasks = len(task_weights.weights[0])
-        x = transformer(
-            x.view(tasks, -1, x.shape[-1]),
-            assemble(self.tables.norms(), linears),
-            len(tokens),
-            self.config.n_head,
-            dropout,
-        )
+        x = transformer(x.view(tasks, -1, x.shape[-1]), layers, len(tokens), self.config.n_head, dropout)
         return self.tables.logits(x).view(*tokens.shape, -1)
+
+    def _with_own(self, biases: list[Tensor]) -> list[Tensor]:
+        """b_s = P b_1 + b of each linear operator, from the first of the two."""
+        own = torch.cat([self.biases[name] for name in LINEARS], dim=1)  # [L, sum n]
+        own_parts = own.split([self.biases[name].shape[1] for name in LINEARS], dim=1)
+        return [b + o for b, o in zip(biases, [row for part in own_parts for row in part.unbind(0)])]
+
+    def _layers(self, linears: Sequence[Affine | Factored]) -> list[Layer]:
+        """From linear operators sorted by operator, then layer."""
+        count = self.config.n_layer
+        return assemble(self.tables.norms(), [linears[k * count : (k + 1) * count] for k in range(len(LINEARS))])
+
+    @torch.no_grad()
+    def decoder(self, t: Tensor, *, form: str = "auto") -> Decoder:
+        """Predict sequences token by token, each with the model generated for its own t, without dropout.
+
+        Args:
+            t: (B, task_dim). Where rows that repeat lie in blocks of equal length, they share their weights.
+            form: "materialised" generates all models now. "factored" never does, and reads the whole source in each
+                step instead (see ``project_linear``), which pays only for more than g² models. "auto" takes, for so
+                many, the one whose step is measured to be faster; the forms round differently, so name one where
+                draws must be the same on any machine.
+
+        Raises:
+            ValueError: t of another shape, or an unknown form.
+        """
+        check_task(t, len(t), self.task_dim)
+        if not len(t):
+            raise ValueError("t must hold at least one task identifier; it was empty")
+        if form not in ("auto", "materialised", "factored"):
+            raise ValueError(f"form must be auto, materialised or factored; it was {form!r}")
+        distinct, which = distinct_tasks(t)
+        tasks = distinct if which is None else t
+        make = {"materialised": self._materialised, "factored": self._factored}
+        forms = [make[name](tasks) for name in (self._worth_measuring(len(tasks)) if form == "auto" else [form])]
+        start = self.tables.start.expand(len(t), -1)
+        decoder = Decoder(self.tables, forms[0], self.config.n_head, start, len(tasks))
+        if len(forms) > 1:
+            decoder.take_fastest(forms)
+        return decoder
+
+    def _worth_measuring(self, tasks: int) -> list[str]:
+        """The forms of which either may be faster: up to g² models move no more bytes than the source once written."""
+        source = list(self.source.weights.values())
+        if tasks <= self.group**2:
+            return ["materialised"]
+        if tasks * sum(w.nbytes for w in source) // self.group**2 > free_memory(source[0].device):
+            return ["factored"]
+        return ["materialised", "factored"]
+
+    def _materialised(self, t: Tensor) -> list[Layer]:
+        """The layers of U models, or of one that all examples share."""
+        (made,) = generate_weights([self], t)
+        affines = map(Affine, made.weights, self._with_own(made.biases))
+        return self._layers([Affine(w[0], b[0]) for w, b in affines] if len(t) == 1 else list(affines))
+
+    def _factored(self, t: Tensor) -> list[Layer]:
+        """The layers of U models that are not written out."""
+        p, q = self.generator(t)
+        weights = [w for name in LINEARS for w in self.source.weights[name].unbind(0)]
+        rows, cols = ([w.shape[axis] for w in weights] for axis in (0, 1))
+        biases = self._with_own(project_biases(self, p))
+        return self._layers(list(map(Factored, weights, p.split(rows, 1), q.split(cols, 1), biases)))
 
     @torch.no_grad()
     def generate(self, t: Tensor) -> GPT:
@@ -182,7 +223,6 @@ def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[Tas
     """
     source = operators[0].source
     stacks = [source.weights[name] for name in LINEARS]
-    bias = torch.cat([source.biases[name].reshape(-1) for name in LINEARS])  # ordered as p is
     device = t.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     with torch.autocast(device, enabled=False):
@@ -197,10 +237,30 @@ def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[Tas
         count = len(weights) // len(operators)
         made = []
         for i, (operator, (p, _)) in enumerate(zip(operators, factors)):
-            own = weights[i * count : (i + 1) * count]
-            biases = (p * bias).view(len(t), -1, operator.group).sum(2)  # b_s = P b_1
-            made.append(TaskWeights(own, list(biases.split([w.shape[1] for w in own], dim=1))))
+            made.append(TaskWeights(weights[i * count : (i + 1) * count], project_biases(operator, p)))
     return made
+
+
+def project_biases(operator: ProjectionOperator, p: Tensor) -> list[Tensor]:
+    """P b_1 (U, n) of each linear operator."""
+    bias = torch.cat([operator.source.biases[name].reshape(-1) for name in LINEARS])  # ordered as p is
+    shapes = operator.config.linear_shapes()
+    widths = [shapes[name][0] for name in LINEARS for _ in range(operator.config.n_layer)]
+    return list((p * bias).view(len(p), -1, operator.group).sum(2).split(widths, dim=1))
+
+
+def distinct_tasks(t: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The distinct rows of t (B, task_dim).
+
+    Returns:
+        Where equal rows lie in blocks of equal length: one row for each block, and None. Elsewhere the distinct rows
+        and, for each row of t, the index of its own.
+    """
+    distinct, which = torch.unique(t, dim=0, return_inverse=True)
+    each = len(t) // len(distinct)
+    if torch.equal(which, which[::each].repeat_interleave(each)):
+        return t[::each], None
+    return distinct, which
 
 
 def project_and_run(operators: list[ProjectionOperator], tokens: Tensor, t: Tensor) -> list[Tensor]:
@@ -210,13 +270,8 @@ def project_and_run(operators: list[ProjectionOperator], tokens: Tensor, t: Tens
     """
     check_tokens(tokens, operators[0].config)
     check_task(t, len(tokens), operators[0].task_dim)
-    distinct, which = torch.unique(t, dim=0, return_inverse=True)
-    each = len(t) // len(distinct)
-    if torch.equal(which, which[::each].repeat_interleave(each)):  # the tasks lie in blocks of equal length
-        made = generate_weights(operators, t[::each])
-    else:  # give each example its own copy of its task's weights
-        made = [
-            TaskWeights([w[which] for w in task.weights], [b[which] for b in task.biases])
-            for task in generate_weights(operators, distinct)
-        ]
+    distinct, which = distinct_tasks(t)
+    made = generate_weights(operators, distinct)
+    if which is not None:  # give each example its own copy of its task's weights
+        made = [TaskWeights([w[which] for w in task.weights], [b[which] for b in task.biases]) for task in made]
     return [operator.run(tokens, task) for operator, task in zip(operators, made)]

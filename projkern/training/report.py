@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data import SynthMNIST
 from ..files import write_atomically
+from ..pictures import in_rows
 from ..sampling import sample
 from .config import SOURCE_NAME, TrainConfig
 from .metrics import read_metrics
@@ -97,20 +98,9 @@ def _samples(path: Path, models: list[Model], data: SynthMNIST) -> None:
     rows = [("real", tokens[: len(t)])]
     for model in models:
         if model.name.startswith(("P", "M~")):
-            drawn = sample(model.for_tasks(t), len(t), data.size**2, device=t.device)
-            rows.append((pretty(model.name), drawn))
-    figure, axes = plt.subplots(
-        len(rows), len(t), figsize=(1.1 * len(t) + 0.7, 1.1 * len(rows) + 0.6), squeeze=False, layout="constrained"
-    )
-    for row, (label, drawn) in zip(axes, rows):
-        images = (data.palette.decode(drawn).clamp(-1, 1) + 1) / 2
-        for axis, image in zip(row, images):
-            axis.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=11)
-    figure.suptitle("Each column is one task identifier t", fontsize=11)
-    write_atomically(path, lambda p: figure.savefig(p, dpi=120, format="png"))
-    plt.close(figure)
+            rows.append((pretty(model.name), sample(model.decoder(t)).tokens))
+    images = [(label, data.palette.decode(drawn)) for label, drawn in rows]
+    in_rows(path, images, "Each column is one task identifier t")
 
 
 def _curves(path: Path, metrics: Path, smooth: int = 10) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data import TASK_DIM
 from ..models import GPT, GPTConfig, ProjectionOperator
+from ..models.decode import Decoder
 from ..models.operator import project_and_run
 from .config import SOURCE_NAME, TrainConfig
 
@@ -25,7 +27,7 @@ class Model:
 
     name: str
     predict: Predict
-    for_tasks: Callable[[Tensor], Callable[[Tensor], Tensor]]  # t (B, 18) -> (tokens (B, T) -> logits), made once
+    decoder: Callable[[Tensor], Decoder]  # from t (B, 18), a sequence for each row
     parameters: int  # of one small model that a user would run
     takes_task: bool  # whether t changes what it predicts
     operator_parameters: int | None = None  # of what generates it
@@ -77,6 +79,9 @@ def make_stage(name: str, config: TrainConfig, device: torch.device, source: GPT
     def predict(tokens: Tensor, t: Tensor) -> Tensor:
         return model(tokens, t if conditional else None)
 
+    def decoder(t: Tensor) -> Decoder:
+        return model.decoder(len(t), t if conditional else None)
+
     is_source = name == SOURCE_NAME
     return Stage(
         name=name,
@@ -86,7 +91,7 @@ def make_stage(name: str, config: TrainConfig, device: torch.device, source: GPT
         losses=lambda tokens, t: {name: nats_per_token(predict(tokens, t), tokens)},
         loss_weights={name: 1.0},
         groups=[{"params": list(model.parameters()), "lr": config.source_lr if is_source else config.small_lr}],
-        models=[Model(name, predict, lambda t: lambda tokens: predict(tokens, t), count(model), conditional)],
+        models=[Model(name, predict, decoder, count(model), conditional)],
     )
 
 
@@ -133,7 +138,15 @@ def _projected(
         return parts
 
     models = [
-        Model(n, operator, operator.specialise, count_of(operator.config), True, count(operator))
+        # The form is named, so that a run's samples are the same each time (see ProjectionOperator.decoder).
+        Model(
+            n,
+            operator,
+            partial(operator.decoder, form="materialised"),
+            count_of(operator.config),
+            takes_task=True,
+            operator_parameters=count(operator),
+        )
         for n, operator in zip(names, operators)
     ]
     return Stage(
@@ -149,6 +162,12 @@ def _projected(
         ],
         models=[
             *models,
-            Model(source_name, lambda tokens, t: source(tokens), lambda t: source, count(source), False),
+            Model(
+                source_name,
+                lambda tokens, t: source(tokens),
+                lambda t: source.decoder(len(t)),
+                count(source),
+                False,
+            ),
         ],
     )

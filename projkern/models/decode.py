@@ -1,0 +1,112 @@
+"""Decoding: one token of B sequences at a time, each attending to the keys and values of those before it.
+
+A step runs what ``transformer`` runs, for one position. Keys and values lie as (sequence and head, position, head
+width), and attention is two batched products: of the layouts that were tried, the one that is fast at all head
+widths (docs/sampling.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .blocks import Layer, linear
+
+if TYPE_CHECKING:
+    from .gpt import Tables
+
+
+class Decoder:
+    """Predicts the tokens of B sequences one after the other. ``GPT`` and ``ProjectionOperator`` make it.
+
+    ``step(None)`` gives the logits of token 0, and ``step(tokens)``, with the tokens just drawn, those of the next
+    one: up to rounding what the model gives for the whole sequence. Attributes: ``batch``, B; ``positions``, the
+    length of a whole sequence; ``position``, of the token that the next step predicts; ``device``; ``cache_bytes``,
+    of the keys and values of whole sequences.
+
+    Args:
+        tables: embeddings, norms and head.
+        layers: their linear operators are shared by all sequences, or those of U tasks.
+        n_head: attention heads.
+        start: (B, d), what the start slot of each sequence holds.
+        tasks: U; sequences are sorted by task, B / U each (U = 1 where all share their weights).
+    """
+
+    def __init__(self, tables: Tables, layers: list[Layer], n_head: int, start: Tensor, tasks: int = 1) -> None:
+        self.batch, self._width = start.shape
+        self.positions, self.position, self.device = len(tables.position_embedding), 0, start.device
+        self._tables, self._layers, self._start, self._n_head, self._tasks = tables, layers, start, n_head, tasks
+        cache = start.new_empty(len(layers), 2, self.batch, n_head, self.positions, self._width // n_head)
+        self.cache_bytes = cache.nbytes
+        # Of each layer: all of it, and its keys (B·heads, head width, T) and values (B·heads, T, head width).
+        self._cache = [(both, both[0].flatten(0, 1).mT, both[1].flatten(0, 1)) for both in cache.unbind(0)]
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor | None) -> Tensor:
+        """Predict the next token of each sequence.
+
+        Args:
+            tokens: None in the first step; then (B,) int64, the tokens at the position before.
+
+        Returns:
+            (B, vocab_size) logits.
+
+        Raises:
+            ValueError: tokens of another shape or dtype, None after the first step, or a step past the last position.
+        """
+        if self.position == self.positions:
+            raise ValueError(f"step must be called {self.positions} times at most, once for each position")
+        x = self._embed(tokens)
+        with torch.inference_mode():  # a tenth faster than no_grad, at small widths
+            x = self._blocks(x.view(self._tasks, -1, self._width))
+        self.position += 1
+        return self._tables.logits(x).view(self.batch, -1)  # outside of it: an ordinary tensor
+
+    def take_fastest(self, forms: Sequence[list[Layer]]) -> None:
+        """Go on with those of several forms of the layers with which a step takes least time, here and now."""
+        self._layers = min(forms, key=self._seconds)
+
+    def _seconds(self, layers: list[Layer]) -> float:
+        self._layers = layers
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            self.step(None)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - began)
+            self.position = 0
+        return median(times[1:])
+
+    def _embed(self, tokens: Tensor | None) -> Tensor:
+        here = self._tables.position_embedding[self.position]
+        if self.position == 0:
+            if tokens is not None:
+                raise ValueError("tokens must be None in the first step, whose input is the start slot")
+            return self._start + here
+        if tokens is None or tokens.shape != (self.batch,) or tokens.dtype != torch.int64:
+            was = tokens if tokens is None else f"{tokens.dtype} {tuple(tokens.shape)}"
+            raise ValueError(f"tokens must be int64 ({self.batch},), one for each sequence; it was {was}")
+        return F.embedding(tokens, self._tables.token_embedding) + here
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        """(U, B / U, d) -> the same, through all layers; keys and values of this position are kept."""
+        count, unused = self.position + 1, x.new_empty(())
+        for layer, (cache, keys, values) in zip(self._layers, self._cache):
+            h = F.layer_norm(x, (self._width,), *layer.norm_1)
+            qkv = linear(h, layer.attn_qkv).view(self.batch, 3, self._n_head, -1)
+            cache[:, :, :, self.position] = qkv[:, 1:].transpose(0, 1)
+            query = qkv[:, 0].reshape(len(keys), 1, -1)  # [B·heads, 1, head width]
+            scale = query.shape[-1] ** -0.5
+            scores = torch.baddbmm(unused, query, keys[..., :count], beta=0, alpha=scale)
+            h = torch.bmm(scores.softmax(-1), values[:, :count]).view(x.shape)
+            x = x + linear(h, layer.attn_out)
+            h = F.layer_norm(x, (self._width,), *layer.norm_2)
+            x = x + linear(F.gelu(linear(h, layer.mlp_in), approximate="tanh"), layer.mlp_out)
+        return x

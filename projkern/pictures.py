@@ -1,0 +1,102 @@
+"""Pictures of images that models draw, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from torch import Tensor
+
+from .files import write_atomically
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PER_LINE = 8
+"""Samples of one task in a line of ``beside_textures``, and the most columns of a line of tasks."""
+INCH = 1.1
+"""Side of an image."""
+
+
+def in_rows(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> None:
+    """Write a grid of images.
+
+    Args:
+        path: of the PNG file.
+        rows: a label and as many images (n, 3, S, S) in [-1, 1] for each row.
+        title: above all.
+    """
+    columns = len(rows[0][1])
+    figure, axes = plt.subplots(
+        len(rows),
+        columns,
+        figsize=(INCH * columns + 0.7, INCH * len(rows) + 0.6),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, (label, images) in zip(axes, rows):
+        for axis, image in zip(row, _pixels(images)):
+            _show(axis, image)
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=11)
+    figure.suptitle(title, fontsize=11)
+    _save(path, figure)
+
+
+def beside_textures(path: Path, samples: Tensor, textures: Tensor | None, title: str) -> None:
+    """Write the samples of each task, at the right of the texture that the task means.
+
+    Args:
+        path: of the PNG file.
+        samples: (U, k, 3, S, S) in [-1, 1], k images for each of U tasks.
+        textures: (U, 3, S, S) in [-1, 1]; None where they are not known.
+        title: above all.
+    """
+    tasks, each = samples.shape[:2]
+    wide = min(each, PER_LINE)
+    lines = -(-each // wide)
+    first = 0 if textures is None else 1
+    across = max(1, min(tasks, PER_LINE // (first + wide)))
+    down = -(-tasks // across)
+    figure = plt.figure(figsize=(INCH * across * (first + wide) + 0.3, (INCH * lines + 0.3) * down + 0.5))
+    margin = 0.06 * INCH
+    blocks = figure.add_gridspec(
+        down,
+        across,
+        left=margin,
+        right=1 - margin / figure.get_figwidth(),
+        bottom=margin / figure.get_figheight(),
+        top=1 - 0.7 / figure.get_figheight(),
+        wspace=0.06,
+        hspace=0.3 / lines,
+    )
+    for k, images in enumerate(samples):
+        grid = blocks[divmod(k, across)].subgridspec(lines, first + wide, wspace=0.04, hspace=0.04)
+        for i, image in enumerate(_pixels(images)):
+            line, column = divmod(i, wide)
+            _show(figure.add_subplot(grid[line, first + column]), image)
+        if textures is not None:
+            axis = figure.add_subplot(grid[0, 0])
+            _show(axis, _pixels(textures[k : k + 1])[0])
+            axis.set_title(f"t {k}", fontsize=9, loc="left", pad=2)
+    figure.suptitle(title, fontsize=11)
+    _save(path, figure)
+
+
+def _pixels(images: Tensor) -> np.ndarray:
+    """(n, 3, S, S) in [-1, 1] -> (n, S, S, 3) in [0, 1]"""
+    pixels: np.ndarray = ((images.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
+
+
+def _show(axis: Axes, image: np.ndarray) -> None:
+    axis.imshow(image, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+
+
+def _save(path: Path, figure: Figure) -> None:
+    write_atomically(path, lambda p: figure.savefig(p, dpi=120, format="png"))
+    plt.close(figure)
