@@ -45,9 +45,13 @@ def pick_machine(config: TrainConfig) -> Machine:
     device = torch.device(("cuda" if cuda else "cpu") if config.device == "auto" else config.device)
     bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     name = {"auto": "bfloat16" if bfloat16 else "float32"}.get(config.dtype, config.dtype)
-    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     why = "as asked" if config.device != "auto" else ("a CUDA card is there" if cuda else "there is no CUDA card")
-    return Machine(device, getattr(torch, name), f"{what} ({why}), {name}")
+    return Machine(device, getattr(torch, name), f"{describe(device)} ({why}), {name}")
+
+
+def describe(device: torch.device) -> str:
+    """A device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
 
 
 def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""Losses against one component of t, beyond the range that was trained (the paper's Figure 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data import TASK_NAMES, SynthMNIST
+from ..training.stages import Model
+from .losses import Batches, Losses, evaluate
+
+VALUES = tuple(i / 10 for i in range(21))
+"""The paper's range, [0, 2], of which the first half was trained."""
+
+
+def component(name: str) -> int:
+    """The index of a component of t; raises ValueError where there is none of that name."""
+    if name not in TASK_NAMES:
+        raise ValueError(f"sweep must name components of t ({', '.join(TASK_NAMES)}); it was {name}")
+    return TASK_NAMES.index(name)
+
+
+def with_component(name: str, value: float) -> Batches:
+    """Images, drawn anew and told to the models, whose t has ``value`` in the component ``name``.
+
+    Their digits and other components are those of the stream.
+    """
+    index = component(name)
+
+    def batch(data: SynthMNIST, step: int) -> tuple[Tensor, Tensor]:
+        t = data.tasks(step)
+        t[:, index] = value
+        return data.batch(step, t)
+
+    return batch
+
+
+def sweep(
+    models: Sequence[Model], data: SynthMNIST, images: int, name: str, values: Sequence[float] = VALUES
+) -> dict[str, list[Losses]]:
+    """Losses of each model, by its name, at each value of one component.
+
+    Args:
+        models: of one run.
+        data: the stream whose first images are used at every value.
+        images: N >= 2.
+        name: one of ``TASK_NAMES``.
+        values: any finite numbers.
+
+    Raises:
+        ValueError: another name, or fewer than two images.
+    """
+    found: dict[str, list[Losses]] = {model.name: [] for model in models}
+    with tqdm(total=len(values) * len(models), desc=f"sweep of {name}", unit=" evaluations") as progress:
+        for value in values:
+            batches = with_component(name, value)
+            for model in models:
+                found[model.name].append(evaluate(model.predict, data, images, batches))
+                progress.update()
+    return found
