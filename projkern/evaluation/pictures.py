@@ -1,0 +1,157 @@
+"""The pictures of an evaluation, from its JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from ..files import write_atomically
+from ..training.report import pretty
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+NATS = "loss, nats per token"
+SOURCE = "source after co-training"
+
+
+def label(name: str) -> str:
+    """A model's name, short enough for a picture: the source that was tuned with P_1/4 is "source (P_1/4)"."""
+    return pretty(name.replace(f"{SOURCE} with ", "source, with ").replace(SOURCE, "source, tuned"))
+
+
+def draw_positions(path: Path, result: dict[str, Any]) -> None:
+    """Loss of each model against the row of the image, mean over the row's pixels."""
+    figure, axis = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    style = _styles(result)
+    for name, loss_map in _maps(result).items():
+        axis.plot(np.arange(1, len(loss_map) + 1), loss_map.mean(1), label=label(name), **style[name])
+    axis.set(xlabel="row of the image, from the top", ylabel=f"{NATS} of the row", xlim=(1, result["image_size"]))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _finish(figure, axis, path)
+
+
+def draw_maps(path: Path, result: dict[str, Any]) -> None:
+    """Loss of each model at each pixel, all in one scale of colours."""
+    maps = _maps(result)
+    everything = np.concatenate([m.ravel() for m in maps.values()])
+    low, high = np.quantile(everything, (0.01, 0.99))
+    titles = {name: f"{label(name)}: {result['models'][name]['loss']:.3f}" for name in maps}
+    _grid(path, maps, titles, NATS, "viridis", low, high)
+
+
+def draw_differences(path: Path, result: dict[str, Any]) -> None:
+    """Loss of each projected model minus that of its conditional baseline, at each pixel."""
+    maps, titles = {}, {}
+    every = _maps(result)
+    for name, row in result["differences"].items():
+        if name.startswith("P"):
+            maps[name] = every[name] - every[row["to"]]
+            titles[name] = f"{label(name)} − {label(row['to'])}: {row['loss']:+.3f}"
+    end = float(np.quantile(np.abs(np.concatenate([m.ravel() for m in maps.values()])), 0.99))
+    caption = "difference, nats per token\n(blue: the projected model is better)"
+    _grid(path, maps, titles, caption, "RdBu_r", -end, end)
+
+
+def draw_sweep(path: Path, result: dict[str, Any], name: str) -> None:
+    """Losses against one component of t, and the projected models' lead over their baselines (Figure 4)."""
+    found = result["sweeps"][name]
+    values, style = np.array(found["values"]), _styles(result)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for model, losses in found["losses"].items():
+        _band(left, values, losses, label(model), style[model])
+    for model, losses in found["differences"].items():
+        _band(right, values, losses, f"{label(model)} − {label(result['differences'][model]['to'])}", style[model])
+    for axis in (left, right):
+        axis.axvspan(0, 1, color="0.92", zorder=0, label="range of the training")
+        axis.set(xlabel=f"component “{name}” of t", xlim=(values[0], values[-1]))
+    left.set(ylabel=NATS, title="loss")
+    right.axhline(0, color="black", linewidth=0.8)
+    right.set(ylabel="difference, nats per token", title="projected minus conditional: below 0 it is better")
+    right.legend(fontsize=9)
+    right.grid(alpha=0.3)
+    _finish(figure, left, path)
+
+
+def draw_equivalent_sizes(path: Path, result: dict[str, Any]) -> None:
+    """Loss against parameters: the conditional baselines' line, and how far to its right the projected models lie."""
+    models, style = result["models"], _styles(result)
+    figure, axis = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    baselines = sorted((r["parameters"], r["loss"]) for n, r in models.items() if n.startswith("M~"))
+    axis.plot(*zip(*baselines), "o-", color="black", label="conditional models M̃")
+    for name, size in result["equivalent_size"].items():
+        row, colour = models[name], style[name]["color"]
+        axis.plot(row["parameters"], row["loss"], "s", color=colour, label=pretty(name))
+        if "none_because" in size or size["parameters"] > 1e3 * baselines[-1][0]:
+            continue
+        arrow = {"arrowstyle": "->", "color": colour, "linestyle": "--" if size["beyond"] else "-"}
+        axis.annotate("", (size["parameters"], row["loss"]), (row["parameters"], row["loss"]), arrowprops=arrow)
+        middle = (row["parameters"] * size["parameters"]) ** 0.5
+        said = f"× {size['times']:.1f}" + (" (line extended)" if size["beyond"] else "")
+        axis.annotate(said, (middle, row["loss"]), (0, 4), textcoords="offset points", ha="center", color=colour)
+        if size["beyond"]:
+            end = baselines[-1 if size["beyond"] == "largest" else 0]
+            axis.plot((end[0], size["parameters"]), (end[1], row["loss"]), ":", color="black")
+    axis.set(xscale="log", xlabel="parameters", ylabel=NATS)
+    _finish(figure, axis, path)
+
+
+def _maps(result: dict[str, Any]) -> dict[str, np.ndarray]:
+    side = result["image_size"]
+    return {name: np.reshape(row["by_position"], (side, side)) for name, row in result["models"].items()}
+
+
+def _styles(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A colour for each scale, a line for each kind of model."""
+    scales = list(dict.fromkeys(name.partition("_")[2] for name in result["equivalent_size"]))
+    colours = {scale: f"C{i}" for i, scale in enumerate(scales)}
+    found: dict[str, dict[str, Any]] = {}
+    for name in result["models"]:
+        kind, _, scale = name.partition("_")
+        if name.startswith("source"):
+            colour = colours.get(name.rpartition("P_")[2], "0.3")
+            found[name] = {"color": colour, "linestyle": "-.", "linewidth": 0.8}
+        else:
+            line = {"M": ":", "M~": "--"}.get(kind, "-") if scale in colours else "-"
+            found[name] = {"color": colours.get(scale, "black"), "linestyle": line, "linewidth": 1.6}
+    return found
+
+
+def _band(axis: Any, values: np.ndarray, losses: list[dict[str, float]], name: str, style: dict[str, Any]) -> None:
+    """A curve with its standard error."""
+    mean, error = (np.array([at[key] for at in losses]) for key in ("loss", "standard_error"))
+    axis.plot(values, mean, label=name, **style)
+    axis.fill_between(values, mean - error, mean + error, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _grid(
+    path: Path, maps: dict[str, np.ndarray], titles: dict[str, str], caption: str, colours: str, low: float, high: float
+) -> None:
+    columns = min(5, len(maps))
+    rows = -(-len(maps) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.6 * columns + 1.2, 2.7 * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, values) in zip(axes.flat, maps.items()):
+        shown = axis.imshow(values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+        axis.set_title(titles[name], fontsize=10)
+    figure.colorbar(shown, ax=axes, label=caption, shrink=0.8, extend="both")
+    _save(figure, path)
+
+
+def _finish(figure: Figure, axis: Any, path: Path) -> None:
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
+    plt.close(figure)

@@ -1,0 +1,208 @@
+"""What an evaluation leaves in its folder: figures as JSON, a report in Markdown, pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..files import LOCK, locked, write_atomically, write_json
+from ..training.report import pretty
+from .pictures import draw_differences, draw_equivalent_sizes, draw_maps, draw_positions, draw_sweep
+from .result import FORMAT
+
+JSON = "evaluation.json"
+MORE_SCALES = "To have more of them: python -m projkern.train --scales 1/2 1/4 1/8"
+
+
+@contextmanager
+def open_folder(out: Path, *, overwrite: bool = False) -> Iterator[None]:
+    """Hold the folder that an evaluation will be written to.
+
+    Raises:
+        FileExistsError: it holds one, and ``overwrite`` was not given.
+        ValueError: it holds something else, whatever the flag.
+        OSError: it cannot be written, or another process is writing to it.
+    """
+    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+        if not _is_evaluation(out):
+            raise ValueError(f"out must be a new folder or one that holds an evaluation; it was {out}")
+        if not overwrite:
+            raise FileExistsError(
+                f"{out} already holds an evaluation; give --overwrite to replace it, or another --out"
+            )
+    with locked(out):
+        yield
+
+
+def write_report(out: Path, result: dict[str, Any]) -> list[Path]:
+    """Write an evaluation into its folder, in place of an older one.
+
+    Returns:
+        The files, ``report.md`` first.
+    """
+    pictures = {
+        "positions.png": draw_positions,
+        "maps.png": draw_maps,
+        "differences.png": draw_differences,
+    }
+    if not any("none_because" in size for size in result["equivalent_size"].values()):
+        pictures["equivalent_size.png"] = draw_equivalent_sizes
+    for old in (*out.glob("sweep_*.png"), out / "equivalent_size.png"):
+        old.unlink(missing_ok=True)
+    write_json(out / JSON, result)
+    for name, draw in pictures.items():
+        draw(out / name, result)
+    sweeps = {f"sweep_{name}.png": name for name in result["sweeps"]}
+    for file, name in sweeps.items():
+        draw_sweep(out / file, result, name)
+    report = out / "report.md"
+    write_atomically(report, lambda p: p.write_text(report_text(result)))
+    return [report, out / JSON, *(out / name for name in (*pictures, *sweeps))]
+
+
+def report_text(result: dict[str, Any]) -> str:
+    """The report, as Markdown."""
+    parts = [
+        "# Evaluation",
+        f"Of the run {result['run']}, on {result['images']} held-out images of {result['image_size']}×"
+        f"{result['image_size']} pixels (seed {result['seed']}), the same for all models; ± one standard error over "
+        f"images. {result['device']}; torch {result['versions']['torch']}, Python {result['versions']['python']}.",
+        losses_table(result),
+        "A token is a pixel, which is three colour values: bits per dimension are nats per token / (3 ln 2), of the "
+        "image in its palette's colours. They are not comparable to those of images in all 256 levels.",
+        "## Against their counterparts",
+        "Differences of the losses image by image. What makes an image hard for both models cancels, so their error is "
+        "smaller than the errors above suggest; it is the one to judge by.",
+        differences_table(result),
+        "## Equivalent size",
+        equivalent_sizes(result),
+        "## Where the loss is",
+        "Each map shows the mean loss of every pixel; images are predicted row by row, from the top left.",
+        "![Loss of each model at each pixel](maps.png)",
+        "![Projected minus conditional, at each pixel](differences.png)",
+        "![Loss of each row](positions.png)",
+    ]
+    for name in result["sweeps"]:
+        parts += [
+            f"## Against “{name}”",
+            f"All images drawn anew with each value of this component of t; the rest of t and the digits stay. "
+            f"Training drew it from [0, 1]; bands are ± one standard error.{_lead(result, name)}",
+            f"![Losses against {name}](sweep_{name}.png)",
+        ]
+    if result["speed"] is not None:
+        parts += ["## Inference", speed_table(result)]
+    return "\n\n".join(parts) + "\n"
+
+
+def losses_table(result: dict[str, Any]) -> str:
+    lines = ["| model | parameters | nats per token | bits per dimension |", "|---|--:|--:|--:|"]
+    for name, row in result["models"].items():
+        ratio = row["bits_per_dimension"] / row["loss"]
+        lines.append(
+            f"| {pretty(name)} | {row['parameters']:,} | {row['loss']:.3f} ± {row['standard_error']:.3f} "
+            f"| {row['bits_per_dimension']:.3f} ± {ratio * row['standard_error']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def differences_table(result: dict[str, Any]) -> str:
+    lines = ["| model | minus | nats per token | if the errors were independent |", "|---|---|--:|--:|"]
+    for name, row in result["differences"].items():
+        apart = sum(result["models"][model]["standard_error"] ** 2 for model in (name, row["to"])) ** 0.5
+        difference = f"{row['loss']:+.4f} ± {row['standard_error']:.4f}"
+        lines.append(f"| {pretty(name)} | {pretty(row['to'])} | {difference} | ± {apart:.4f} |")
+    return "\n".join(lines)
+
+
+def equivalent_sizes(result: dict[str, Any]) -> str:
+    """For each projected model a sentence; a picture where there is something to show."""
+    lines = []
+    for name, size in result["equivalent_size"].items():
+        if "none_because" in size:
+            lines.append(f"- {pretty(name)}: no figure, because {size['none_because']}. {MORE_SCALES}")
+            continue
+        interval = size["interval"]
+        between = (
+            f"95 % interval {interval[0]:.1f} to {interval[1]:.1f}"
+            if interval
+            else "no interval: in too many resamplings of the images the baselines' losses do not fall with their size"
+        )
+        line = (
+            f"- **{pretty(name)} acts like a conditional model {size['times']:.1f} times larger** ({between}), of "
+            f"{size['parameters']:,.0f} parameters in place of {result['models'][name]['parameters']:,}."
+        )
+        lines.append(line + (_beyond(result, name) if size["beyond"] else ""))
+    text = "\n".join(lines)
+    if any("none_because" in size for size in result["equivalent_size"].values()):
+        return text
+    return (
+        f"{text}\n\nRead off straight lines between the conditional baselines' losses over the logarithm of their "
+        "size; the interval is from resampling the images.\n\n![Loss against size](equivalent_size.png)"
+    )
+
+
+def _beyond(result: dict[str, Any], name: str) -> str:
+    """What is known of a model that no pair of baselines encloses."""
+    models, end = result["models"], result["equivalent_size"][name]["beyond"]
+    pick = max if end == "largest" else min
+    baseline = pick((m for m in models if m.startswith("M~")), key=lambda m: models[m]["parameters"])
+    times = models[baseline]["parameters"] / models[name]["parameters"]
+    side, bound = ("below", "at least") if end == "largest" else ("above", "at most")
+    return (
+        f" This extends the line: its loss lies {side} that of {pretty(baseline)}, the {end} baseline, so what was "
+        f"measured is {bound} {times:.1f} times. The interval says nothing of the extension."
+    )
+
+
+def _lead(result: dict[str, Any], name: str) -> str:
+    """The projected models' lead within the training range and beyond it."""
+    found = result["sweeps"][name]
+    said = []
+    for model, losses in found["differences"].items():
+        inside, beyond = (
+            [at["loss"] for value, at in zip(found["values"], losses) if (value <= 1) == wanted]
+            for wanted in (True, False)
+        )
+        said.append(
+            f" {pretty(model)} minus {pretty(result['differences'][model]['to'])}: "
+            f"{sum(inside) / len(inside):+.3f} on average inside, {sum(beyond) / len(beyond):+.3f} beyond."
+        )
+    return "".join(said)
+
+
+def speed_table(result: dict[str, Any]) -> str:
+    """Speed and memory of one model in use."""
+    speed = result["speed"]
+    counts = list(speed["M_1"]["tokens_per_second"])
+    head = [f"tokens per second, {count} at once" for count in counts]
+    lines = [
+        f"| model | latency, ms per token | {' | '.join(head)} | weights, MB | keys and values, MB | made in, ms |",
+        "|---|--:|" + "--:|" * len(head) + "--:|--:|--:|",
+    ]
+    for name, row in speed.items():
+        rates = (
+            f"{row['tokens_per_second'][c]:,.0f} "
+            f"(× {row['tokens_per_second'][c] / speed['M_1']['tokens_per_second'][c]:.1f})"
+            for c in counts
+        )
+        made = f"{1e3 * row['generation']:.2f}" if "generation" in row else ""
+        lines.append(
+            f"| {pretty(name)} | {1e3 * row['latency']:.3f} | {' | '.join(rates)} | {row['weight_bytes'] / 1e6:.2f} "
+            f"| {row['cache_bytes'] / 1e6:.2f} | {made} |"
+        )
+    return "\n".join(lines) + (
+        "\n\nWhole images decoded with keys and values kept, models in turn, medians over rounds; in brackets, the "
+        "ratio to M_1. P_s is generated once for one task identifier and then stands alone. Keys and values are of one "
+        "sequence."
+    )
+
+
+def _is_evaluation(folder: Path) -> bool:
+    try:
+        stored = json.loads((folder / JSON).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(stored, dict) and stored.get("format") == FORMAT["format"]

@@ -1,0 +1,130 @@
+"""All figures of a run's evaluation, as the JSON that its report is made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..data import TASK_DIM, SynthMNIST
+from ..training.config import SOURCE_NAME
+from ..training.run import describe, make_data, run_digits
+from ..training.stages import Model
+from ..training.trained import TrainedRun
+from .equivalent import NoFit, equivalent_size
+from .losses import Losses, bits_per_dimension, evaluate
+from .speed import measure_speed
+from .sweep import VALUES, component, sweep
+
+FORMAT: dict[str, Any] = {"format": "projkern evaluation", "version": 1}
+
+
+def evaluate_run(
+    run: TrainedRun, images: int, *, seed: int, sweeps: Sequence[str] = ("scale",), speed: bool = True
+) -> dict[str, Any]:
+    """Evaluate every model of a run on the same held-out images.
+
+    Args:
+        run: on the device to compute on.
+        images: N >= 2.
+        seed: of the images, their t, and the resampling; the run's own gives the images that it reported on.
+        sweeps: components of t to vary, each over [0, 2].
+        speed: also measure inference.
+
+    Returns:
+        What ``evaluation.json`` holds (docs/evaluation.md).
+
+    Raises:
+        ValueError: too few images, a component that there is not, or digits that cannot be had.
+        IncompleteRun: a model whose training has not ended.
+    """
+    for name in sweeps:
+        component(name)
+    if images < 2:
+        raise ValueError(f"images must be at least 2; it was {images}")
+    config = dataclasses.replace(run.config, seed=seed, eval_images=images)
+    data = make_data(config, run.palette, run_digits(config, "validation"), "validation", run.device)
+    models = {model.name: model for model in run.models()}
+    losses = {
+        name: evaluate(model.predict, data, images)
+        for name, model in tqdm(models.items(), desc="losses", unit=" models")
+    }
+    pairs = [(name, other) for name in models if (other := counterpart(name)) is not None]
+    return FORMAT | {
+        "run": str(run.path),
+        "images": images,
+        "image_size": config.image_size,
+        "seed": seed,
+        "models": {name: _row(model, losses[name]) for name, model in models.items()},
+        "differences": {name: {"to": other, **_mean(losses[name] - losses[other])} for name, other in pairs},
+        "equivalent_size": _equivalent_sizes(models, losses, seed),
+        "sweeps": {name: _sweep(models, data, images, name) for name in dict.fromkeys(sweeps)},
+        "speed": _speed(run) if speed else None,
+        "device": describe(run.device),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def counterpart(name: str) -> str | None:
+    """What a model is compared to: P_s with the conditional baseline of its shape, a tuned source with M_1."""
+    if name.startswith("P"):
+        return "M~_" + name.partition("_")[2]
+    return SOURCE_NAME if name.startswith("source") else None
+
+
+def _mean(losses: Losses) -> dict[str, float]:
+    return {"loss": losses.mean, "standard_error": losses.standard_error}
+
+
+def _row(model: Model, losses: Losses) -> dict[str, Any]:
+    return {
+        "parameters": model.parameters,
+        **_mean(losses),
+        "bits_per_dimension": bits_per_dimension(losses.mean),
+        "by_position": [round(loss, 5) for loss in losses.by_position.tolist()],
+    }
+
+
+def _equivalent_sizes(models: dict[str, Model], losses: dict[str, Losses], seed: int) -> dict[str, Any]:
+    """For each projected model its equivalent size, or why there is none."""
+    baselines = sorted((m for m in models.values() if m.name.startswith("M~")), key=lambda m: m.parameters)
+    table = np.stack([losses[m.name].by_image.numpy() for m in baselines])
+    sizes = [m.parameters for m in baselines]
+    found: dict[str, Any] = {}
+    for model in models.values():
+        if model.name.startswith("P"):
+            try:
+                size = equivalent_size(sizes, table, losses[model.name].by_image.numpy(), model.parameters, seed=seed)
+                found[model.name] = dataclasses.asdict(size)
+            except NoFit as reason:
+                found[model.name] = {"none_because": str(reason)}
+    return found
+
+
+def _sweep(models: dict[str, Model], data: SynthMNIST, images: int, name: str) -> dict[str, Any]:
+    """Of the models that a user would run: tuned sources are left out."""
+    swept = [model for model in models.values() if not model.name.startswith("source")]
+    found = sweep(swept, data, images, name)
+    differences = {
+        model: [_mean(a - b) for a, b in zip(losses, found[other])]
+        for model, losses in found.items()
+        if (other := counterpart(model)) is not None
+    }
+    return {
+        "values": list(VALUES),
+        "losses": {model: [_mean(at) for at in losses] for model, losses in found.items()},
+        "differences": differences,
+    }
+
+
+def _speed(run: TrainedRun) -> dict[str, Any]:
+    t = torch.full((TASK_DIM,), 0.5, device=run.device)
+    kind = "P~" if run.config.joint else "P"
+    generate = {f"{kind}_{s}": partial(run.operator(s).generate, t) for s in run.config.scales}
+    return measure_speed(run.source(), generate)
