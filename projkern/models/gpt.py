@@ -8,7 +8,10 @@ Each linear operator's weights are stacked over layers, (L, N, M), so that one c
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -158,6 +161,36 @@ class GPT(nn.Module):
             raise ValueError(f"t must be {wanted} for this model; it was {t if t is None else tuple(t.shape)}")
         if t is not None:
             check_task(t, batch, self.config.task_dim)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model into a new folder in Hugging Face's GPT-2 format (see ``projkern/exchange/gpt2.py``).
+
+        Raises:
+            FileExistsError: the folder holds something already.
+            ValueError: a conditional model, or one of more than one type, for which that format has no place.
+        """
+        from ..exchange import gpt2
+
+        gpt2.save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> GPT:
+        """Read a model that ``save_pretrained`` wrote, or another GPT-2's or ImageGPT's folder, of safetensors only.
+
+        Warns of what could not be kept.
+
+        Returns:
+            The model in evaluation mode, on the CPU.
+
+        Raises:
+            ValueError: a folder without such a model, or what a ``GPT`` cannot represent.
+        """
+        from ..exchange import gpt2
+
+        read = gpt2.load(Path(folder))
+        for note in read.notes:
+            warnings.warn(note, stacklevel=2)
+        return read.model
 
     def _layers(self) -> list[Layer]:
         linears = [

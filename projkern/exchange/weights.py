@@ -1,0 +1,59 @@
+"""Tensors of a Hugging Face checkpoint folder, from safetensors only: a pickle can run code when it is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_PICKLE_STARTS = (b"PK", b"\x80")  # torch's archive; a pickle by itself
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists.
+
+    Returns:
+        Name -> tensor, on the CPU, as stored.
+
+    Raises:
+        ValueError: no such file, pickled weights in its place, a missing shard, or a file that is damaged.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        return _read(whole)
+    if index.exists():
+        try:
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} must list the shards of the weights; it cannot be read: {error!r}") from error
+        for name in shards:
+            if Path(name).name != name:
+                raise ValueError(f"{index} must list files of its own folder; it lists {name}")
+        return {name: tensor for shard in shards for name, tensor in _read(folder / shard).items()}
+    pickled = sorted(path.name for kind in _PICKLED for path in folder.glob(kind))
+    if pickled:
+        raise ValueError(_refusal(folder / pickled[0]))
+    raise ValueError(f"{folder} must hold a checkpoint; it has neither {whole.name} nor {index.name}")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    except SafetensorError as error:
+        with path.open("rb") as file:
+            if file.read(2).startswith(_PICKLE_STARTS):
+                raise ValueError(_refusal(path)) from None
+        raise ValueError(f"{path} is damaged or cut short: {error}") from error
+
+
+def _refusal(path: Path) -> str:
+    return (
+        f"{path} holds pickled weights, which can run code when they are read, and is refused. Weights must be in "
+        "safetensors; the library that wrote these, or safetensors' own conversion, makes that of them"
+    )
