@@ -61,17 +61,19 @@ def beside_textures(path: Path, samples: Tensor, textures: Tensor | None, title:
     first = 0 if textures is None else 1
     across = max(1, min(tasks, PER_LINE // (first + wide)))
     down = -(-tasks // across)
-    figure = plt.figure(figsize=(INCH * across * (first + wide) + 0.3, (INCH * lines + 0.3) * down + 0.5))
-    margin = 0.06 * INCH
+    label, head, edge = 0.25, 0.4, 0.1  # inches: above each block, above all, at the edges
+    width = across * (first + wide) * INCH + 2 * edge
+    height = down * (lines * INCH + label) + head + edge
+    figure = plt.figure(figsize=(width, height))
     blocks = figure.add_gridspec(
         down,
         across,
-        left=margin,
-        right=1 - margin / figure.get_figwidth(),
-        bottom=margin / figure.get_figheight(),
-        top=1 - 0.7 / figure.get_figheight(),
-        wspace=0.06,
-        hspace=0.3 / lines,
+        left=edge / width,
+        right=1 - edge / width,
+        bottom=edge / height,
+        top=1 - (head + label) / height,
+        wspace=0.15 / (first + wide),
+        hspace=label / (lines * INCH),
     )
     for k, images in enumerate(samples):
         grid = blocks[divmod(k, across)].subgridspec(lines, first + wide, wspace=0.04, hspace=0.04)
@@ -81,8 +83,8 @@ def beside_textures(path: Path, samples: Tensor, textures: Tensor | None, title:
         if textures is not None:
             axis = figure.add_subplot(grid[0, 0])
             _show(axis, _pixels(textures[k : k + 1])[0])
-            axis.set_title(f"t {k}", fontsize=9, loc="left", pad=2)
-    figure.suptitle(title, fontsize=11)
+            axis.set_title(f"t {k}: texture", fontsize=9, loc="left", pad=2)
+    figure.suptitle(title, fontsize=11, y=1 - edge / height, va="top")
     _save(path, figure)
 
 

@@ -68,7 +68,7 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None, top_p: 
     found = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
     if top_k is None and top_p is None:
         return found
-    ranked, order = found.sort(-1, descending=True, stable=True)
+    ranked, order = found.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ranked[:, top_k:] = 0
     if top_p is not None:
