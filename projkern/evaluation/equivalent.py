@@ -3,7 +3,7 @@
 The losses of the conditional baselines are joined by straight lines over log(parameters), and the size is read off
 where these lines have the projected model's loss. On the paper's own figures this gives what it says: 3.5 to 4.2 on
 SynthMNIST ("4 times as many parameters") and 1.6 for P_1/4 on ImageNet; one line through all baselines would give up
-to 6.2 on the former, because loss falls ever slower with log(parameters) (tests/test_evaluation.py).
+to 6.3 on the former, because loss falls ever slower with log(parameters) (docs/evaluation.md).
 """
 
 from __future__ import annotations

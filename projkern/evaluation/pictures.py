@@ -92,7 +92,7 @@ def draw_equivalent_sizes(path: Path, result: dict[str, Any]) -> None:
         arrow = {"arrowstyle": "->", "color": colour, "linestyle": "--" if size["beyond"] else "-"}
         axis.annotate("", (size["parameters"], row["loss"]), (row["parameters"], row["loss"]), arrowprops=arrow)
         middle = (row["parameters"] * size["parameters"]) ** 0.5
-        said = f"× {size['times']:.1f}" + (" (line extended)" if size["beyond"] else "")
+        said = f"× {size['times']:.2g}" + (" (line extended)" if size["beyond"] else "")
         axis.annotate(said, (middle, row["loss"]), (0, 4), textcoords="offset points", ha="center", color=colour)
         if size["beyond"]:
             end = baselines[-1 if size["beyond"] == "largest" else 0]

@@ -119,42 +119,44 @@ def differences_table(result: dict[str, Any]) -> str:
 
 def equivalent_sizes(result: dict[str, Any]) -> str:
     """For each projected model a sentence; a picture where there is something to show."""
-    lines = []
-    for name, size in result["equivalent_size"].items():
-        if "none_because" in size:
-            lines.append(f"- {pretty(name)}: no figure, because {size['none_because']}. {MORE_SCALES}")
-            continue
-        interval = size["interval"]
-        between = (
-            f"95 % interval {interval[0]:.1f} to {interval[1]:.1f}"
-            if interval
-            else "no interval: in too many resamplings of the images the baselines' losses do not fall with their size"
+    found = result["equivalent_size"]
+    lines = [f"- {_equivalent_size(result, name)}" for name in found]
+    if not any("none_because" in size for size in found.values()):
+        lines.append(
+            "\nRead off straight lines between the conditional baselines' losses over the logarithm of their size; "
+            "intervals are from resampling the images.\n\n![Loss against size](equivalent_size.png)"
         )
-        line = (
-            f"- **{pretty(name)} acts like a conditional model {size['times']:.1f} times larger** ({between}), of "
-            f"{size['parameters']:,.0f} parameters in place of {result['models'][name]['parameters']:,}."
-        )
-        lines.append(line + (_beyond(result, name) if size["beyond"] else ""))
-    text = "\n".join(lines)
-    if any("none_because" in size for size in result["equivalent_size"].values()):
-        return text
-    return (
-        f"{text}\n\nRead off straight lines between the conditional baselines' losses over the logarithm of their "
-        "size; the interval is from resampling the images.\n\n![Loss against size](equivalent_size.png)"
+    return "\n".join(lines)
+
+
+def _equivalent_size(result: dict[str, Any], name: str) -> str:
+    size, models = result["equivalent_size"][name], result["models"]
+    if "none_because" in size:
+        return f"{pretty(name)}: no figure, because {size['none_because']}. {MORE_SCALES}"
+    interval = size["interval"]
+    spread = (
+        f"95 % interval {_times(interval[0])} to {_times(interval[1])}"
+        if interval
+        else "no interval: in too many resamplings of the images the baselines' losses do not fall with their size"
     )
-
-
-def _beyond(result: dict[str, Any], name: str) -> str:
-    """What is known of a model that no pair of baselines encloses."""
-    models, end = result["models"], result["equivalent_size"][name]["beyond"]
-    pick = max if end == "largest" else min
+    if size["beyond"] is None:
+        return (
+            f"**{pretty(name)} acts like a conditional model of {_times(size['times'])} times its size** ({spread}): "
+            f"{size['parameters']:,.0f} parameters in place of {models[name]['parameters']:,}."
+        )
+    above = size["beyond"] == "largest"
+    pick = max if above else min
     baseline = pick((m for m in models if m.startswith("M~")), key=lambda m: models[m]["parameters"])
-    times = models[baseline]["parameters"] / models[name]["parameters"]
-    side, bound = ("below", "at least") if end == "largest" else ("above", "at most")
+    bound = models[baseline]["parameters"] / models[name]["parameters"]
     return (
-        f" This extends the line: its loss lies {side} that of {pretty(baseline)}, the {end} baseline, so what was "
-        f"measured is {bound} {times:.1f} times. The interval says nothing of the extension."
+        f"**{pretty(name)} acts like a conditional model of {'more' if above else 'less'} than {_times(bound)} times its "
+        f"size**: its loss lies {'below' if above else 'above'} that of {pretty(baseline)}, the {size['beyond']} baseline. "
+        f"The line extended from there would say {_times(size['times'])} ({spread}, of the images alone)."
     )
+
+
+def _times(k: float) -> str:
+    return f"{k:.1f}" if k < 100 else f"{k:.2g}"
 
 
 def _lead(result: dict[str, Any], name: str) -> str:
