@@ -125,7 +125,8 @@ def _is_model(folder: Path) -> bool:
 def _of_run(options: argparse.Namespace, device: torch.device) -> tuple[Decoder, Palette, Tensor]:
     run = TrainedRun.open(options.path, device)
     if options.scale is None:
-        raise ValueError(f"--scale must be given for a run; {options.path} has {', '.join(map(str, run.config.scales))}")
+        known = ", ".join(map(str, run.config.scales))
+        raise ValueError(f"--scale must be given for a run; {options.path} has {known}")
     if options.t is None and options.random is None:
         raise ValueError("--t or --random must be given for a run")
     t = random_tasks(options.random, options.seed) if options.t is None else read_tasks(options.t).view(-1, TASK_DIM)
