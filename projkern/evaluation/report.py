@@ -144,14 +144,13 @@ def _equivalent_size(result: dict[str, Any], name: str) -> str:
             f"**{pretty(name)} acts like a conditional model of {_times(size['times'])} times its size** ({spread}): "
             f"{size['parameters']:,.0f} parameters in place of {models[name]['parameters']:,}."
         )
-    above = size["beyond"] == "largest"
-    pick = max if above else min
+    pick, bound, side = (max, "more", "below") if size["beyond"] == "largest" else (min, "less", "above")
     baseline = pick((m for m in models if m.startswith("M~")), key=lambda m: models[m]["parameters"])
-    bound = models[baseline]["parameters"] / models[name]["parameters"]
+    times = _times(models[baseline]["parameters"] / models[name]["parameters"])
     return (
-        f"**{pretty(name)} acts like a conditional model of {'more' if above else 'less'} than {_times(bound)} times its "
-        f"size**: its loss lies {'below' if above else 'above'} that of {pretty(baseline)}, the {size['beyond']} baseline. "
-        f"The line extended from there would say {_times(size['times'])} ({spread}, of the images alone)."
+        f"**{pretty(name)} acts like a conditional model of {bound} than {times} times its size**: its loss lies {side} "
+        f"that of {pretty(baseline)}, the {size['beyond']} baseline. The line extended from there would say "
+        f"{_times(size['times'])} ({spread}; that is the noise of the images alone)."
     )
 
 
