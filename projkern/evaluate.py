@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             files = write_report(out, result)
     except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
+        print("\nstopped before the end; to be run anew", file=sys.stderr)
         return 130
     except (ValueError, OSError, CheckpointError, MemoryError) as error:
         print(f"projkern.evaluate: error: {error}", file=sys.stderr)

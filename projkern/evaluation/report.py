@@ -148,8 +148,8 @@ def _equivalent_size(result: dict[str, Any], name: str) -> str:
     baseline = pick((m for m in models if m.startswith("M~")), key=lambda m: models[m]["parameters"])
     times = _times(models[baseline]["parameters"] / models[name]["parameters"])
     return (
-        f"**{pretty(name)} acts like a conditional model of {bound} than {times} times its size**: its loss lies {side} "
-        f"that of {pretty(baseline)}, the {size['beyond']} baseline. The line extended from there would say "
+        f"**{pretty(name)} acts like a conditional model of {bound} than {times} times its size**: its loss lies "
+        f"{side} that of {pretty(baseline)}, the {size['beyond']} baseline. The line extended from there would say "
         f"{_times(size['times'])} ({spread}; that is the noise of the images alone)."
     )
 
