@@ -1,0 +1,81 @@
+"""What one task identifier means: its texture, and of each scale the model generated for it, with samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .data import TASK_DIM, TASK_NAMES, texture
+from .sampling import sample
+from .training.stages import count
+from .training.trained import TrainedRun
+
+CLASSES = ("class_stripes", "class_rings", "class_cells")
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A small model generated for one t, and what it draws."""
+
+    name: str
+    """As the tables name it, P_1/4."""
+    parameters: int
+    generation_seconds: float
+    """From t to the small model, its weights written."""
+    images: Tensor
+    """(B, 3, S, S) float32 in [-1, 1]."""
+    tokens_per_second: float
+    """Of all B images together."""
+
+
+class Specimens:
+    """Makes specimens of a trained run, at each of its scales.
+
+    Args:
+        run: where the operators are read from, at once.
+        images: B >= 1, how many each model draws.
+
+    Raises:
+        ValueError: no image, or a run that is not whole (see ``TrainedRun.operator``).
+    """
+
+    def __init__(self, run: TrainedRun, images: int) -> None:
+        if images < 1:
+            raise ValueError(f"images must be at least 1; it was {images}")
+        kind = "P~" if run.config.joint else "P"
+        self.run, self._images = run, images
+        self._operators = {f"{kind}_{scale}": run.operator(scale) for scale in run.config.scales}
+        self.names = tuple(self._operators)
+        for operator in self._operators.values():
+            operator.generate(torch.zeros(TASK_DIM, device=run.device))  # the first call also loads the kernels
+
+    def texture(self, t: Tensor) -> Tensor:
+        """The texture that t (18,) means, at the run's size and before quantisation: (3, S, S) in [-1, 1]."""
+        return texture(t[None], self.run.config.image_size)[0]
+
+    def draw(self, t: Tensor, seed: int) -> Iterator[Specimen]:
+        """Generate the model of t (18,) at each scale in turn, and let it draw."""
+        t = t.to(self.run.device)
+        for name, operator in self._operators.items():
+            self._wait()
+            begun = time.perf_counter()
+            small = operator.generate(t)
+            self._wait()
+            seconds = time.perf_counter() - begun
+            drawn = sample(small.decoder(self._images), seed=seed, progress=False)
+            images = self.run.palette.decode(drawn.tokens)
+            yield Specimen(name, count(small), seconds, images, drawn.tokens_per_second)
+
+    def _wait(self) -> None:
+        if self.run.device.type == "cuda":
+            torch.cuda.synchronize(self.run.device)
+
+
+def texture_class(t: Tensor) -> str:
+    """Which of ``CLASSES`` t (18,) picks: the largest of the three, of equals the first."""
+    first = TASK_NAMES.index(CLASSES[0])
+    return CLASSES[int(t[first : first + len(CLASSES)].argmax())]
