@@ -17,6 +17,7 @@ from .training.config import PRESETS, QUICK, TrainConfig
 from .training.folder import read_config
 from .training.loop import Diverged, Interrupted
 from .training.run import run
+from .training.source import with_shape_of_source
 
 EXAMPLES = """
 examples:
@@ -24,6 +25,7 @@ examples:
   python -m projkern.train --scales 1/2 1/4 --joint         two sizes from one source
   python -m projkern.train --mnist DIR --out runs/mnist     MNIST's digits
   python -m projkern.train --out runs/mnist --resume        go on with an interrupted run
+  python -m projkern.train --source runs/mnist --scales 1/8   other sizes from the source of another run
 """
 
 
@@ -57,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
             kind = {"action": argparse.BooleanOptionalAction}
         elif field.name == "scales":
             kind, default = {"type": scale, "nargs": "+", "metavar": "1/G"}, " ".join(map(str, default))
-        elif field.name == "mnist":
+        elif field.name in ("mnist", "source"):
             kind = {"metavar": "DIR"}
         else:
             kind = {"type": hints[field.name], "metavar": hints[field.name].__name__.upper()}
@@ -87,6 +89,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.resume:
             config = resumed(out, given)
         else:
+            if "source" in given:
+                given = with_shape_of_source(given)
             config = dataclasses.replace(PRESETS[options.preset or "quick"][1], **given)
         summary = run(out, config, resume=options.resume, overwrite=options.overwrite)
     except (Interrupted, KeyboardInterrupt) as stop:

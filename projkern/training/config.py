@@ -27,6 +27,9 @@ class TrainConfig:
     colors: int = _setting(64, "palette size: the number of tokens")
     examples_per_task: int = _setting(1, "images of a batch that share a task identifier")
     # model
+    source: str | None = _setting(
+        None, "folder that M_1 starts from: of a run, or a GPT-2 or ImageGPT of Hugging Face's; it brings its shape"
+    )
     n_layer: int = _setting(4, "layers of every model")
     n_head: int = _setting(2, "attention heads of every model")
     n_embd: int = _setting(128, "width d of the source")
@@ -98,6 +101,7 @@ class TrainConfig:
     def from_json(cls, values: dict[str, Any]) -> TrainConfig:
         """Raises ValueError where a field is missing or unknown: a run of another version."""
         names = {f.name for f in dataclasses.fields(cls)}
+        values = {"source": None} | values  # the first runs had none
         if values.keys() != names:
             raise ValueError(f"settings of another version: {sorted(values.keys() ^ names)} differ from this one's")
         return cls(**values | {"scales": tuple(Fraction(s) for s in values["scales"])})

@@ -49,7 +49,7 @@ def train(
     start, seconds = 0, 0.0
     if last := checkpoint.latest(folder):
         start, seconds = checkpoint.load(last, stage.module, optimizer)
-    if start == stage.steps:
+    if last and start == stage.steps:
         return seconds
     metrics.begin(stage.name, start)
     began, step = time.monotonic() - seconds, start

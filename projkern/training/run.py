@@ -23,6 +23,7 @@ from .folder import open_run
 from .loop import train
 from .metrics import Metrics
 from .report import write_report
+from .source import Source, source_of
 from .stages import Model, make_stage, stage_names
 
 
@@ -70,18 +71,22 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
     """
     machine = pick_machine(config)
     digits, held_out = run_digits(config, "train"), run_digits(config, "validation")
+    begun = checkpoint.latest(checkpoint.stage_folder(out, SOURCE_NAME)) is not None and not overwrite
+    given = source_of(config) if config.source is not None and not begun else None  # a checkpoint holds all of it
     with open_run(out, config, resume=resume, overwrite=overwrite):
-        return _train_all(out, config, machine, digits, held_out)
+        return _train_all(out, config, machine, digits, held_out, given)
 
 
 def _train_all(
-    out: Path, config: TrainConfig, machine: Machine, digits: Digits, held_out: Digits
+    out: Path, config: TrainConfig, machine: Machine, digits: Digits, held_out: Digits, given: Source | None
 ) -> dict[str, Any]:
     kernels = [name for name in available_backends() if name != "reference"]
     print(f"Training on {machine.reason}; projection by {', '.join(kernels) or 'plain torch, which is slow'}.")
     if machine.device.type == "cpu":
         keep_freed_memory()
-    palette = _palette(out, config, digits).to(machine.device)
+    for note in given.notes if given else ():
+        print(f"Source {config.source}: {note}")
+    palette = _palette(out, config, digits, given.palette if given else None).to(machine.device)
     training = make_data(config, palette, digits, "train", machine.device)
     validation = make_data(config, palette, held_out, "validation", machine.device)
     metrics = Metrics(out)
@@ -89,6 +94,8 @@ def _train_all(
     source = None
     for name in stage_names(config):
         stage = make_stage(name, config, machine.device, source)
+        if name == SOURCE_NAME and given is not None:
+            stage.module.load_state_dict(given.weights(config.image_size**2))
         seconds += train(stage, training, config, machine.dtype, checkpoint.stage_folder(out, name), metrics)
         stage.module.eval()
         if name == SOURCE_NAME:
@@ -133,11 +140,11 @@ def run_digits(config: TrainConfig, split: Split) -> Digits:
         raise ValueError(f"mnist must be {wanted}; it was {config.mnist}: {error}") from error
 
 
-def _palette(out: Path, config: TrainConfig, digits: Digits) -> Palette:
-    """The run's palette: fitted at its start, kept in its folder."""
+def _palette(out: Path, config: TrainConfig, digits: Digits, given: Palette | None) -> Palette:
+    """The run's palette: the source's, or fitted at the run's start; kept in its folder."""
     path = out / "palette.npy"
     if not path.exists():
-        synthmnist_palette(config.image_size, config.colors, digits).save(path)
+        (given or synthmnist_palette(config.image_size, config.colors, digits)).save(path)
     return Palette.load(path)
 
 
