@@ -27,13 +27,15 @@ def label(name: str) -> str:
 
 def draw_positions(path: Path, result: dict[str, Any]) -> None:
     """Loss of each model against the row of the image, mean over the row's pixels."""
-    figure, axis = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 4.5), layout="constrained")
     style = _styles(result)
     for name, loss_map in _maps(result).items():
         axis.plot(np.arange(1, len(loss_map) + 1), loss_map.mean(1), label=label(name), **style[name])
     axis.set(xlabel="row of the image, from the top", ylabel=f"{NATS} of the row", xlim=(1, result["image_size"]))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(figure, axis, path)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=9)
+    _save(figure, path)
 
 
 def draw_maps(path: Path, result: dict[str, Any]) -> None:
@@ -73,17 +75,21 @@ def draw_sweep(path: Path, result: dict[str, Any], name: str) -> None:
     left.set(ylabel=NATS, title="loss")
     right.axhline(0, color="black", linewidth=0.8)
     right.set(ylabel="difference, nats per token", title="projected minus conditional: below 0 it is better")
-    right.legend(fontsize=9)
-    right.grid(alpha=0.3)
-    _finish(figure, left, path)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    _save(figure, path)
 
 
 def draw_equivalent_sizes(path: Path, result: dict[str, Any]) -> None:
     """Loss against parameters: the conditional baselines' line, and how far to its right the projected models lie."""
     models, style = result["models"], _styles(result)
     figure, axis = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    baselines = sorted((r["parameters"], r["loss"]) for n, r in models.items() if n.startswith("M~"))
-    axis.plot(*zip(*baselines), "o-", color="black", label="conditional models M̃")
+    named = {name: (row["parameters"], row["loss"]) for name, row in models.items() if name.startswith("M~")}
+    baselines = sorted(named.values())
+    axis.plot(*zip(*baselines), "o-", color="black", label="conditional models")
+    for name, point in named.items():
+        axis.annotate(label(name), point, (6, 4), textcoords="offset points")
     for name, size in result["equivalent_size"].items():
         row, colour = models[name], style[name]["color"]
         axis.plot(row["parameters"], row["loss"], "s", color=colour, label=pretty(name))
@@ -98,12 +104,15 @@ def draw_equivalent_sizes(path: Path, result: dict[str, Any]) -> None:
             end = baselines[-1 if size["beyond"] == "largest" else 0]
             axis.plot((end[0], size["parameters"]), (end[1], row["loss"]), ":", color="black")
     axis.set(xscale="log", xlabel="parameters", ylabel=NATS)
-    _finish(figure, axis, path)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=9)
+    _save(figure, path)
 
 
 def _maps(result: dict[str, Any]) -> dict[str, np.ndarray]:
     side = result["image_size"]
-    return {name: np.reshape(row["by_position"], (side, side)) for name, row in result["models"].items()}
+    maps = {name: np.reshape(row["by_position"], (side, side)) for name, row in result["models"].items()}
+    return dict(sorted(maps.items(), key=lambda item: item[0].startswith("source")))  # those last
 
 
 def _styles(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -143,12 +152,6 @@ def _grid(
         shown = axis.imshow(values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
         axis.set_title(titles[name], fontsize=10)
     figure.colorbar(shown, ax=axes, label=caption, shrink=0.8, extend="both")
-    _save(figure, path)
-
-
-def _finish(figure: Figure, axis: Any, path: Path) -> None:
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=9)
     _save(figure, path)
 
 

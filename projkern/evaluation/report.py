@@ -124,7 +124,9 @@ def equivalent_sizes(result: dict[str, Any]) -> str:
     if not any("none_because" in size for size in found.values()):
         lines.append(
             "\nRead off straight lines between the conditional baselines' losses over the logarithm of their size; "
-            "intervals are from resampling the images.\n\n![Loss against size](equivalent_size.png)"
+            "intervals are from resampling the images. P_s also stands on what its source had learnt before, so after "
+            "a short training k compares more than the forms of the models.\n\n![Loss against "
+            "size](equivalent_size.png)"
         )
     return "\n".join(lines)
 
