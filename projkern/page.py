@@ -33,6 +33,9 @@ GROUPS = {
 }
 """The sliders: title of the group -> component of t -> label. In the order of ``TASK_NAMES``."""
 
+# A number typed beside a slider is not held to its range before the typing is over, and may be missing.
+WITHIN = "values.map(v => Math.min(Math.max(v ?? 0, 0), 1))"
+
 # Pictures that are being replaced are dimmed, those that come at once are not.
 CSS = """
 .gradio-container { max-width: 1500px !important; }
@@ -89,12 +92,19 @@ def build(specimens: Specimens, seed: int) -> gr.Blocks:
 
         # A slider on its way asks for more pictures than can be drawn: of those that wait, the last is.
         live: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "minimal"}
-        task: dict[str, Any] = {"fn": show_task, "inputs": sliders, "outputs": [texture_box, code], **live}
+        task: dict[str, Any] = {
+            "fn": show_task,
+            "inputs": sliders,
+            "outputs": [texture_box, code],
+            "js": f"(...values) => {WITHIN}",
+            **live,
+        }
         # One drawing at a time, so that what is timed has the machine to itself.
         samples: dict[str, Any] = {
             "fn": show_samples,
             "inputs": [number, *sliders],
             "outputs": boxes,
+            "js": f"(seed, ...values) => [seed, ...{WITHIN}]",
             "concurrency_limit": 1,
             **live,
         }
