@@ -10,6 +10,7 @@ from typing import Any
 
 from ..files import LOCK, locked, write_atomically, write_json
 from ..training.report import pretty
+from .losses import bits_per_dimension
 from .pictures import draw_differences, draw_equivalent_sizes, draw_maps, draw_positions, draw_sweep
 from .result import FORMAT
 
@@ -71,8 +72,10 @@ def report_text(result: dict[str, Any]) -> str:
         f"{result['image_size']} pixels (seed {result['seed']}), the same for all models; ± one standard error over "
         f"images. {result['device']}; torch {result['versions']['torch']}, Python {result['versions']['python']}.",
         losses_table(result),
-        "A token is a pixel, which is three colour values: bits per dimension are nats per token / (3 ln 2), of the "
-        "image in its palette's colours. They are not comparable to those of images in all 256 levels.",
+        "M is an unconditional model, M̃ one that is told the task identifier t by its first position, P one generated "
+        "for each t from a source. A token is a pixel, which is three colour values: bits per dimension are nats per "
+        "token / (3 ln 2), of the image in its palette's colours. They are not comparable to those of images in all "
+        "256 levels.",
         "## Against their counterparts",
         "Differences of the losses image by image. What makes an image hard for both models cancels, so their error is "
         "smaller than the errors above suggest; it is the one to judge by.",
@@ -100,10 +103,9 @@ def report_text(result: dict[str, Any]) -> str:
 def losses_table(result: dict[str, Any]) -> str:
     lines = ["| model | parameters | nats per token | bits per dimension |", "|---|--:|--:|--:|"]
     for name, row in result["models"].items():
-        ratio = row["bits_per_dimension"] / row["loss"]
         lines.append(
             f"| {pretty(name)} | {row['parameters']:,} | {row['loss']:.3f} ± {row['standard_error']:.3f} "
-            f"| {row['bits_per_dimension']:.3f} ± {ratio * row['standard_error']:.3f} |"
+            f"| {row['bits_per_dimension']:.3f} ± {bits_per_dimension(row['standard_error']):.3f} |"
         )
     return "\n".join(lines)
 
