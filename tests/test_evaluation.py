@@ -203,7 +203,7 @@ def test_speed_and_memory():
         return made[-1]
 
     found = measure_speed(source, {"P_1/2": generate}, rounds=2)
-    assert list(found) == ["M_1", "P_1/2"] and len(made) == 4  # once to be used, thrice to be timed
+    assert list(found) == ["M_1", "P_1/2"] and len(made) == 1 + 3 * 10  # once to be used, the others to be timed
     for name, model in (("M_1", source), ("P_1/2", made[0])):
         row = found[name]
         assert row["weight_bytes"] == 4 * sum(p.numel() for p in model.parameters())

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from ..files import write_atomically
 from ..training.report import pretty
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -27,7 +24,8 @@ def label(name: str) -> str:
 
 def draw_positions(path: Path, result: dict[str, Any]) -> None:
     """Loss of each model against the row of the image, mean over the row's pixels."""
-    figure, axis = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axis = figure.subplots()
     style = _styles(result)
     for name, loss_map in _maps(result).items():
         axis.plot(np.arange(1, len(loss_map) + 1), loss_map.mean(1), label=label(name), **style[name])
@@ -64,7 +62,8 @@ def draw_sweep(path: Path, result: dict[str, Any], name: str) -> None:
     """Losses against one component of t, and the projected models' lead over their baselines (Figure 4)."""
     found = result["sweeps"][name]
     values, style = np.array(found["values"]), _styles(result)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for model, losses in found["losses"].items():
         _band(left, values, losses, label(model), style[model])
     for model, losses in found["differences"].items():
@@ -84,7 +83,8 @@ def draw_sweep(path: Path, result: dict[str, Any], name: str) -> None:
 def draw_equivalent_sizes(path: Path, result: dict[str, Any]) -> None:
     """Loss against parameters: the conditional baselines' line, and how far to its right the projected models lie."""
     models, style = result["models"], _styles(result)
-    figure, axis = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axis = figure.subplots()
     named = {name: (row["parameters"], row["loss"]) for name, row in models.items() if name.startswith("M~")}
     baselines = sorted(named.values())
     axis.plot(*zip(*baselines), "o-", color="black", label="conditional models")
@@ -157,4 +157,3 @@ def _grid(
 
 def _save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
-    plt.close(figure)

@@ -17,6 +17,8 @@ from ..models.decode import Decoder
 
 ROUNDS = 5
 BATCHES = (1, 16)
+GENERATIONS = 10
+"""A round; they are short."""
 
 
 def measure_speed(
@@ -46,9 +48,10 @@ def measure_speed(
             for name, model in models.items():
                 seconds = _decode(model, batch, device)
                 steps[name, batch] += [seconds] * (i > 0)
-        for name, make in generate.items():
-            seconds_to_make = _timed(make, device)[1]
-            made[name] += [seconds_to_make] * (i > 0)
+        for _ in range(GENERATIONS):
+            for name, make in generate.items():
+                seconds_to_make = _timed(make, device)[1]
+                made[name] += [seconds_to_make] * (i > 0)
     found: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
         # The median over rounds of each position: one step that the system held up would spoil a whole pass.
