@@ -1,0 +1,126 @@
+"""The tables of benchmarks/results/cpu_sampling.json, for docs/sampling.md."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import Any
+
+from .attention import HEADS
+
+Result = dict[str, Any]
+
+
+def models(result: Result) -> str:
+    """Sizes; seconds of a step by batch and depth; tokens a second of whole images."""
+    described = result["models"]
+    largest = described["M_1"]["parameters"]
+    lines = [
+        "| model | parameters | fewer than M_1 | weights, MB | keys and values of an image, MB |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, row in described.items():
+        fewer = "" if name == "M_1" else f"{100 * (1 - row['parameters'] / largest):.1f} %"
+        sizes = f"{row['weight_bytes'] / 1e6:.1f} | {row['cache_bytes'] / 1e6:.1f}"
+        lines.append(f"| {name} | {row['parameters']:,} | {fewer} | {sizes} |")
+    lines += [
+        "",
+        "| images at once | tokens before | " + " | ".join(f"{name}, ms" for name in described) + " |",
+        "|--:|--:|" + "--:|" * len(described),
+    ]
+    ratios: dict[str, list[float]] = {name: [] for name in described}
+    for row in result["steps"]:
+        cells = []
+        for name, seconds in row["seconds"].items():
+            ratio = median(a / b for a, b in zip(row["seconds"]["M_1"], seconds))
+            ratios[name].append(ratio)
+            cells.append(f"{1e3 * median(seconds):.1f}" + ("" if name == "M_1" else f" ({ratio:.1f}×)"))
+        lines.append(f"| {row['batch']} | {row['depth']} | " + " | ".join(cells) + " |")
+    lines += ["", "| images at once | " + " | ".join(f"{name}, tokens/s" for name in described) + " |"]
+    lines.append("|--:|" + "--:|" * len(described))
+    for batch in dict.fromkeys(row["batch"] for row in result["steps"]):
+        rows = [row for row in result["steps"] if row["batch"] == batch]
+        cells = []
+        for name in described:
+            first, middle, last = (median(row["seconds"][name]) for row in rows)
+            cells.append(f"{batch / ((first + 2 * middle + last) / 4):,.0f}")
+        lines.append(f"| {batch} | " + " | ".join(cells) + " |")
+    fewer = 100 * (1 - described["P_1/4"]["parameters"] / largest)
+    rounds = len(result["steps"][0]["seconds"]["M_1"])
+    return "\n".join(lines) + (
+        f"\n\nP_1/4 is at least **{min(ratios['P_1/4']):.1f} times** as fast as M_1, with **{fewer:.1f} %** fewer "
+        f"parameters. A step of the batch, in windows of {result['window']} steps; medians of {rounds} interleaved "
+        "rounds, the ratio that of each round. Tokens per second of all images together, over a whole one, by the mean "
+        f"of the three depths. Decoded logits agreed with the whole sequence's to {result['largest_error']:.0e} of the "
+        f"largest. {_made_on(result)}"
+    )
+
+
+def forms(result: Result) -> str:
+    """A different t for each sequence."""
+    lines = [
+        "| g | tasks | models, MB | materialised: made in, s | step, ms | predicted | factored: made in, s | step, ms "
+        "| predicted | auto took | made in, s |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|",
+    ]
+    for row in result["forms"]:
+        cells = [f"{row['group']}", f"{row['tasks']}", f"{row['weight_bytes'] / 1e6:,.0f}"]
+        for form in ("materialised", "factored"):
+            step, predicted = median(row["seconds"][form]), row["predicted"][form]
+            cells += [f"{row['made'][form]:.2f}", f"{1e3 * step:.1f}", f"{1e3 * predicted:.1f}"]
+        lines.append("| " + " | ".join([*cells, row["auto"], f"{row['made']['auto']:.2f}"]) + " |")
+    return "\n".join(lines) + f"\n\nMedians, after {result['forms'][0]['depth']} tokens. {_made_on(result)}"
+
+
+def one_query(result: Result) -> str:
+    """Layouts of the cache."""
+    names = list(result["one_query"][0]["seconds"])
+    lines = [
+        "| head width | sequences | positions | " + " | ".join(f"{name}, µs" for name in names) + " |",
+        "|--:|--:|--:|" + "--:|" * len(names),
+    ]
+    for row in result["one_query"]:
+        best = min(row["seconds"].values())
+        cells = [f"{'**' * (v == best)}{1e6 * v:.0f}{'**' * (v == best)}" for v in row["seconds"].values()]
+        lines.append(f"| {row['width']} | {row['batch']} | {row['positions']} | " + " | ".join(cells) + " |")
+    slower = {
+        name: math.exp(
+            sum(math.log(row["seconds"][name] / row["seconds"]["products"]) for row in result["one_query"])
+            / len(result["one_query"])
+        )
+        for name in names[1:]
+    }
+    said = ", ".join(f"{name} {ratio:.2f}" for name, ratio in slower.items())
+    deep = {
+        row["width"]: 2 * 4 * row["batch"] * HEADS * row["positions"] * row["width"] / row["seconds"]["products"] / 1e9
+        for row in result["one_query"]
+        if (row["batch"], row["positions"]) == (8, 1024)
+    }
+    rates = ", ".join(f"{rate:.0f} GB/s at width {width}" for width, rate in deep.items())
+    return "\n".join(lines) + (
+        f"\n\nTime as a multiple of the first layout's, geometric means: {said}. What the first reads of keys and "
+        f"values of 1024 positions of 8 sequences: {rates}. {_made_on(result)}"
+    )
+
+
+def sequences(result: Result) -> str:
+    """Attention of the whole sequence, forward and backward."""
+    lines = [
+        "| head width | sequences | length | torch's, ms | GFLOP/s | ours, ms | GFLOP/s |",
+        "|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in result["sequence"]:
+        # Two products forward, five backward, half of each below the diagonal; two operations a multiply-add.
+        work = 7 * row["batch"] * HEADS * row["length"] ** 2 * row["width"]
+        cells = [f"{1e3 * s:.1f} | {work / s / 1e9:.1f}" for s in row["seconds"].values()]
+        lines.append(f"| {row['width']} | {row['batch']} | {row['length']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + f"\n\n{_made_on(result)}"
+
+
+def _made_on(result: Result) -> str:
+    machine, load = result["machine"], result["load"]
+    return (
+        f"{machine['cpu']}, one thread by its own clock, {machine['capability']}; torch {machine['torch']}, float32. "
+        f"The machine was shared: load {load['before'][0]:.1f} at the start and {load['after'][0]:.1f} at the end, on "
+        f"{machine['cores']} cores."
+    )
