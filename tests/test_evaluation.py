@@ -259,7 +259,7 @@ def report_of(evaluated, **changes):
 def test_report_says_what_an_equivalent_size_stands_on(evaluated):
     inside = {"parameters": 4e5, "times": 4.0, "interval": [3.5, 4.6], "beyond": None}
     for size, words in (
-        (inside, "acts like a conditional model of 4.0 times its size** (95 % interval 3.5 to 4.6): 400,000 parameters"),
+        (inside, "like a conditional model of 4.0 times its size** (95 % interval 3.5 to 4.6): 400,000 parameters"),
         (inside | {"beyond": "largest"}, "its loss lies below that of M̃_1/2, the largest baseline"),
         (inside | {"beyond": "smallest"}, "its loss lies above that of M̃_1/4, the smallest baseline"),
         (inside | {"interval": None}, "no interval"),

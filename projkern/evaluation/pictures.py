@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..files import write_atomically
 from ..training.report import pretty
-
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 NATS = "loss, nats per token"
 SOURCE = "source after co-training"
@@ -143,9 +142,8 @@ def _grid(
 ) -> None:
     columns = min(5, len(maps))
     rows = -(-len(maps) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(2.6 * columns + 1.2, 2.7 * rows), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(2.6 * columns + 1.2, 2.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, (name, values) in zip(axes.flat, maps.items()):

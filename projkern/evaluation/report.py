@@ -78,7 +78,8 @@ def report_text(result: dict[str, Any]) -> str:
         "256 levels.",
         "## Against their counterparts",
         "Differences of the losses image by image. What makes an image hard for both models cancels, so their error is "
-        "smaller than the errors above suggest; it is the one to judge by. A source goes on learning while it is tuned.",
+        "smaller than the errors above suggest; it is the one to judge by. A source goes on learning while it is "
+        "tuned.",
         differences_table(result),
         "## Equivalent size",
         equivalent_sizes(result),
