@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from .files import write_atomically
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 PER_LINE = 8
 """Samples of one task in a line of ``beside_textures``, and the most columns of a line of tasks."""
@@ -31,13 +27,8 @@ def in_rows(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> None:
         title: above all.
     """
     columns = len(rows[0][1])
-    figure, axes = plt.subplots(
-        len(rows),
-        columns,
-        figsize=(INCH * columns + 0.7, INCH * len(rows) + 0.6),
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(INCH * columns + 0.7, INCH * len(rows) + 0.6), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (label, images) in zip(axes, rows):
         for axis, image in zip(row, _pixels(images)):
             _show(axis, image)
@@ -64,7 +55,7 @@ def beside_textures(path: Path, samples: Tensor, textures: Tensor | None, title:
     label, head, edge = 0.25, 0.4, 0.1  # inches: above each block, above all, at the edges
     width = across * (first + wide) * INCH + 2 * edge
     height = down * (lines * INCH + label) + head + edge
-    figure = plt.figure(figsize=(width, height))
+    figure = Figure(figsize=(width, height))
     blocks = figure.add_gridspec(
         down,
         across,
@@ -101,4 +92,3 @@ def _show(axis: Axes, image: np.ndarray) -> None:
 
 def _save(path: Path, figure: Figure) -> None:
     write_atomically(path, lambda p: figure.savefig(p, dpi=120, format="png"))
-    plt.close(figure)

@@ -39,7 +39,7 @@ def gallery(
     Raises:
         ValueError: a size that does not divide 96, or another argument out of range.
     """
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     for size, _ in blocks:
         if size < 4 or _CELL % size:
@@ -53,7 +53,7 @@ def gallery(
     width = _LEFT + len(blocks) * (block_width + _BLOCK) - _BLOCK + _GAP
     height = _TOP + len(_LABELS) * (block_height + _BLOCK // 2) - _BLOCK // 2 + _GAP
     top = [_TOP + k * (block_height + _BLOCK // 2) for k in range(len(_LABELS))]
-    figure = plt.figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
     canvas = torch.ones(height, width, 3)
 
     for b, (size, colors) in enumerate(blocks):
@@ -75,7 +75,6 @@ def gallery(
 
     figure.figimage(canvas.numpy())
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def _tasks(per_class: int, seed: int) -> Tensor:

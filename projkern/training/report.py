@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from ..data import SynthMNIST
 from ..files import write_atomically
@@ -15,9 +15,6 @@ from ..sampling import sample
 from .config import SOURCE_NAME, TrainConfig
 from .metrics import read_metrics
 from .stages import Model
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 COLUMNS = 8
 
@@ -109,7 +106,8 @@ def _curves(path: Path, metrics: Path, smooth: int = 10) -> None:
     for line in read_metrics(metrics):
         for name, loss in line["losses"].items():
             curves.setdefault(name, []).append((line["step"], loss))
-    figure, axis = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axis = figure.subplots()
     for name, points in curves.items():
         steps, losses = np.array(points).T
         width = min(smooth, len(losses))
@@ -123,4 +121,3 @@ def _curves(path: Path, metrics: Path, smooth: int = 10) -> None:
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
     write_atomically(path, lambda p: figure.savefig(p, dpi=120, format="png"))
-    plt.close(figure)
