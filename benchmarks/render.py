@@ -74,9 +74,25 @@ def learning_rates() -> str:
     )
 
 
+def projecting() -> str:
+    result = stored("cpu_projecting.json")
+    lines = [
+        "| source | s | dense, models a second | fused, models a second | ratio | whole command, models a second |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for cell in result["cells"]:
+        dense, fused, whole = (statistics.median(cell["seconds"][name]) for name in ("dense", "fused", "whole"))
+        shape = f"{cell['preset']}: {cell['layers']} layers, d = {cell['width']}"
+        rates = f"{1 / dense:.1f} | {1 / fused:.1f} | **{dense / fused:.1f}** | {1 / whole:.1f}"
+        lines.append(f"| {shape} | {cell['scale']} | {rates} |")
+    rounds = len(cell["seconds"]["fused"])
+    return "\n".join(lines) + f"\n\n{_machine(result['machine'])} Medians of {rounds} interleaved rounds; float32."
+
+
 def _machine(machine: dict[str, Any]) -> str:
     return (
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['capability']}; torch {machine['torch']}, "
+        f"{machine['cpu']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}, {machine['capability']}; "
+        f"torch {machine['torch']}, "
         f"projkern {machine['projkern']} built by {machine['native']['compiler']}."
     )
 
@@ -132,6 +148,7 @@ PARTS = {
     "README.md": {"quick": quick, "projection": projection},
     "docs/kernels.md": {"projection": projection, "step": step},
     "docs/training.md": {"learning rates": learning_rates},
+    "docs/projecting.md": {"projecting": projecting},
 }
 """What each page must have a place for."""
 

@@ -1,0 +1,164 @@
+"""How fast many tasks are projected: ``python -m benchmarks.projecting OUT.json``.
+
+Three loops over tasks, in models a second, each ending in the same tensors under GPT-2's names:
+
+    dense    one task at a time, W_s = P W Q with P and Q written out as matrices (their zeros are kept, only p and q
+             change), all layers of an operator in one batched product, the cheaper of the two products first
+    fused    a chunk of tasks in one call, as ``python -m projkern.project`` makes them
+    whole    that command's loop: fused, written, read back by transformers, checked, renamed
+
+The first two are found to agree, then timed in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import projkern as pk
+from projkern.data.synthmnist import TASK_DIM
+from projkern.data.tasks import random_tasks
+from projkern.exchange import gpt2
+from projkern.memory import keep_freed_memory
+from projkern.models.gpt import LINEARS
+from projkern.models.operator import generate_weights
+from projkern.projecting import Maker, project_tasks, state_dicts
+from projkern.training.config import PRESETS
+
+from .compare import write_result
+from .machine import Machine, machine_of
+
+ORIGIN: dict[str, Any] = {"run": "none", "scale": "", "step": 0, "digest": ""}
+CELLS = (("quick", Fraction(1, 4)), ("paper", Fraction(1, 4)), ("paper", Fraction(1, 8)))
+
+
+def make_operator(preset: str, scale: Fraction) -> pk.ProjectionOperator:
+    """An operator of a preset's shape; random, because the time does not depend on the numbers."""
+    config = PRESETS[preset][1]
+    torch.manual_seed(0)
+    shape = {name: getattr(config, name) for name in ("n_embd", "n_layer", "n_head")}
+    source = pk.GPT(pk.GPTConfig(vocab_size=config.colors, n_positions=config.image_size**2, **shape))
+    operator = pk.ProjectionOperator(source, scale, TASK_DIM, config.rank)
+    for parameter in operator.generator.parameters():  # a fresh operator ignores t
+        torch.nn.init.normal_(parameter, std=0.3)
+    return operator.eval()
+
+
+class Dense:
+    """The naive loop: dense P @ W @ Q, a task at a time."""
+
+    def __init__(self, operator: pk.ProjectionOperator) -> None:
+        self.operator, self.group = operator, operator.group
+        layers, shapes = operator.config.n_layer, operator.source.config.linear_shapes()
+        self.p = {k: torch.zeros(layers, rows // self.group, rows) for k, (rows, _) in shapes.items()}
+        self.q = {k: torch.zeros(layers, cols, cols // self.group) for k, (_, cols) in shapes.items()}
+        self.shared = gpt2.table_tensors(operator.tables)
+        self.names = gpt2.linear_names(layers)
+
+    @torch.no_grad()
+    def __call__(self, t: Tensor) -> dict[str, Tensor]:
+        """t (task_dim,) -> the model's tensors under GPT-2's names."""
+        operator, g, layers = self.operator, self.group, self.operator.config.n_layer
+        p_all, q_all = operator.generator(t[None])
+        shapes = operator.source.config.linear_shapes()
+        p_parts = p_all[0].split([layers * shapes[name][0] for name in LINEARS])
+        q_parts = q_all[0].split([layers * shapes[name][1] for name in LINEARS])
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        for name, p, q in zip(LINEARS, p_parts, q_parts):
+            rows, cols = shapes[name]
+            P, Q, W = self.p[name], self.q[name], operator.source.weights[name]
+            P.unflatten(2, (-1, g)).diagonal(dim1=1, dim2=2).copy_(p.view(layers, -1, g).mT)
+            Q.unflatten(1, (-1, g)).diagonal(dim1=1, dim2=3).copy_(q.view(layers, -1, g).mT)
+            made = (P @ W) @ Q if rows <= cols else P @ (W @ Q)
+            bias = (p.view(layers, rows) * operator.source.biases[name]).view(layers, -1, g).sum(2)
+            weights += made.mT.contiguous().unbind(0)
+            biases += (bias + operator.biases[name]).unbind(0)
+        made_all = dict(self.shared)
+        for name, weight, bias in zip(self.names, weights, biases):
+            made_all |= {f"{name}.weight": weight, f"{name}.bias": bias}
+        return made_all
+
+
+@torch.no_grad()
+def fused(operator: pk.ProjectionOperator, t: Tensor) -> list[dict[str, Tensor]]:
+    """t (U, task_dim) -> the tensors of U models."""
+    (made,) = generate_weights([operator], t)
+    return list(state_dicts(operator, made))
+
+
+def check(operator: pk.ProjectionOperator, dense: Dense, t: Tensor) -> float:
+    """The largest difference beside a tensor's largest number; raises AssertionError if it is more than rounding."""
+    worst = 0.0
+    for row, found in zip(t, fused(operator, t)):
+        wanted = dense(row)
+        if found.keys() != wanted.keys():
+            raise AssertionError("the two loops make other tensors")
+        for name, tensor in wanted.items():
+            error = (found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=1e-6)
+            worst = max(worst, error.item())
+    if not worst <= 1e-4:
+        raise AssertionError(f"the two loops differ by {worst:.1e} of the largest number")
+    return worst
+
+
+def measure(preset: str, scale: Fraction, machine: Machine, rounds: int) -> dict[str, Any]:
+    """Seconds a model of each loop, by round."""
+    operator = make_operator(preset, scale)
+    chunk, dense = Maker(operator, ORIGIN, None, with_onnx=False).chunk, Dense(operator)
+    t = random_tasks(chunk)
+    few, whole = min(chunk, 8), min(chunk, 64)
+    error = check(operator, dense, t[:2])
+    samples: dict[str, list[float]] = {"dense": [], "fused": [], "whole": []}
+    for k in range(rounds + 1):  # the first warms up
+        taken = {
+            "dense": machine.wall(lambda: [dense(row) for row in t[:few]]) / few,
+            "fused": machine.wall(lambda: fused(operator, t)) / chunk,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            project_tasks(operator, t[:whole], Path(folder) / "out", origin=ORIGIN)
+            taken["whole"] = (time.perf_counter() - began) / whole
+        for name, seconds in taken.items():
+            samples[name] += [seconds] * (k > 0)
+    config = operator.source.config
+    return {
+        "preset": preset,
+        "scale": str(scale),
+        "layers": config.n_layer,
+        "width": config.n_embd,
+        "chunk": chunk,
+        "relative_error": error,
+        "seconds": samples,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.projecting", description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args(argv)
+    keep_freed_memory()
+    machine = machine_of("cpu")
+    result: dict[str, Any] = {"machine": machine.describe(), "cells": []}
+    for preset, scale in CELLS:
+        cell = measure(preset, scale, machine, options.rounds)
+        result["cells"].append(cell)
+        write_result(options.out, result)
+        rates = {name: 1 / statistics.median(seconds) for name, seconds in cell["seconds"].items()}
+        shown = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
+        print(f"{preset}, s = {scale}: {shown} models a second; fused / dense {rates['fused'] / rates['dense']:.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
