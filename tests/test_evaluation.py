@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 from copy import copy
 from dataclasses import replace
 
@@ -298,6 +300,17 @@ def test_bad_arguments(tiny_run, tmp_path, capsys):
     assert "seed must be at least 0; it was -1" in fails(capsys, tiny_run, "--out", out, "--seed", "-1")
     assert "holds no run" in fails(capsys, tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_polite_stops(tiny_run, tmp_path, monkeypatch, capsys, number):
+    import projkern.evaluation.result as result_module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(result_module, "evaluate", lambda *arguments: os.kill(os.getpid(), number))
+        assert main([str(tiny_run), "--out", str(tmp_path / "e")]) == 130
+    assert "stopped" in capsys.readouterr().err
+    assert main([str(tiny_run), "--out", str(tmp_path / "e"), "--no-speed", "--sweep"]) == 0
 
 
 def test_incomplete_run(tiny_run, tmp_path, capsys):

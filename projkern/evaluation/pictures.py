@@ -17,7 +17,7 @@ SOURCE = "source after co-training"
 
 
 def label(name: str) -> str:
-    """A model's name, short enough for a picture: the source that was tuned with P_1/4 is "source (P_1/4)"."""
+    """A model's name, short enough for a picture: the source that was tuned with P_1/4 is "source, with P_1/4"."""
     return pretty(name.replace(f"{SOURCE} with ", "source, with ").replace(SOURCE, "source, tuned"))
 
 
