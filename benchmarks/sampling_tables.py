@@ -6,7 +6,7 @@ import math
 from statistics import median
 from typing import Any
 
-from .attention import HEADS
+from . import attention
 
 Result = dict[str, Any]
 
@@ -91,15 +91,14 @@ def one_query(result: Result) -> str:
         for name in names[1:]
     }
     said = ", ".join(f"{name} {ratio:.2f}" for name, ratio in slower.items())
-    deep = {
-        row["width"]: 2 * 4 * row["batch"] * HEADS * row["positions"] * row["width"] / row["seconds"]["products"] / 1e9
-        for row in result["one_query"]
-        if (row["batch"], row["positions"]) == (8, 1024)
-    }
-    rates = ", ".join(f"{rate:.0f} GB/s at width {width}" for width, rate in deep.items())
+    rates = []
+    for row in result["one_query"]:
+        if (row["batch"], row["positions"]) == (8, attention.POSITIONS):
+            size = 2 * 4 * row["batch"] * attention.HEADS * row["positions"] * row["width"]
+            rates.append(f"{size / row['seconds']['products'] / 1e9:.0f} GB/s at width {row['width']}")
     return "\n".join(lines) + (
         f"\n\nTime as a multiple of the first layout's, geometric means: {said}. What the first reads of keys and "
-        f"values of 1024 positions of 8 sequences: {rates}. {_made_on(result)}"
+        f"values of 1024 positions of 8 sequences: {', '.join(rates)}. {_made_on(result)}"
     )
 
 
@@ -111,7 +110,7 @@ def sequences(result: Result) -> str:
     ]
     for row in result["sequence"]:
         # Two products forward, five backward, half of each below the diagonal; two operations a multiply-add.
-        work = 7 * row["batch"] * HEADS * row["length"] ** 2 * row["width"]
+        work = 7 * row["batch"] * attention.HEADS * row["length"] ** 2 * row["width"]
         cells = [f"{1e3 * s:.1f} | {work / s / 1e9:.1f}" for s in row["seconds"].values()]
         lines.append(f"| {row['width']} | {row['batch']} | {row['length']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + f"\n\n{_made_on(result)}"
