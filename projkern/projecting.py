@@ -212,13 +212,16 @@ def _one(maker: Maker, t: Tensor, out: Path, resume: bool, overwrite: bool) -> i
         _may_replace(out, overwrite)
     work = out.with_name(f".{out.name}.partial")
     with locked(work), _saying(lambda: "the model is not there"), _quiet_transformers():
-        _remove_partials(work)
-        maker.make(t[None], [work / "model"], lambda: None)
-        if occupied:
-            out.rename(work / ".replaced.partial")
-        (work / "model").rename(out)
-        sync(out.parent)
-        shutil.rmtree(work)
+        try:
+            for left in ("model", "replaced", ".model.partial"):  # by a process that was killed
+                shutil.rmtree(work / left, ignore_errors=True)
+            maker.make(t[None], [work / "model"], lambda: None)
+            if occupied:
+                out.rename(work / "replaced")
+            (work / "model").rename(out)
+            sync(out.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return 1
 
 

@@ -171,7 +171,7 @@ def kill_and_resume(run, count, out, kills, longest):
 
 
 def test_killed_and_resumed_nothing_is_missing_or_half_written(run, tmp_path):
-    kill_and_resume(run, 300, tmp_path / "out", kills=4, longest=0.6)
+    kill_and_resume(run, 300, tmp_path / "out", kills=3, longest=0.8)
 
 
 @pytest.mark.slow
@@ -253,6 +253,16 @@ def test_a_wrong_model_is_found_and_not_kept(operator, tmp_path, monkeypatch, ch
     with pytest.raises(projecting.WrongModel, match=says):
         make(operator, random_tasks(2) if many else random_tasks(1)[0], tmp_path / "out")
     assert not list(tmp_path.rglob("*.safetensors"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] * many
+
+
+@pytest.mark.parametrize("left", ["model", "replaced", ".model.partial"])
+def test_what_a_killed_process_left_of_one_model_is_removed(operator, tmp_path, left):
+    (tmp_path / ".out.partial" / left).mkdir(parents=True)
+    (tmp_path / ".out.partial" / left / "model.safetensors").write_bytes(b"half")
+    make(operator, random_tasks(1)[0], tmp_path / "out", resume=True)
+    assert gpt2.load(tmp_path / "out").provenance["t"] == random_tasks(1)[0].tolist()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("many", [True, False])
