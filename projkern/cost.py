@@ -123,7 +123,8 @@ def explain(
     """Say what each form of ``project_linear`` costs for a source matrix (rows, cols), and which one is chosen.
 
     Args:
-        rows, cols: N and M of the source matrix W.
+        rows: N of the source matrix W.
+        cols: its M.
         group: how many neighbours make one: an int, or (row_group, col_group).
         tasks: B, how many projected matrices there are.
         tokens: S, the tokens of each task that one call multiplies.

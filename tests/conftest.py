@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
 import cuda_on_host
 
 import projkern as pk
+from projkern import train
 from projkern.data import load_digits
 from projkern.kernels import backends, cuda
 
@@ -105,3 +106,24 @@ def poisoned_memory():
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+TINY = [
+    *("--image-size", "4", "--colors", "8", "--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--rank", "2"),
+    *("--batch-size", "4", "--source-steps", "4", "--steps", "4", "--log-every", "2", "--checkpoint-every", "4"),
+    *("--eval-images", "8", "--no-unconditional"),
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_settings():
+    """Options of ``projkern.train`` for a run of a second or two."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """The folder of a trained run with two scales, 1/2 and 1/4. Not to be written to."""
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    assert train.main(["--out", str(folder), "--scales", "1/2", "1/4", *TINY]) == 0
+    return folder

@@ -1,9 +1,12 @@
-"""What the documentation shows runs, and the commands under their short names work."""
+"""What the documentation shows runs: every Python block, every command, the notebook; links and tables hold."""
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,38 +17,95 @@ import projkern as pk
 from projkern.__main__ import VERBS, main
 
 ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+GENERATED = "docs/api.md"  # its blocks are signatures
+ELSEWHERE = {
+    "python3 -m venv": ".ci/run runs the README's test command word for word",
+    "python -m projkern.explore": "it serves until it is stopped; tests/test_explore.py runs it",
+    "pip install -e '.[": "the README's test command installs the same",
+    "benchmarks/gpu.sh": "it needs a CUDA card",
+}
+"""Commands that are not run here, and why."""
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def code_blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/synthmnist.md"])
-def test_python_in_the_documentation_runs(page, tmp_path, monkeypatch):
-    monkeypatch.setenv("PROJKERN_CACHE", str(tmp_path))
+def commands(page: str) -> list[str]:
+    lines = "".join(code_blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder to work in, with a task."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROJKERN_CACHE", str(tmp_path / "cache"))
+    Path("task.json").write_text(json.dumps([0.5] * 18))
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # other tests import the commands
+@pytest.mark.parametrize("page", [page for page in PAGES if page != GENERATED])
+def test_a_page_runs_from_top_to_bottom(page, workplace, tiny_run, tiny_settings):
+    """Its commands, then its Python, in one folder; training at tiny sizes. runs/quick may be taken as given."""
+    if not any(command.startswith("python -m projkern.train --out runs/quick") for command in commands(page)):
+        shutil.copytree(tiny_run, "runs/quick")
+    for command in commands(page):
+        if any(command.startswith(start) for start in ELSEWHERE):
+            continue
+        words = shlex.split(command)
+        if words[:2] == ["python", "-m"] and words[2].startswith("projkern."):
+            verb, arguments = words[2].removeprefix("projkern."), words[3:]
+            if verb == "train" and "--resume" not in arguments:
+                arguments = [*tiny_settings, *arguments]
+            assert main([verb, *arguments]) == 0, command
+        else:
+            assert words[0] == "python", f"{page} shows a command that this test does not know: {command}"
+            finished = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True)
+            assert finished.returncode == 0, finished.stderr.decode()
     blocks = code_blocks(page, "python")
-    assert blocks
-    (tmp_path / "blocks.py").write_text("\n".join(blocks))
-    names = runpy.run_path(str(tmp_path / "blocks.py"))
+    Path("blocks.py").write_text("\n".join(blocks))
+    names = runpy.run_path("blocks.py")
     if page == "README.md":
         assert names["logits"].shape == (2, 64, 512) and names["W_s"].shape == (32, 128, 512)
         assert names["small"].config.n_embd == 128
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_running_text_exist(page):
+    for module in re.findall(r"`python -m ((?:projkern|benchmarks)\.[a-z_]+)", (ROOT / page).read_text()):
+        assert ROOT.joinpath(*module.split(".")).with_suffix(".py").exists(), module
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text()):
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # other tests import the commands
+def test_notebook_runs(tmp_path):
+    """All its cells, in order, in a folder of its own."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(ROOT / "docs" / "tour.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
+
+
+def test_reference_is_what_the_docstrings_make():
+    pytest.importorskip("griffe2md")
+    finished = subprocess.run([sys.executable, "docs/make_api.py", "--check"], cwd=ROOT, capture_output=True)
+    assert finished.returncode == 0, finished.stderr.decode()
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb, capsys):
-    try:
-        status = main([verb, "--help"])
-    except SystemExit as stop:
-        status = stop.code
-    assert status == 0 and len(capsys.readouterr().out) > 60
+    assert main([verb, "--help"]) == 0
+    assert len(capsys.readouterr().out) > 60
 
 
 def test_unknown_verb(capsys):
@@ -53,6 +113,7 @@ def test_unknown_verb(capsys):
     assert "train" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_environment_report(capsys):
     assert main(["env"]) == 0
     shown = capsys.readouterr().out

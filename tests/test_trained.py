@@ -14,20 +14,15 @@ from projkern.train import main
 from projkern.training.checkpoint import CheckpointError
 from projkern.training.trained import IncompleteRun, TrainedRun
 
-TINY = [
-    *("--image-size", "4", "--colors", "8", "--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--rank", "2"),
-    *("--batch-size", "4", "--source-steps", "4", "--steps", "4", "--log-every", "2", "--checkpoint-every", "4"),
-    *("--eval-images", "8", "--no-unconditional"),
-]
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=["one source for each", "joint"])
-def run(request, tmp_path_factory):
+def run(request, tmp_path_factory, tiny_run, tiny_settings):
+    if request.param != "joint":
+        return tiny_run
     folder = tmp_path_factory.mktemp("trained") / "run"
-    joint = ["--joint"] if request.param == "joint" else []
-    assert main(["--out", str(folder), "--scales", "1/2", "1/4", *joint, *TINY]) == 0
+    assert main(["--out", str(folder), "--scales", "1/2", "1/4", "--joint", *tiny_settings]) == 0
     return folder
 
 
