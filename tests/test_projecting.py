@@ -94,6 +94,18 @@ def test_state_dicts_are_those_of_the_models_made_one_by_one(operator):
         assert all(torch.allclose(alone[name], state[name], atol=1e-6) for name in alone)
 
 
+@pytest.mark.parametrize("scale", [1 / 2, 1 / 8])
+def test_the_benchmarks_naive_loop_makes_the_same_models(scale, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))  # as `python -m pytest` does, and `pytest` does not
+    from benchmarks import projecting as naive
+
+    torch.manual_seed(0)
+    made = pk.ProjectionOperator(pk.GPT(CONFIG), scale, task_dim=18)
+    for parameter in (*made.parameters(), *made.source.parameters()):
+        torch.nn.init.normal_(parameter)
+    assert naive.check(made, naive.Dense(made), random_tasks(3)) < 1e-5
+
+
 # A trained run, all the way
 
 
