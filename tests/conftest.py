@@ -17,7 +17,6 @@ if not torch.cuda.is_available():
 import cuda_on_host
 
 import projkern as pk
-from projkern import train
 from projkern.data import load_digits
 from projkern.kernels import backends, cuda
 
@@ -124,6 +123,8 @@ def tiny_settings():
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """The folder of a trained run with two scales, 1/2 and 1/4. Not to be written to."""
+    from projkern import train
+
     folder = tmp_path_factory.mktemp("tiny") / "run"
     assert train.main(["--out", str(folder), "--scales", "1/2", "1/4", *TINY]) == 0
     return folder
