@@ -31,8 +31,8 @@ tokens = model.generate()[:, 1:]  # draws a whole sequence; the first token is t
 - Position 0 is a start slot, a learned vector. In this format it is the token {vocabulary}, `bos_token_id`, which
   every sequence begins with. It never was a target of the training: its row of the head is zero, so its logit is 0
   and means nothing. Leave column {vocabulary} out, as the stored generation settings do.
-- There is no end token. With the start slot in front, `generate` returns {returned} tokens; transformers remarks that
-  this is more than there are positions, which is true and does no harm: the last token is never fed back.
+- There is no end token. With the start slot in front, `generate` returns {returned} tokens, one more than there are
+  positions: the last one is never fed back.
 """
 
 _ORIGIN = """
