@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from projkern.evaluation.report import differences_table, equivalent_sizes, losses_table, speed_table
 from projkern.training.config import SOURCE_NAME
 from projkern.training.report import pretty, table
 
-from . import predict, tables
+from . import predict, sampling_tables, tables
 from .tune_quick import BASE, CONTROL
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +75,13 @@ def learning_rates() -> str:
     )
 
 
+def three_scales() -> str:
+    result = stored("three_scales/evaluation.json")
+    sizes = equivalent_sizes(result).replace("](", "](../benchmarks/results/three_scales/")
+    made_on = f"{result['images']} held-out images; {result['device']}, torch {result['versions']['torch']}."
+    return "\n\n".join([losses_table(result), differences_table(result), sizes, speed_table(result), made_on])
+
+
 def projecting() -> str:
     result = stored("cpu_projecting.json")
     lines = [
@@ -95,6 +103,10 @@ def _machine(machine: dict[str, Any]) -> str:
         f"torch {machine['torch']}, "
         f"projkern {machine['projkern']} built by {machine['native']['compiler']}."
     )
+
+
+def sampling(part: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    return lambda: part(stored("cpu_sampling.json"))
 
 
 NOT_YET = "Not measured yet."
@@ -149,6 +161,13 @@ PARTS = {
     "docs/kernels.md": {"projection": projection, "step": step},
     "docs/training.md": {"learning rates": learning_rates},
     "docs/projecting.md": {"projecting": projecting},
+    "docs/evaluation.md": {"three scales": three_scales},
+    "docs/sampling.md": {
+        "sampling models": sampling(sampling_tables.models),
+        "sampling forms": sampling(sampling_tables.forms),
+        "sampling one query": sampling(sampling_tables.one_query),
+        "sampling sequences": sampling(sampling_tables.sequences),
+    },
 }
 """What each page must have a place for."""
 
