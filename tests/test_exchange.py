@@ -172,6 +172,11 @@ def test_gpt2_in_shards_and_under_the_first_releases_names(tmp_path):
     state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     state["h.0.attn.bias"] = torch.ones(1, 1, 9, 9)  # the causal mask, as early versions stored it
     save_file(state, tmp_path / "whole/model.safetensors")
+    values = json.loads((tmp_path / "whole/config.json").read_text())
+    for later in ("tie_word_embeddings", "add_cross_attention", "scale_attn_weights", "dtype", "n_inner"):
+        del values[later]
+    values |= {"n_ctx": 9, "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}}
+    (tmp_path / "whole/config.json").write_text(json.dumps(values))
     assert_same_bits(gpt2.load(tmp_path / "whole").model, expected)
 
 
