@@ -80,6 +80,15 @@ def test_damaged_checkpoint(run, tmp_path):
         TrainedRun.open(copy).operator(Fraction(1, 4))
 
 
+def test_pickled_checkpoint_is_refused(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for path in copy.glob("checkpoint/P*/*/model.safetensors"):
+        torch.save({"source.tables.head": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match="pickled weights, which can run code .* is refused"):
+        TrainedRun.open(copy).operator(Fraction(1, 4))
+
+
 def test_no_run(tmp_path):
     with pytest.raises(ValueError, match="holds no run"):
         TrainedRun.open(tmp_path)

@@ -24,7 +24,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.exists():
-        return _read(whole)
+        return read_tensors(whole)
     if index.exists():
         try:
             shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -33,14 +33,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         for name in shards:
             if Path(name).name != name:
                 raise ValueError(f"{index} must list files of its own folder; it lists {name}")
-        return {name: tensor for shard in shards for name, tensor in _read(folder / shard).items()}
+        return {name: tensor for shard in shards for name, tensor in read_tensors(folder / shard).items()}
     pickled = sorted(path.name for kind in _PICKLED for path in folder.glob(kind))
     if pickled:
         raise ValueError(_refusal(folder / pickled[0]))
     raise ValueError(f"{folder} must hold a checkpoint; it has neither {whole.name} nor {index.name}")
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read one safetensors file; raises ValueError where it is missing, damaged, or a pickle."""
     try:
         return load_file(path)
     except OSError as error:

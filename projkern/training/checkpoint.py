@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..exchange.weights import read_tensors
 from ..files import sync
 
 FORMAT = {"format": "projkern checkpoint", "version": 1}
@@ -118,9 +119,9 @@ def _load_state(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short: {error}") from error
+        return read_tensors(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _assign(path: Path, targets: dict[str, Tensor]) -> None:
