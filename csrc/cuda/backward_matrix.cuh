@@ -194,7 +194,7 @@ PROJKERN_DEVICE void contract(Pack<float, 4> (&sum)[2], const Fragments<g, Weigh
         Pack<uint32_t, 4> a;
 #pragma unroll
         for (int k = four; k < four + 4; ++k) {
-            warp_barrier();
+            hold_later_loads();
             if (k % kAtOnce == 0) a = load<uint32_t, 4>(operands.along[k * g / 8] + (g == 2 ? k / 2 % 2 * 64 : 0) + at);
             float grad[2][2];
             for (int h = 0; h < 2; ++h)
@@ -226,7 +226,7 @@ PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Op
                                        load<uint32_t, 4>(p.across[row / 8 + 1] + 4 * lane)};
 #pragma unroll
     for (int two = 0; two < 32 / g; two += 2) {
-        warp_barrier();  // registers are scarce: no loads of what comes later
+        hold_later_loads();
         uint32_t grads[4];  // two column groups, of tasks 2 j, 2 j + 1, and these + 8
         for (int t = 0; t < 4; ++t)
             grads[t] = load_pairs<1>(&G.x[G.place(2 * j + t % 2 + t / 2 * 8, n, col / g + two)]).x[0];

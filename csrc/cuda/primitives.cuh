@@ -50,6 +50,9 @@ PROJKERN_DEVICE void barrier() { __syncthreads(); }
 // All 32 threads of the warp; orders their accesses to memory.
 PROJKERN_DEVICE void warp_barrier() { __syncwarp(); }
 
+// Nothing waits for it: it keeps the compiler from loading earlier, into more registers, what is needed after it.
+PROJKERN_DEVICE void hold_later_loads() { __syncwarp(); }
+
 // The value of the lane whose index differs by the bits of mask. All 32 lanes take part.
 PROJKERN_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 

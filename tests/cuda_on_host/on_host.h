@@ -101,6 +101,8 @@ inline void warp_barrier() {
     on_host::wait_for_warp("warp_barrier", [](void* const (&)[32]) {}, nullptr);
 }
 
+inline void hold_later_loads() {}
+
 inline float shuffle_xor(float value, int mask) {
     struct Lane {
         float given, got;
