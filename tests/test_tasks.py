@@ -40,6 +40,8 @@ LINE = ",".join(map(str, T))
         ("t.npy", np.array([T, T, T], dtype=np.float32), (3, 18)),
         ("t.csv", f"{LINE}\n{LINE}\n", (2, 18)),
         ("t.csv", f"{','.join(TASK_NAMES)}\n{LINE}\n", (1, 18)),
+        ("t.csv", f"\ufeff{','.join(TASK_NAMES)}\r\n{LINE}\r\n", (1, 18)),  # as spreadsheets write it
+        ("t.json", f"\ufeff[{LINE}]", (18,)),
     ],
 )
 def test_read_tasks(tmp_path, name, content, shape):
@@ -63,9 +65,13 @@ def test_read_tasks(tmp_path, name, content, shape):
         ("t.json", {k: v for k, v in NAMED.items() if k != "angle"}, r"missing: \['angle'\]"),
         ("t.json", [NAMED, T], "mixes lists and objects"),
         ("t.npy", np.array(["a"] * 18), "numbers are of type"),
+        ("t.json", [10**400, *T[1:]], "does not: int too large"),
+        ("t.json", "[" * 100_000, "does not: maximum recursion depth"),
         ("t.npy", np.zeros((2, 19)), r"\(2, 19\)"),
+        ("t.npy", np.zeros((0, 18)), "t must"),
         ("t.csv", f"{LINE},1\n", r"\(1, 19\)"),
         ("t.csv", "", r"\(0,\)"),
+        ("t.csv", "1" * 200_000, "does not: field larger than"),
         ("t.csv", f"a,b\n{LINE}\n", "first line must be numbers or angle,"),
     ],
 )
@@ -77,8 +83,23 @@ def test_bad_tasks(tmp_path, name, content, says):
 
 def test_pickled_array_is_refused(tmp_path):
     np.save(tmp_path / "t.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"t\.npy does not: .*allow_pickle"):
+    with pytest.raises(ValueError, match=r"t\.npy does not: .*Python objects"):
         read_tasks(tmp_path / "t.npy")
+
+
+def test_archive_of_arrays_is_refused(tmp_path):
+    np.savez(tmp_path / "t.npz", np.array(T))
+    (tmp_path / "t.npz").rename(tmp_path / "t.npy")
+    with pytest.raises(ValueError, match=r"t\.npy does not: it is an archive"):
+        read_tasks(tmp_path / "t.npy")
+
+
+def test_array_shorter_than_it_says_is_refused(tmp_path):
+    """Before memory for all of it is asked for."""
+    path = write(tmp_path, "t.npy", np.zeros((2, 18)))
+    path.write_bytes(path.read_bytes().replace(b"(2, 18), }          ", b"(2000000000000, 18)}"))
+    with pytest.raises(ValueError, match=r"t\.npy does not: "):
+        read_tasks(path)
 
 
 def test_missing_file(tmp_path):

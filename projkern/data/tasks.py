@@ -36,7 +36,7 @@ def read_tasks(path: Path) -> Tensor:
         raise ValueError(f"t must be a .json, .npy or .csv file; it was {path}")
     try:
         t = torch.from_numpy(np.array(readers[path.suffix](path), dtype=np.float32))
-    except (ValueError, TypeError, EOFError) as error:
+    except (ValueError, TypeError, EOFError, OverflowError, RecursionError, csv.Error) as error:
         raise ValueError(f"t must hold task identifiers of {TASK_DIM} numbers; {path} does not: {error}") from error
     if t.ndim not in (1, 2) or t.shape[-1] != TASK_DIM or not t.numel():
         raise ValueError(f"t must be ({TASK_DIM},) or (n, {TASK_DIM}); in {path} it was {tuple(t.shape)}")
@@ -73,7 +73,7 @@ def warn_outside(t: Tensor) -> None:
 
 
 def _from_json(path: Path) -> list[object]:
-    read = json.loads(path.read_text())
+    read = json.loads(path.read_text("utf-8-sig"))
     if isinstance(read, list) and any(isinstance(row, dict) for row in read):
         return [_in_order(row) for row in read]
     return _in_order(read) if isinstance(read, dict) else read
@@ -89,14 +89,16 @@ def _in_order(named: object) -> list[object]:
 
 
 def _from_npy(path: Path) -> np.ndarray:
-    array = np.load(path, allow_pickle=False)
+    array = np.load(path, mmap_mode="r", allow_pickle=False)  # of what claims to be huge nothing is read
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it is an archive of arrays")
     if array.dtype.kind not in "fiu":
         raise ValueError(f"its numbers are of type {array.dtype}")
     return array
 
 
 def _from_csv(path: Path) -> list[list[float]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark of their own
         rows = [row for row in csv.reader(file) if row]
     if rows and any(not _is_number(cell) for cell in rows[0]):
         names = tuple(cell.strip() for cell in rows.pop(0))
