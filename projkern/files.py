@@ -27,6 +27,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         sync(partial)
         os.replace(partial, path)
         sync(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk does not say where it was
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -42,6 +46,13 @@ def sync(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))
+
+
+def occupied(folder: Path) -> bool:
+    """Whether ``folder`` is a file, or holds more than a lock and what a killed process had begun to write."""
+    if not folder.exists():
+        return False
+    return not folder.is_dir() or any(path.name != LOCK and path.suffix != ".partial" for path in folder.iterdir())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from projkern.evaluation.losses import Losses, another_task, bits_per_dimension,
 from projkern.evaluation.report import report_text
 from projkern.evaluation.speed import measure_speed
 from projkern.evaluation.sweep import sweep, with_component
+from projkern.files import locked
 from projkern.models import GPT, GPTConfig
 from projkern.training.run import make_data
 from projkern.training.trained import TrainedRun
@@ -311,6 +313,29 @@ def test_polite_stops(tiny_run, tmp_path, monkeypatch, capsys, number):
         assert main([str(tiny_run), "--out", str(tmp_path / "e")]) == 130
     assert "stopped" in capsys.readouterr().err
     assert main([str(tiny_run), "--out", str(tmp_path / "e"), "--no-speed", "--sweep"]) == 0
+
+
+def test_an_evaluation_that_a_full_disk_cut_short_is_redone(tiny_run, tmp_path, monkeypatch, capsys):
+    import projkern.evaluation.pictures as pictures
+
+    def no_space(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / "e"
+    arguments = [str(tiny_run), "--out", str(out), "--no-speed", "--sweep"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures.Figure, "savefig", no_space)
+        assert f"No space left on device: '{out}/positions.png'" in fails(capsys, *arguments)
+    assert not (out / "report.md").exists()
+    (out / ".maps.png.partial").touch()  # of a process that was killed
+    assert main(arguments) == 0
+    assert (out / "report.md").exists()
+
+
+def test_one_process_at_a_time(tiny_run, tmp_path, capsys):
+    with locked(tmp_path / "e"):
+        message = fails(capsys, tiny_run, "--out", tmp_path / "e", "--no-speed", "--sweep")
+        assert "that no other process is writing to" in message
 
 
 def test_incomplete_run(tiny_run, tmp_path, capsys):

@@ -89,6 +89,29 @@ def test_pickled_checkpoint_is_refused(run, tmp_path):
         TrainedRun.open(copy).operator(Fraction(1, 4))
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"version": 2}, "holds a run of a newer version, 2; this projkern reads version 1"),
+        ({"n_layer": "four"}, "config.json cannot be used: n_layer must be of type int; it was four"),
+        ({"n_embd": 32.5}, "n_embd must be of type int; it was 32.5"),
+        ({"device": None}, "device must be of type str; it was None"),
+        ({"scales": ["1/0"]}, r"scales must be a list of fractions 1/g; it was \['1/0'\]"),
+        ({"scales": None}, "scales must be a list of fractions 1/g; it was None"),
+        ({"depth": 3}, r"settings of another version: \['depth'\]"),
+        ({"colors": 9}, "palette.npy must hold the run's 9 colours; it held 8"),
+    ],
+)
+def test_settings_that_cannot_be_used(tiny_run, tmp_path, changes, says):
+    for name in ("config.json", "palette.npy"):
+        shutil.copy(tiny_run / name, tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | changes))
+    with pytest.raises(ValueError, match=says) as caught:
+        TrainedRun.open(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
 def test_no_run(tmp_path):
     with pytest.raises(ValueError, match="holds no run"):
         TrainedRun.open(tmp_path)

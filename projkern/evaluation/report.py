@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import LOCK, locked, write_atomically, write_json
+from ..files import locked, occupied, write_atomically, write_json
 from ..training.report import pretty
 from .losses import bits_per_dimension
 from .pictures import draw_differences, draw_equivalent_sizes, draw_maps, draw_positions, draw_sweep
 from .result import FORMAT
 
 JSON = "evaluation.json"
+REPORT = "report.md"
 MORE_SCALES = "To have more of them: python -m projkern.train --scales 1/2 1/4 1/8"
 
 
@@ -23,17 +24,14 @@ def open_folder(out: Path, *, overwrite: bool = False) -> Iterator[None]:
     """Hold the folder that an evaluation will be written to.
 
     Raises:
-        FileExistsError: it holds one, and ``overwrite`` was not given.
+        FileExistsError: it holds a whole one, and ``overwrite`` was not given.
         ValueError: it holds something else, whatever the flag.
         OSError: it cannot be written, or another process is writing to it.
     """
-    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
-        if not _is_evaluation(out):
-            raise ValueError(f"out must be a new folder or one that holds an evaluation; it was {out}")
-        if not overwrite:
-            raise FileExistsError(
-                f"{out} already holds an evaluation; give --overwrite to replace it, or another --out"
-            )
+    if occupied(out) and not _is_evaluation(out):
+        raise ValueError(f"out must be a new folder or one that holds an evaluation; it was {out}")
+    if (out / REPORT).exists() and not overwrite:
+        raise FileExistsError(f"{out} already holds an evaluation; give --overwrite to replace it, or another --out")
     with locked(out):
         yield
 
@@ -42,7 +40,7 @@ def write_report(out: Path, result: dict[str, Any]) -> list[Path]:
     """Write an evaluation into its folder, in place of an older one.
 
     Returns:
-        The files, ``report.md`` first.
+        The files, the report first.
     """
     pictures = {
         "positions.png": draw_positions,
@@ -51,7 +49,8 @@ def write_report(out: Path, result: dict[str, Any]) -> list[Path]:
     }
     if not any("none_because" in size for size in result["equivalent_size"].values()):
         pictures["equivalent_size.png"] = draw_equivalent_sizes
-    for old in (*out.glob("sweep_*.png"), out / "equivalent_size.png"):
+    report = out / REPORT  # goes first and comes last: without it an evaluation is not whole
+    for old in (report, *out.glob("sweep_*.png"), out / "equivalent_size.png"):
         old.unlink(missing_ok=True)
     write_json(out / JSON, result)
     for name, draw in pictures.items():
@@ -59,7 +58,6 @@ def write_report(out: Path, result: dict[str, Any]) -> list[Path]:
     sweeps = {f"sweep_{name}.png": name for name in result["sweeps"]}
     for file, name in sweeps.items():
         draw_sweep(out / file, result, name)
-    report = out / "report.md"
     write_atomically(report, lambda p: p.write_text(report_text(result)))
     return [report, out / JSON, *(out / name for name in (*pictures, *sweeps))]
 

@@ -57,7 +57,7 @@ def evaluate_run(
     }
     pairs = [(name, other) for name in models if (other := counterpart(name)) is not None]
     return FORMAT | {
-        "run": str(run.path),
+        "run": run.path.resolve().name,
         "images": images,
         "image_size": config.image_size,
         "seed": seed,

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_type_hints
 
 SOURCE_NAME = "M_1"
 
@@ -59,6 +59,9 @@ class TrainConfig:
     eval_images: int = _setting(512, "held-out images that each model is evaluated on")
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            accepted = {"scales": tuple}.get(name, float | int if kind is float else kind)
+            self._check(name, isinstance(getattr(self, name), accepted), f"of type {getattr(kind, '__name__', kind)}")
         for name in ("n_layer", "n_head", "n_embd", "rank", "batch_size", "log_every", "checkpoint_every"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("source_steps", "steps", "warmup", "seed", "weight_decay", "w_src"):
@@ -99,12 +102,16 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainConfig:
-        """Raises ValueError where a field is missing or unknown: a run of another version."""
+        """Raises ValueError where a field is missing or unknown (a run of another version), or has no such value."""
         names = {f.name for f in dataclasses.fields(cls)}
         values = {"source": None} | values  # the first runs had none
         if values.keys() != names:
             raise ValueError(f"settings of another version: {sorted(values.keys() ^ names)} differ from this one's")
-        return cls(**values | {"scales": tuple(Fraction(s) for s in values["scales"])})
+        try:
+            scales = tuple(map(Fraction, values["scales"]))
+        except (TypeError, ValueError, ZeroDivisionError):
+            raise ValueError(f"scales must be a list of fractions 1/g; it was {values['scales']}") from None
+        return cls(**values | {"scales": scales})
 
 
 QUICK = TrainConfig()

@@ -1,4 +1,4 @@
-"""A run's folder: made, held while it is written to, and its settings read back."""
+"""A run's folder: made, held while it is written to, and its settings and palette read back."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import LOCK, FolderInUse, locked, write_json
+from ..data import Palette
+from ..files import FolderInUse, locked, occupied, write_json
 from .config import TrainConfig
 
 FORMAT: dict[str, Any] = {"format": "projkern run", "version": 1}
+PALETTE = "palette.npy"
 
 
 @contextmanager
@@ -24,7 +26,7 @@ def open_run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite:
         FolderInUse: another process is writing to it.
         ValueError: the folder holds something other than a run, whatever the flags, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+    if occupied(out):
         try:
             _stored_settings(out)
         except ValueError as error:
@@ -66,13 +68,29 @@ def read_config(run: Path) -> TrainConfig:
     if version != ours:
         age = "a newer" if isinstance(version, int) and version > ours else "another"
         raise ValueError(f"{run} holds a run of {age} version, {version}; this projkern reads version {ours}")
-    return TrainConfig.from_json(values)
+    try:
+        return TrainConfig.from_json(values)
+    except ValueError as error:
+        raise ValueError(f"{run}/config.json cannot be used: {error}") from error
+
+
+def read_palette(run: Path, config: TrainConfig) -> Palette:
+    """The colours of a run's tokens, on the CPU.
+
+    Raises:
+        FileNotFoundError: the run has none yet.
+        ValueError: the file is damaged, or of another number of colours.
+    """
+    palette = Palette.load(run / PALETTE)
+    if len(palette.colors) != config.colors:
+        raise ValueError(f"{run / PALETTE} must hold the run's {config.colors} colours; it held {len(palette.colors)}")
+    return palette
 
 
 def _stored_settings(run: Path) -> dict[str, Any]:
     try:
         values = json.loads((run / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{run} holds no run: its config.json cannot be read ({error})") from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT["format"]:
         raise ValueError(f"{run} holds something else: its config.json is not a projkern run's")

@@ -63,6 +63,13 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; a last line cut short by an interruption is left out."""
+    """The whole lines of a metrics file; a last line cut short by an interruption is left out.
+
+    Raises:
+        ValueError: another line is no JSON.
+    """
     lines = path.read_text().split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as error:
+        raise ValueError(f"{path} must hold a JSON object a line; it does not: {error}") from error

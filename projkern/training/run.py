@@ -19,7 +19,7 @@ from ..memory import keep_freed_memory
 from ..models import GPT
 from . import checkpoint
 from .config import SOURCE_NAME, TrainConfig
-from .folder import open_run
+from .folder import PALETTE, open_run, read_palette
 from .loop import train
 from .metrics import Metrics
 from .report import write_report
@@ -142,10 +142,10 @@ def run_digits(config: TrainConfig, split: Split) -> Digits:
 
 def _palette(out: Path, config: TrainConfig, digits: Digits, given: Palette | None) -> Palette:
     """The run's palette: the source's, or fitted at the run's start; kept in its folder."""
-    path = out / "palette.npy"
+    path = out / PALETTE
     if not path.exists():
         (given or synthmnist_palette(config.image_size, config.colors, digits)).save(path)
-    return Palette.load(path)
+    return read_palette(out, config)
 
 
 def _row(model: Model, data: SynthMNIST, images: int) -> dict[str, Any]:

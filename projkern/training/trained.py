@@ -12,7 +12,7 @@ from ..data import Palette
 from ..models import GPT, ProjectionOperator
 from . import checkpoint
 from .config import SOURCE_NAME, TrainConfig
-from .folder import read_config
+from .folder import read_config, read_palette
 from .stages import Model, Stage, gpt_config, make_stage, stage_names
 
 
@@ -41,12 +41,12 @@ class TrainedRun:
         """Read a run's settings and palette.
 
         Raises:
-            ValueError: a folder without a run, or one of another version.
+            ValueError: a folder without a run, or one of another version, or a damaged one.
             IncompleteRun: a run that has only begun.
         """
         config = read_config(path)
         try:
-            palette = Palette.load(path / "palette.npy")
+            palette = read_palette(path, config)
         except FileNotFoundError:
             raise IncompleteRun(f"{path} must hold a trained run; this one has only begun. {_continue(path)}") from None
         return cls(path, config, palette.to(device), torch.device(device))
