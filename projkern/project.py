@@ -11,7 +11,7 @@ from pathlib import Path
 from .data.tasks import random_tasks, read_tasks, warn_outside
 from .functional import project
 from .projecting import WrongModel, digest, project_tasks
-from .train import scale
+from .train import scale, seed
 from .training.checkpoint import CheckpointError
 from .training.trained import TrainedRun
 
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     tasks = made.add_mutually_exclusive_group(required=True)
     tasks.add_argument("--t", type=Path, metavar="FILE", help="task identifiers, .json, .npy or .csv: 18 numbers each")
     tasks.add_argument("--random", type=int, metavar="N", help="N random tasks, as in training")
-    made.add_argument("--seed", type=int, default=0, help="of --random (default: 0)")
+    made.add_argument("--seed", type=seed, default=0, help="of --random (default: 0)")
     made.add_argument("--out", type=Path, required=True, help="the model's folder; for many tasks the folder of theirs")
     made.add_argument("--onnx", action="store_true", help="also write model.onnx, checked in onnxruntime")
     state = made.add_mutually_exclusive_group()

@@ -156,6 +156,8 @@ class Maker:
         expected = self.operator.run(self._probe.expand(len(t), -1), made)
         try:
             for row, partial, state, logits in zip(t, partials, state_dicts(self.operator, made), expected):
+                if not logits.isfinite().all():
+                    raise WrongModel(f"t must give a model of finite logits; it was {row.tolist()}")
                 partial.mkdir()
                 self._writer.write(partial, state, self.provenance(row))
                 self._check(partial, logits)
@@ -207,7 +209,8 @@ def _one(maker: Maker, t: Tensor, out: Path, resume: bool, overwrite: bool) -> i
             raise ValueError(f"out must be a new folder or one that holds a model of ours; {out} holds something else")
         if resume:
             wanted = maker.provenance(t)
-            _same_job(out, wanted, {name: found.get(name) for name in wanted})
+            stored = {name: found.get(name) for name in wanted} | {"onnx": (out / onnx.FILE).exists()}
+            _same_job(out, wanted | {"onnx": maker.with_onnx}, stored)
             return 0
         _may_replace(out, overwrite)
     work = out.with_name(f".{out.name}.partial")

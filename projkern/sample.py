@@ -16,7 +16,7 @@ from .data import TASK_DIM, Palette, texture
 from .data.tasks import random_tasks, read_tasks, warn_outside
 from .models.decode import Decoder
 from .sampling import check_draws, sample
-from .train import scale
+from .train import scale, seed
 from .training.checkpoint import CheckpointError
 from .training.trained import TrainedRun
 
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest colour (default: 1)")
     made.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest colours")
     made.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest colours, of probability P")
-    made.add_argument("--seed", type=int, default=0, help="of the draws and of --random (default: 0)")
+    made.add_argument("--seed", type=seed, default=0, help="of the draws and of --random (default: 0)")
     made.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture (default: samples.png)")
     made.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
     return made

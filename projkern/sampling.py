@@ -41,7 +41,7 @@ def sample(
         progress: show a progress bar.
 
     Raises:
-        ValueError: an argument out of its range, or a decoder that has made steps.
+        ValueError: an argument out of its range, a decoder that has made steps, or one whose logits are no numbers.
     """
     check_draws(temperature, top_k, top_p)
     if decoder.position:
@@ -50,8 +50,10 @@ def sample(
     drawn: list[Tensor] = []
     began = time.perf_counter()
     for _ in tqdm(range(decoder.positions), unit=" tokens", desc="sample", leave=False, disable=not progress):
-        logits = decoder.step(drawn[-1] if drawn else None)
-        drawn.append(torch.multinomial(probabilities(logits, temperature, top_k, top_p), 1, generator=generator)[:, 0])
+        found = probabilities(decoder.step(drawn[-1] if drawn else None), temperature, top_k, top_p)
+        if found.isnan().any():  # of a model for a t far outside the training range, say
+            raise ValueError(f"decoder must give finite logits; those of token {len(drawn)} were not")
+        drawn.append(torch.multinomial(found, 1, generator=generator)[:, 0])
     tokens = torch.stack(drawn, dim=1)
     if decoder.device.type == "cuda":
         torch.cuda.synchronize(decoder.device)
@@ -64,8 +66,11 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None, top_p: 
     logits = logits.float()
     if temperature == 0:
         top_k, temperature = 1, 1.0
-    # The largest becomes 0 first: however small the temperature, it stays finite.
+    # The largest becomes 0 first: however small the temperature, it stays finite; but 0 / 0, as float32 has it, is not.
+    temperature = max(temperature, torch.finfo(torch.float32).tiny)
     found = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
+    if top_p == 1:
+        top_p = None  # what a cumulated sum rounds off would cost the least likely tokens
     if top_k is None and top_p is None:
         return found
     ranked, order = found.sort(dim=-1, descending=True, stable=True)

@@ -37,6 +37,13 @@ def scale(text: str) -> Fraction:
         raise argparse.ArgumentTypeError(f"must be a fraction such as 1/4; it was {text!r}") from None
 
 
+def seed(text: str) -> int:
+    """A seed on the command line."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number below 2^63; it was {text!r}")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line: one option for each field of a preset."""
     made = argparse.ArgumentParser(

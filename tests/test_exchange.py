@@ -280,6 +280,18 @@ def damage(folder, what):
     elif what == "shard":
         (folder / "model.safetensors").unlink()
         (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "../../etc/passwd"}}')
+    elif what in (5, ".."):
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": what}}))
+    elif what == "header":  # a length of 0x0280, which as bytes is a pickle's beginning too
+        (folder / "model.safetensors").write_bytes(b"\x80\x02" + bytes(6) + b"{")
+    elif what in ("types", "narrow"):
+        state = load_file(folder / "model.safetensors")
+        if what == "types":
+            state["lm_head.weight"] = state["lm_head.weight"].bfloat16()
+        else:
+            state = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in state.items()}
+        save_file(state, folder / "model.safetensors")
     elif what == "config":
         (folder / "config.json").write_text("{cut")
     else:
@@ -293,12 +305,19 @@ def damage(folder, what):
         ("cut", "model.safetensors is damaged or cut short"),
         ("missing", "must hold a tensor wpe.weight; it does not"),
         ("unknown", "must hold the tensors of one GPT-2; extra is none of them"),
-        ("shape", r"wpe.weight of .* must be floating-point \(9, 32\); it was torch.float32 \(5, 32\)"),
+        ("shape", r"wpe.weight of .* must be floating-point \(9, 32\), of 16 .*; it was torch.float32 \(5, 32\)"),
+        ("types", "must be of one type; they were of torch.bfloat16, torch.float32"),
+        ("narrow", r"wte.weight of .* of 16 to 64 bits; it was torch.float8_e4m3fn \(12, 32\)"),
+        ("header", "model.safetensors is damaged or cut short"),
         ("no weights", "has neither model.safetensors nor model.safetensors.index.json"),
         ("shard", "must list files of its own folder; it lists ../../etc/passwd"),
+        (5, "must list files of its own folder; it lists 5"),
+        ("..", r"must list files of its own folder; it lists \.\."),
         ("config", "config.json cannot be read"),
         ({"model_type": "llama"}, "must hold a model of type gpt2 or imagegpt; it was llama"),
         ({"projkern": {"format": 2}}, "must be of format 1, which this projkern reads; it says {'format': 2}"),
+        ({"projkern": {"format": 1, "t": 5}}, "t of .* must be a list of finite numbers; it was 5"),
+        ({"projkern": {"format": 1, "t": [float("nan")]}}, "t of .* must be a list of finite numbers; it was .nan"),
         ({"n_embd": "wide"}, "config.json must describe a GPT-2; it does not"),
         ({"n_head": 5}, "n_embd must be a multiple of n_head = 5; it was 32"),
     ],
@@ -308,6 +327,12 @@ def test_bad_folders(model, tmp_path, what, says):
     damage(tmp_path / "small", what)
     with pytest.raises(ValueError, match=says):
         gpt2.load(tmp_path / "small")
+
+
+def test_settings_of_no_use_here_are_not_looked_at(model, tmp_path):
+    gpt2.save(model, tmp_path / "small")
+    damage(tmp_path / "small", {"quantization_config": 5, "id2label": [], "max_position_embeddings": "x"})
+    assert_same_bits(model, gpt2.load(tmp_path / "small").model)
 
 
 @pytest.mark.parametrize(

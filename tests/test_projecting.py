@@ -207,6 +207,17 @@ def test_resuming_what_is_complete_changes_nothing(operator, tmp_path, many):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert make(operator, t, tmp_path / "out", resume=True) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
+    with pytest.raises(ValueError, match="onnx must be that of the job in .*, False; it was True"):
+        make(operator, t, tmp_path / "out", resume=True, with_onnx=True)
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_a_task_whose_model_gives_no_numbers(operator, tmp_path, many):
+    t = random_tasks(2) if many else random_tasks(1)[0]
+    t[..., 3] = 1e38
+    with pytest.raises(projecting.WrongModel, match=r"t must give a model of finite logits; it was \[0\..*e\+3"):
+        make(operator, t, tmp_path / "out")
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("after", [0, 7])

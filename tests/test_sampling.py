@@ -164,6 +164,7 @@ KNOWN = torch.tensor([[0.5, 0.05, 0.3, 0.15], [0.1, 0.2, 0.3, 0.4]])
         ({}, [[0.5, 0.05, 0.3, 0.15], [0.1, 0.2, 0.3, 0.4]]),
         ({"temperature": 0}, [[1, 0, 0, 0], [0, 0, 0, 1]]),
         ({"temperature": 1e-9}, [[1, 0, 0, 0], [0, 0, 0, 1]]),
+        ({"temperature": 1e-300}, [[1, 0, 0, 0], [0, 0, 0, 1]]),  # 0 in float32
         ({"temperature": 0.5}, [[0.6849, 0.0068, 0.2466, 0.0616], [0.0333, 0.1333, 0.3, 0.5333]]),
         ({"top_k": 2}, [[0.625, 0, 0.375, 0], [0, 0, 3 / 7, 4 / 7]]),
         ({"top_k": 9}, [[0.5, 0.05, 0.3, 0.15], [0.1, 0.2, 0.3, 0.4]]),
@@ -178,6 +179,10 @@ KNOWN = torch.tensor([[0.5, 0.05, 0.3, 0.15], [0.1, 0.2, 0.3, 0.4]])
 def test_what_is_drawn_from(settings, expected):
     found = probabilities(KNOWN.log() + 3, **({"temperature": 1.0, "top_k": None, "top_p": None} | settings))
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), atol=1e-4, rtol=0)
+
+
+def test_all_of_the_probability_is_all_of_the_tokens():
+    assert (probabilities(torch.linspace(0, 12, 512)[None], 1.0, None, 1.0) > 0).all()
 
 
 def stuck(batch):
@@ -236,6 +241,20 @@ def test_a_used_decoder_is_refused():
     decoder.step(None)
     with pytest.raises(ValueError, match="decoder must be a fresh one; it was at position 1"):
         sample(decoder)
+
+
+def test_logits_that_are_no_numbers():
+    model = gpt()
+    with torch.no_grad():
+        model.tables.token_embedding.fill_(float("nan"))
+    with pytest.raises(ValueError, match="decoder must give finite logits; those of token 1 were not"):
+        sample(model.decoder(2), progress=False)
+
+
+def test_keys_and_values_without_room(monkeypatch):
+    monkeypatch.setattr("projkern.models.decode.free_memory", lambda device: 1e6)
+    with pytest.raises(MemoryError, match=r"keys and values of 5000 sequences take 11\.5 MB; 1\.0 MB are free"):
+        gpt().decoder(5000)
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +340,21 @@ def test_what_the_command_refuses(run, tmp_path, monkeypatch, capsys, arguments,
     assert draw(run, *arguments) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.*leave the training range")
+def test_a_task_whose_model_gives_no_numbers(run, tmp_path, capsys):
+    (tmp_path / "huge.json").write_text(json.dumps([1e38] * 18))
+    assert draw(run, "--scale", "1/4", "--t", tmp_path / "huge.json", "--out", tmp_path / "x.png") == 1
+    assert "decoder must give finite logits; those of token 0 were not" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63), "1.5"])
+def test_seeds_are_checked(run, capsys, seed):
+    with pytest.raises(SystemExit):
+        draw(run, "--scale", "1/4", "--random", "1", "--seed", seed)
+    assert f"argument --seed: must be a whole number below 2^63; it was '{seed}'" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_nothing(tmp_path, capsys):

@@ -35,6 +35,12 @@ FORMAT = 1
 
 _LINEARS = dict(zip(LINEARS, ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")))
 _NORMS = {"norm_1": "ln_1", "norm_2": "ln_2"}
+_SETTINGS = (
+    *("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    *("activation_function", "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
+    *("add_cross_attention", "tie_word_embeddings", "bos_token_id"),
+)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _FINAL = {"final_norm_weight": "ln_f.weight", "final_norm_bias": "ln_f.bias"}
 
 
@@ -208,6 +214,8 @@ def load(folder: Path) -> Pretrained:
         raise ValueError(f"{folder} must hold a model of type gpt2 or imagegpt; it was {kind}")
     if ours is not None and (not isinstance(ours, dict) or ours.get("format") != FORMAT):
         raise ValueError(f"{folder} must be of format {FORMAT}, which this projkern reads; it says {ours}")
+    if ours is not None and not _is_task(ours.get("t", [])):
+        raise ValueError(f"t of {folder}/config.json must be a list of finite numbers; it was {ours['t']}")
     state = read_weights(folder)
     notes: list[str] = []
     if kind == "imagegpt":
@@ -222,12 +230,17 @@ def load(folder: Path) -> Pretrained:
     return Pretrained(model.eval(), palette, ours, notes)
 
 
+def _is_task(t: Any) -> bool:
+    return isinstance(t, list) and all(type(x) in (int, float) and abs(x) < 1e38 for x in t)  # float32 holds them
+
+
 def _parse(values: dict[str, Any], folder: Path) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import GPT2Config
 
     try:
-        return GPT2Config.from_dict(values)
+        # Nothing else is handed on: what is of no use here could be of another form than transformers expects.
+        return GPT2Config.from_dict({name: values[name] for name in _SETTINGS if name in values})
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}/config.json must describe a GPT-2; it does not: {error}") from error
 
@@ -263,9 +276,10 @@ def _model(described: Any, state: dict[str, Tensor], extra_start: bool, folder: 
         if name not in left:
             raise ValueError(f"{folder} must hold a tensor {name}; it does not")
         tensor = left.pop(name)
-        if tensor.shape != shape or not tensor.is_floating_point():
+        if tensor.shape != shape or tensor.dtype not in _DTYPES:
             raise ValueError(
-                f"{name} of {folder} must be floating-point {shape}; it was {tensor.dtype} {tuple(tensor.shape)}"
+                f"{name} of {folder} must be floating-point {shape}, of 16 to 64 bits; "
+                f"it was {tensor.dtype} {tuple(tensor.shape)}"
             )
         return tensor.clone()  # so that no slice keeps the whole alive, and a tied head is one of its own
 
@@ -307,6 +321,8 @@ def _model(described: Any, state: dict[str, Tensor], extra_start: bool, folder: 
     unknown = [name for name in left if not name.endswith((".attn.bias", ".attn.masked_bias"))]  # the causal mask
     if unknown:
         raise ValueError(f"{folder} must hold the tensors of one GPT-2; {sorted(unknown)[0]} is none of them")
+    if len(dtypes := {str(tensor.dtype) for tensor in made.values()}) > 1:
+        raise ValueError(f"tensors of {folder} must be of one type; they were of {', '.join(sorted(dtypes))}")
     with torch.device("meta"):
         model = GPT(config)
     model.load_state_dict(made, assign=True)

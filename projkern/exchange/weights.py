@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_PICKLE_STARTS = (b"PK", b"\x80")  # torch's archive; a pickle by itself
+_PICKLE_START = re.compile(rb"PK\x03\x04|\x80[\x02-\x05][^\0]")  # torch's archive; a pickle by itself
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -31,7 +32,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} must list the shards of the weights; it cannot be read: {error!r}") from error
         for name in shards:
-            if Path(name).name != name:
+            if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
                 raise ValueError(f"{index} must list files of its own folder; it lists {name}")
         return {name: tensor for shard in shards for name, tensor in read_tensors(folder / shard).items()}
     pickled = sorted(path.name for kind in _PICKLED for path in folder.glob(kind))
@@ -48,7 +49,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read: {error}") from error
     except SafetensorError as error:
         with path.open("rb") as file:
-            if file.read(2).startswith(_PICKLE_STARTS):
+            if _PICKLE_START.match(file.read(4)):
                 raise ValueError(_refusal(path)) from None
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
 

@@ -7,6 +7,7 @@ widths (docs/sampling.md).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..measure import free_memory
 from .blocks import Layer, linear
 
 if TYPE_CHECKING:
@@ -35,14 +37,23 @@ class Decoder:
         n_head: attention heads.
         start: (B, d), what the start slot of each sequence holds.
         tasks: U; sequences are sorted by task, B / U each (U = 1 where all share their weights).
+
+    Raises:
+        MemoryError: no room for the keys and values.
     """
 
     def __init__(self, tables: Tables, layers: list[Layer], n_head: int, start: Tensor, tasks: int = 1) -> None:
         self.batch, self._width = start.shape
         self.positions, self.position, self.device = len(tables.position_embedding), 0, start.device
         self._tables, self._layers, self._start, self._n_head, self._tasks = tables, layers, start, n_head, tasks
-        cache = start.new_empty(len(layers), 2, self.batch, n_head, self.positions, self._width // n_head)
-        self.cache_bytes = cache.nbytes
+        shape = len(layers), 2, self.batch, n_head, self.positions, self._width // n_head
+        self.cache_bytes, free = math.prod(shape) * start.element_size(), free_memory(start.device)
+        if self.cache_bytes > free:  # the system may promise it all the same, and end the process later
+            raise MemoryError(
+                f"keys and values of {self.batch} sequences take {self.cache_bytes / 1e6:,.1f} MB; "
+                f"{free / 1e6:,.1f} MB are free"
+            )
+        cache = start.new_empty(shape)
         # Of each layer: all of it, and its keys (B·heads, head width, T) and values (B·heads, T, head width).
         self._cache = [(both, both[0].flatten(0, 1).mT, both[1].flatten(0, 1)) for both in cache.unbind(0)]
 
