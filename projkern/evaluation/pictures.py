@@ -103,6 +103,7 @@ def draw_equivalent_sizes(path: Path, result: dict[str, Any]) -> None:
             end = baselines[-1 if size["beyond"] == "largest" else 0]
             axis.plot((end[0], size["parameters"]), (end[1], row["loss"]), ":", color="black")
     axis.set(xscale="log", xlabel="parameters", ylabel=NATS)
+    axis.margins(0.12)  # room for what is written beside the points
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
     _save(figure, path)
