@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from .data import TASK_NAMES
 from .evaluation.report import open_folder, write_report
 from .evaluation.result import evaluate_run
 from .memory import keep_freed_memory
+from .signals import terminate_as_interrupt
 from .training.checkpoint import CheckpointError
 from .training.trained import TrainedRun
 
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))  # as polite as Ctrl-C
+    terminate_as_interrupt()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()

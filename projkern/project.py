@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from .data.tasks import random_tasks, read_tasks, warn_outside
 from .functional import project
 from .projecting import WrongModel, digest, project_tasks
+from .signals import terminate_as_interrupt
 from .train import scale, seed
 from .training.checkpoint import CheckpointError
 from .training.trained import TrainedRun
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))  # as polite as Ctrl-C
+    terminate_as_interrupt()
     try:
         count = make(options.run, options.scale, options)
     except KeyboardInterrupt:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from .data import TASK_DIM, Palette, texture
 from .data.tasks import random_tasks, read_tasks, warn_outside
 from .models.decode import Decoder
 from .sampling import check_draws, sample
+from .signals import terminate_as_interrupt
 from .train import scale, seed
 from .training.checkpoint import CheckpointError
 from .training.trained import TrainedRun
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))  # as polite as Ctrl-C
+    terminate_as_interrupt()
     try:
         check(options)
         said = draw(options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import signal
 import sys
 import time
 import typing
@@ -12,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from .signals import terminate_as_interrupt
 from .training.checkpoint import CheckpointError
 from .training.config import PRESETS, QUICK, TrainConfig
 from .training.folder import read_config
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         made.error("--resume needs --out, the folder of the run to continue")
     if options.resume and options.preset is not None:
         made.error(f"--preset must be left out with --resume: a run keeps its settings; it was {options.preset}")
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))  # as polite as Ctrl-C
+    terminate_as_interrupt()
     out = options.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     try:
         if options.resume:

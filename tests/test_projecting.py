@@ -191,9 +191,14 @@ def test_ten_thousand_tasks_killed_ten_times(run, tmp_path):
     kill_and_resume(run, 10_000, tmp_path / "out", kills=10, longest=15)
 
 
-def test_ctrl_c_says_how_to_go_on(run, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("interrupt", [signal.default_int_handler, signal.SIG_IGN])  # a shell's "command &" ignores it
+def test_sigterm_says_how_to_go_on(run, tmp_path, monkeypatch, capsys, interrupt):
     monkeypatch.setattr(projecting.Maker, "make", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
-    assert project(run, "--scale", "1/4", "--random", 3, "--out", tmp_path / "out") == 130
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        assert project(run, "--scale", "1/4", "--random", 3, "--out", tmp_path / "out") == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "the same command with --resume" in capsys.readouterr().err
     monkeypatch.undo()
     assert project(run, "--scale", "1/4", "--random", 3, "--out", tmp_path / "out", "--resume") == 0
