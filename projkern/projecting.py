@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from .data import Palette
 from .exchange import gpt2, onnx
-from .files import LOCK, locked, sync, write_atomically, write_json
+from .files import locked, occupied, sync, write_atomically, write_json
 from .models import ProjectionOperator
 from .models.gpt import LINEARS
 from .models.operator import TaskWeights, generate_weights
@@ -202,8 +202,8 @@ def _compare(library: str, path: Path, found: Tensor, expected: Tensor, toleranc
 
 def _one(maker: Maker, t: Tensor, out: Path, resume: bool, overwrite: bool) -> int:
     out = out.resolve()
-    occupied = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if occupied:
+    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken:
         found = _model_origin(out)
         if found is None:
             raise ValueError(f"out must be a new folder or one that holds a model of ours; {out} holds something else")
@@ -219,7 +219,7 @@ def _one(maker: Maker, t: Tensor, out: Path, resume: bool, overwrite: bool) -> i
             for left in ("model", "replaced", ".model.partial"):  # by a process that was killed
                 shutil.rmtree(work / left, ignore_errors=True)
             maker.make(t[None], [work / "model"], lambda: None)
-            if occupied:
+            if taken:
                 out.rename(work / "replaced")
             (work / "model").rename(out)
             sync(out.parent)
@@ -235,7 +235,7 @@ def _many(maker: Maker, t: Tensor, out: Path, resume: bool, overwrite: bool) -> 
         "count": len(t),
         "onnx": maker.with_onnx,
     }
-    if out.exists() and not described.exists() and (not out.is_dir() or any(map(_is_foreign, out.iterdir()))):
+    if occupied(out) and not described.exists():
         raise ValueError(f"out must be a new folder or one that holds projected models; {out} holds something else")
     digits = max(5, len(str(len(t) - 1)))
     folders = [out / f"task-{k:0{digits}}" for k in range(len(t))]
@@ -261,10 +261,6 @@ def _many(maker: Maker, t: Tensor, out: Path, resume: bool, overwrite: bool) -> 
                 chunk = missing[first : first + maker.chunk]
                 maker.make(t[chunk], [folders[k] for k in chunk], bar.update)
     return len(missing)
-
-
-def _is_foreign(path: Path) -> bool:
-    return path.name != LOCK and not path.name.endswith(".partial")
 
 
 def _same_job(out: Path, wanted: dict[str, Any], stored: dict[str, Any]) -> None:

@@ -25,20 +25,15 @@ from projkern.specimens import Specimens, texture_class
 from projkern.train import main as train
 from projkern.training.trained import TrainedRun
 
-TINY = [
-    *("--image-size", "8", "--colors", "8", "--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--rank", "2"),
-    *("--batch-size", "4", "--source-steps", "4", "--steps", "4", "--log-every", "2", "--checkpoint-every", "4"),
-    *("--eval-images", "8", "--no-unconditional", "--scales", "1/2", "1/4"),
-]
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=["one source for each", "joint"])
-def run(request, tmp_path_factory):
+def run(request, tmp_path_factory, tiny_settings):
     folder = tmp_path_factory.mktemp("explore") / "run"
     joint = ["--joint"] if request.param == "joint" else []
-    assert train(["--out", str(folder), *joint, *TINY]) == 0
+    shape = ["--image-size", "8", "--scales", "1/2", "1/4"]
+    assert train(["--out", str(folder), *tiny_settings, *shape, *joint]) == 0
     for path in folder.glob("checkpoint/P*/*/model.safetensors"):
         make_t_matter(path)
     return folder
