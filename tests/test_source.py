@@ -89,6 +89,15 @@ def test_once_begun_the_folder_is_not_needed(folder, tmp_path):
         assert all(torch.equal(tensor, mine[name]) for name, tensor in load_file(path).items())
 
 
+def test_a_source_is_not_overwritten(folder, tmp_path, capsys):
+    assert train(tmp_path / "run", folder, "--image-size", "6", "--colors", "8") == 0
+    shutil.copytree(folder, tmp_path / "run/model")
+    for source in (tmp_path / "run", tmp_path / "run/model"):
+        assert train(tmp_path / "run", source, "--image-size", "6", "--colors", "8", "--overwrite") == 1
+        assert f"source must not be in the folder that is to be overwritten, {tmp_path}/run" in capsys.readouterr().err
+        assert TrainedRun.open(tmp_path / "run").source()
+
+
 def test_runs_from_before_sources_are_read(folder, tmp_path):
     assert train(tmp_path / "run", folder, "--image-size", "6", "--colors", "8") == 0
     path = tmp_path / "run/config.json"

@@ -71,6 +71,8 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
     """
     machine = pick_machine(config)
     digits, held_out = run_digits(config, "train"), run_digits(config, "validation")
+    if overwrite and config.source is not None and Path(config.source).resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"source must not be in the folder that is to be overwritten, {out}; it was {config.source}")
     begun = checkpoint.latest(checkpoint.stage_folder(out, SOURCE_NAME)) is not None and not overwrite
     given = source_of(config) if config.source is not None and not begun else None  # a checkpoint holds all of it
     with open_run(out, config, resume=resume, overwrite=overwrite):
