@@ -231,6 +231,14 @@ def test_fit_recovers_clusters_and_is_deterministic():
     assert torch.equal(fit_palette(pixels, 3, cache=False).colors, palette.colors)
 
 
+def test_palette_is_as_readable_as_any_other_file(tmp_path, palette):
+    """To whom else the run's folder is open."""
+    (tmp_path / "other").touch()
+    palette.save(tmp_path / "palette.npy")
+    assert (tmp_path / "palette.npy").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_save_and_load(tmp_path, palette):
     palette.save(tmp_path / "deep" / "palette.npy")
     assert torch.equal(Palette.load(tmp_path / "deep" / "palette.npy").colors, palette.colors)

@@ -12,6 +12,7 @@ import torch
 from projkern.evaluation.losses import evaluate
 from projkern.train import main
 from projkern.training.checkpoint import CheckpointError
+from projkern.training.metrics import read_metrics
 from projkern.training.trained import IncompleteRun, TrainedRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,6 +111,14 @@ def test_settings_that_cannot_be_used(tiny_run, tmp_path, changes, says):
     with pytest.raises(ValueError, match=says) as caught:
         TrainedRun.open(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_log_that_is_no_json(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\njunk\n{"step": 3')
+    with pytest.raises(ValueError, match=r"metrics.jsonl must hold a JSON object a line"):
+        read_metrics(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 3')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
 
 
 def test_no_run(tmp_path):
