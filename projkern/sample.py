@@ -120,7 +120,7 @@ def _is_model(folder: Path) -> bool:
     """Whether it holds a model in another library's format; a folder that is neither is left to say so as a run."""
     try:
         return "model_type" in json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return False
 
 

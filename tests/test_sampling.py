@@ -80,6 +80,21 @@ def test_each_row_decodes_with_the_model_of_its_own_task(head_width, tasks, form
     assert_same(decoded(made.decoder(t, form=form), tokens), made(tokens, t))
 
 
+@pytest.mark.parametrize("form", ["materialised", "factored"])
+def test_tasks_of_another_type_are_the_same_tasks(form):
+    made, t = operator(), torch.rand(6, 3, dtype=torch.float64)
+    assert_same(made.decoder(t, form=form).step(None), made.decoder(t.float(), form=form).step(None))
+
+
+def test_autocast_leaves_a_tasks_weights_alone():
+    """What multiplies the source is of full precision in either form; only the products round."""
+    made, t = operator(), torch.rand(6, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        layers = made.decoder(t, form="factored")._layers
+    for layer, expected in zip(layers, made.decoder(t, form="factored")._layers):
+        assert torch.equal(layer.mlp_in.p, expected.mlp_in.p) and torch.equal(layer.mlp_in.q, expected.mlp_in.q)
+
+
 def test_decoding_drops_nothing_out():
     model, tokens = gpt(dropout=0.5), torch.randint(11, (2, 9))
     expected = model(tokens)
@@ -358,6 +373,10 @@ def test_seeds_are_checked(run, capsys, seed):
 
 
 def test_a_folder_that_holds_nothing(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("5")
+    assert draw(tmp_path, "--scale", "1/4", "--random", 1, "--out", tmp_path / "x.png") == 1
+    assert f"{tmp_path} holds something else" in capsys.readouterr().err
+    (tmp_path / "config.json").unlink()
     assert draw(tmp_path, "--scale", "1/4", "--random", 1, "--out", tmp_path / "x.png") == 1
     assert f"{tmp_path} holds no run" in capsys.readouterr().err
 

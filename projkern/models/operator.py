@@ -152,7 +152,8 @@ class ProjectionOperator(nn.Module):
 
     def _factored(self, t: Tensor) -> list[Layer]:
         """The layers of U models that are not written out."""
-        p, q = self.generator(t)
+        with torch.autocast(t.device.type, enabled=False):
+            p, q = self.generator(t.float())  # as generate_weights does
         weights = [w for name in LINEARS for w in self.source.weights[name].unbind(0)]
         rows, cols = ([w.shape[axis] for w in weights] for axis in (0, 1))
         biases = self._with_own(project_biases(self, p))
