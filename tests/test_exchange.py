@@ -162,6 +162,16 @@ def test_gpt2_with_a_tied_head_is_untied(tmp_path):
 
 
 @torch.no_grad()
+def test_a_head_that_is_stored_counts_though_the_settings_tie_it(tmp_path):
+    their_gpt2(tmp_path / "tied", bos_token_id=7)
+    state = load_file(tmp_path / "tied/model.safetensors") | {"lm_head.weight": torch.randn(12, 32)}
+    save_file(state, tmp_path / "tied/model.safetensors", metadata={"format": "pt"})
+    theirs, tokens = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "tied").eval(), torch.randint(12, (3, 9))
+    found = gpt2.load(tmp_path / "tied").model(tokens)
+    torch.testing.assert_close(found, theirs(with_start(tokens, 7)).logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_gpt2_in_shards_and_under_the_first_releases_names(tmp_path):
     theirs = their_gpt2(tmp_path / "whole", bos_token_id=7)
     expected = gpt2.load(tmp_path / "whole").model

@@ -288,7 +288,7 @@ def _model(described: Any, state: dict[str, Tensor], extra_start: bool, folder: 
         raise ValueError(
             f"bos_token_id of {folder}/config.json must be a token, for the start slot to begin with; it was {start}"
         )
-    if described.tie_word_embeddings:
+    if described.tie_word_embeddings and "lm_head.weight" not in left:  # one that is stored counts, as in transformers
         left["lm_head.weight"] = left.get("wte.weight", torch.empty(0))
     embedding, head = take("wte.weight", tokens, d), take("lm_head.weight", tokens, d)
     kept = tokens - extra_start
