@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .specimens import Specimens
+from .exploration.specimens import Specimens
 from .training.checkpoint import CheckpointError
 from .training.trained import TrainedRun
 
@@ -54,7 +54,7 @@ def serve(run: Path, port: int, images: int, seed: int) -> None:
         CheckpointError: the run's checkpoint is damaged.
     """
     try:
-        from . import page
+        from .exploration import page
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise

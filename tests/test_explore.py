@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from projkern import explore
 from projkern.data import TASK_NAMES, read_tasks, texture
+from projkern.exploration.specimens import Specimens, texture_class
 from projkern.sampling import sample
-from projkern.specimens import Specimens, texture_class
 from projkern.train import main as train
 from projkern.training.trained import TrainedRun
 
@@ -57,7 +57,7 @@ def specimens(run):
 @pytest.fixture
 def page():
     pytest.importorskip("gradio", reason="the page needs Gradio")
-    from projkern import page
+    from projkern.exploration import page
 
     return page
 
@@ -159,8 +159,8 @@ def test_errors_of_the_command(page, run, tmp_path, capsys):
 
 def test_without_gradio(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "projkern.page", raising=False)
-    monkeypatch.delattr("projkern.page", raising=False)
+    monkeypatch.delitem(sys.modules, "projkern.exploration.page", raising=False)
+    monkeypatch.delattr("projkern.exploration.page", raising=False)
     assert explore.main([str(tmp_path)]) == 1
     assert "pip install 'projkern[explore]'" in capsys.readouterr().err
 

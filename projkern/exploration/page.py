@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .data import TASK_NAMES, random_tasks
+from ..data import TASK_NAMES, random_tasks
+from ..training.report import pretty
 from .specimens import Specimen, Specimens, texture_class
-from .training.report import pretty
 
 GROUPS = {
     "Geometry": {"angle": "angle", "scale": "scale", "center_x": "centre x", "center_y": "centre y"},

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .data import TASK_DIM, TASK_NAMES, texture
-from .sampling import sample
-from .training.stages import count
-from .training.trained import TrainedRun
+from ..data import TASK_DIM, TASK_NAMES, texture
+from ..sampling import sample
+from ..training.stages import count
+from ..training.trained import TrainedRun
 
 CLASSES = ("class_stripes", "class_rings", "class_cells")
 

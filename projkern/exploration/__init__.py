@@ -1,0 +1,1 @@
+"""The page of ``python -m projkern.explore``: what it shows, and how it looks."""
