@@ -9,17 +9,17 @@ from pathlib import Path
 
 from .data.tasks import random_tasks, read_tasks, warn_outside
 from .functional import project
+from .options import add_scale_and_tasks, seed
 from .projecting import WrongModel, digest, project_tasks
 from .signals import terminate_as_interrupt
-from .train import scale, seed
 from .training.checkpoint import CheckpointError
 from .training.trained import TrainedRun
 
 EXAMPLES = """
 examples:
-  python -m projkern.project runs/first --scale 1/4 --t task.json --out model
-  python -m projkern.project runs/first --scale 1/4 --t tasks.csv --out models --resume
-  python -m projkern.project runs/first --scale 1/4 --random 1000 --out models
+  python -m projkern.project runs/quick --scale 1/4 --t task.json --out model
+  python -m projkern.project runs/quick --scale 1/4 --t tasks.csv --out models --resume
+  python -m projkern.project runs/quick --scale 1/4 --random 1000 --out models
 """
 
 
@@ -32,10 +32,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("run", type=Path, help="folder of a trained run")
-    made.add_argument("--scale", type=scale, required=True, metavar="1/G", help="scale s, one that the run has")
-    tasks = made.add_mutually_exclusive_group(required=True)
-    tasks.add_argument("--t", type=Path, metavar="FILE", help="task identifiers, .json, .npy or .csv: 18 numbers each")
-    tasks.add_argument("--random", type=int, metavar="N", help="N random tasks, as in training")
+    add_scale_and_tasks(made, required=True)
     made.add_argument("--seed", type=seed, default=0, help="of --random (default: 0)")
     made.add_argument("--out", type=Path, required=True, help="the model's folder; for many tasks the folder of theirs")
     made.add_argument("--onnx", action="store_true", help="also write model.onnx, checked in onnxruntime")

@@ -14,16 +14,16 @@ from torch import Tensor
 from .data import TASK_DIM, Palette, texture
 from .data.tasks import random_tasks, read_tasks, warn_outside
 from .models.decode import Decoder
+from .options import add_scale_and_tasks, seed
 from .sampling import check_draws, sample
 from .signals import terminate_as_interrupt
-from .train import scale, seed
 from .training.checkpoint import CheckpointError
 from .training.trained import TrainedRun
 
 EXAMPLES = """
 examples:
-  python -m projkern.sample runs/first --scale 1/4 --random 8          one image for each of eight random tasks
-  python -m projkern.sample runs/first --scale 1/4 --t task.json --images 8 --top-p 0.9
+  python -m projkern.sample runs/quick --scale 1/4 --random 8          one image for each of eight random tasks
+  python -m projkern.sample runs/quick --scale 1/4 --t task.json --images 8 --top-p 0.9
   python -m projkern.sample model --images 8 --temperature 0.8         of what projkern.project wrote
 """
 FROM_A_RUN = ("scale", "t", "random", "form")
@@ -39,10 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("path", type=Path, help="folder of a trained run, or of a model in GPT-2's format")
     run = made.add_argument_group("of a run")
-    run.add_argument("--scale", type=scale, metavar="1/G", help="scale s, one that the run has")
-    tasks = run.add_mutually_exclusive_group()
-    tasks.add_argument("--t", type=Path, metavar="FILE", help=".json, .npy or .csv of 18 numbers, or of many such rows")
-    tasks.add_argument("--random", type=int, metavar="N", help="N random tasks, as in training")
+    add_scale_and_tasks(run, required=False)
     run.add_argument(
         "--form",
         choices=("auto", "materialised", "factored"),

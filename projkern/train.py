@@ -7,10 +7,10 @@ import dataclasses
 import sys
 import time
 import typing
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from .options import scale
 from .signals import terminate_as_interrupt
 from .training.checkpoint import CheckpointError
 from .training.config import PRESETS, QUICK, TrainConfig
@@ -27,21 +27,6 @@ examples:
   python -m projkern.train --out runs/mnist --resume        go on with an interrupted run
   python -m projkern.train --source runs/mnist --scales 1/8   other sizes from the source of another run
 """
-
-
-def scale(text: str) -> Fraction:
-    """A scale on the command line: 1/4 or 0.25."""
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"must be a fraction such as 1/4; it was {text!r}") from None
-
-
-def seed(text: str) -> int:
-    """A seed on the command line."""
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"must be a whole number below 2^63; it was {text!r}")
-    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:

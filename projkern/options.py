@@ -1,0 +1,30 @@
+"""Options on the command line that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from fractions import Fraction
+from pathlib import Path
+
+
+def scale(text: str) -> Fraction:
+    """A scale on the command line: 1/4 or 0.25."""
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"must be a fraction such as 1/4; it was {text!r}") from None
+
+
+def seed(text: str) -> int:
+    """A seed on the command line."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number below 2^63; it was {text!r}")
+    return int(text)
+
+
+def add_scale_and_tasks(to: argparse.ArgumentParser | argparse._ArgumentGroup, *, required: bool) -> None:
+    """Add --scale, and --t or --random: which small models of a run are meant."""
+    to.add_argument("--scale", type=scale, required=required, metavar="1/G", help="scale s, one that the run has")
+    tasks = to.add_mutually_exclusive_group(required=required)
+    tasks.add_argument("--t", type=Path, metavar="FILE", help="task identifiers, .json, .npy or .csv: 18 numbers each")
+    tasks.add_argument("--random", type=int, metavar="N", help="N random tasks, as in training")
