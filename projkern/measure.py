@@ -60,6 +60,12 @@ def free_memory(device: torch.device) -> float:
     return int(found[1]) * 1024 if found else math.inf
 
 
+def wait_for(device: torch.device) -> None:
+    """Return once ``device`` has done all that it was given, so that a clock may be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @torch.no_grad()
 def _measure(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Constants:
     large, cached = 32 << 20, 128 << 10

@@ -28,7 +28,6 @@ from .data import Palette
 from .exchange import gpt2, onnx
 from .files import locked, occupied, sync, write_atomically, write_json
 from .models import ProjectionOperator
-from .models.gpt import LINEARS
 from .models.operator import TaskWeights, generate_weights
 
 FORMAT = {"format": "projkern projection", "version": 1}
@@ -109,9 +108,8 @@ def state_dicts(operator: ProjectionOperator, made: TaskWeights) -> Iterator[dic
     """
     shared = gpt2.table_tensors(operator.tables)
     names = gpt2.linear_names(operator.config.n_layer)
-    own = [row for name in LINEARS for row in operator.biases[name].unbind(0)]
     weights = [w.mT.contiguous().unbind(0) for w in made.weights]  # the other library has inputs first
-    biases = [(b + o).unbind(0) for b, o in zip(made.biases, own)]
+    biases = [b.unbind(0) for b in operator.with_own_biases(made.biases)]
     weight_names, bias_names = [f"{name}.weight" for name in names], [f"{name}.bias" for name in names]
     for w, b in zip(zip(*weights), zip(*biases)):
         yield shared | dict(zip(weight_names, w)) | dict(zip(bias_names, b))

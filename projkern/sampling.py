@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .measure import wait_for
 from .models.decode import Decoder
 
 
@@ -55,8 +56,7 @@ def sample(
             raise ValueError(f"decoder must give finite logits; those of token {len(drawn)} were not")
         drawn.append(torch.multinomial(found, 1, generator=generator)[:, 0])
     tokens = torch.stack(drawn, dim=1)
-    if decoder.device.type == "cuda":
-        torch.cuda.synchronize(decoder.device)
+    wait_for(decoder.device)
     seconds = time.perf_counter() - began
     return Sampled(tokens, seconds, tokens.numel() / seconds)
 

@@ -52,6 +52,8 @@ def test_operators_are_of_their_scale(run):
         name = f"{'P~' if trained.config.joint else 'P'}_{scale}"
         with torch.no_grad():
             assert torch.equal(operator(tokens, t), models[name].predict(tokens, t))
+            assert torch.equal(trained.operators()[name](tokens, t), models[name].predict(tokens, t))
+    assert len(trained.operators()) == 2
     assert trained.source().config.n_embd == 32
 
 

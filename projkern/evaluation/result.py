@@ -125,6 +125,5 @@ def _sweep(models: dict[str, Model], data: SynthMNIST, images: int, name: str) -
 
 def _speed(run: TrainedRun) -> dict[str, Any]:
     t = torch.full((TASK_DIM,), 0.5, device=run.device)
-    kind = "P~" if run.config.joint else "P"
-    generate = {f"{kind}_{s}": partial(run.operator(s).generate, t) for s in run.config.scales}
+    generate = {name: partial(operator.generate, t) for name, operator in run.operators().items()}
     return measure_speed(run.source(), generate)

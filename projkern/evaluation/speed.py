@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..measure import wait_for
 from ..models import GPT
 from ..models.decode import Decoder
 
@@ -86,6 +87,5 @@ def _timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
     """The result, and the seconds until it is there."""
     began = time.perf_counter()
     result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait_for(device)
     return result, time.perf_counter() - began

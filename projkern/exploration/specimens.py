@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import TASK_DIM, TASK_NAMES, texture
+from ..measure import wait_for
 from ..sampling import sample
 from ..training.stages import count
 from ..training.trained import TrainedRun
@@ -46,9 +47,8 @@ class Specimens:
     def __init__(self, run: TrainedRun, images: int) -> None:
         if images < 1:
             raise ValueError(f"images must be at least 1; it was {images}")
-        kind = "P~" if run.config.joint else "P"
         self.run, self._images = run, images
-        self._operators = {f"{kind}_{scale}": run.operator(scale) for scale in run.config.scales}
+        self._operators = run.operators()
         self.names = tuple(self._operators)
         for operator in self._operators.values():
             operator.generate(torch.zeros(TASK_DIM, device=run.device))  # the first call also loads the kernels
@@ -61,18 +61,14 @@ class Specimens:
         """Generate the model of t (18,) at each scale in turn, and let it draw."""
         t = t.to(self.run.device)
         for name, operator in self._operators.items():
-            self._wait()
+            wait_for(self.run.device)
             begun = time.perf_counter()
             small = operator.generate(t)
-            self._wait()
+            wait_for(self.run.device)
             seconds = time.perf_counter() - begun
             drawn = sample(small.decoder(self._images), seed=seed, progress=False)
             images = self.run.palette.decode(drawn.tokens)
             yield Specimen(name, count(small), seconds, images, drawn.tokens_per_second)
-
-    def _wait(self) -> None:
-        if self.run.device.type == "cuda":
-            torch.cuda.synchronize(self.run.device)
 
 
 def texture_class(t: Tensor) -> str:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..measure import free_memory
+from ..measure import free_memory, wait_for
 from .blocks import Layer, linear
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ class Decoder:
         self._layers = layers
         began = time.perf_counter()
         self.step(None)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
         self.position = 0
         return time.perf_counter() - began
 

@@ -88,14 +88,14 @@ class ProjectionOperator(nn.Module):
 
     def run(self, tokens: Tensor, task_weights: TaskWeights) -> Tensor:
         """Predict with weights already generated: examples sorted by task, B/U for each of the U tasks."""
-        layers = self._layers(list(map(Affine, task_weights.weights, self._with_own(task_weights.biases))))
+        layers = self._layers(list(map(Affine, task_weights.weights, self.with_own_biases(task_weights.biases))))
         dropout = self.config.dropout if self.training else 0.0
         x = F.dropout(self.tables.embed(tokens, None), dropout, dropout > 0)
         tasks = len(task_weights.weights[0])
         x = transformer(x.view(tasks, -1, x.shape[-1]), layers, len(tokens), self.config.n_head, dropout)
         return self.tables.logits(x).view(*tokens.shape, -1)
 
-    def _with_own(self, biases: list[Tensor]) -> list[Tensor]:
+    def with_own_biases(self, biases: list[Tensor]) -> list[Tensor]:
         """b_s = P b_1 + b of each linear operator, from the first of the two."""
         own = torch.cat([self.biases[name] for name in LINEARS], dim=1)  # [L, sum n]
         own_parts = own.split([self.biases[name].shape[1] for name in LINEARS], dim=1)
@@ -147,7 +147,7 @@ class ProjectionOperator(nn.Module):
     def _materialised(self, t: Tensor) -> list[Layer]:
         """The layers of U models, or of one that all examples share."""
         (made,) = generate_weights([self], t)
-        affines = map(Affine, made.weights, self._with_own(made.biases))
+        affines = map(Affine, made.weights, self.with_own_biases(made.biases))
         return self._layers([Affine(w[0], b[0]) for w, b in affines] if len(t) == 1 else list(affines))
 
     def _factored(self, t: Tensor) -> list[Layer]:
@@ -156,7 +156,7 @@ class ProjectionOperator(nn.Module):
             p, q = self.generator(t.float())  # as generate_weights does
         weights = [w for name in LINEARS for w in self.source.weights[name].unbind(0)]
         rows, cols = ([w.shape[axis] for w in weights] for axis in (0, 1))
-        biases = self._with_own(project_biases(self, p))
+        biases = self.with_own_biases(project_biases(self, p))
         return self._layers(list(map(Factored, weights, p.split(rows, 1), q.split(cols, 1), biases)))
 
     @torch.no_grad()
@@ -176,11 +176,12 @@ class ProjectionOperator(nn.Module):
             small = GPT(self.config)
         small.to_empty(device=t.device)
         small.tables.load_state_dict(self.tables.state_dict())
+        biases = self.with_own_biases(made.biases)
         layers = self.config.n_layer
         for k, name in enumerate(LINEARS):
             rows = slice(k * layers, (k + 1) * layers)
             small.weights[name].copy_(torch.cat(made.weights[rows]))
-            small.biases[name].copy_(torch.cat(made.biases[rows]) + self.biases[name])
+            small.biases[name].copy_(torch.cat(biases[rows]))
         return small.eval()
 
 

@@ -62,11 +62,19 @@ class TrainedRun:
         if scale not in self.config.scales:
             known = ", ".join(map(str, self.config.scales))
             raise ValueError(f"scale must be one that {self.path} was trained for ({known}); it was {scale}")
-        stage = self._stage("P~" if self.config.joint else f"P_{scale}")
-        operators = stage.module.get_submodule("operators")
-        made = operators.get_submodule(str(self.config.scales.index(scale) if self.config.joint else 0))
-        assert isinstance(made, ProjectionOperator)
-        return made
+        if self.config.joint:
+            return self._operators("P~")[self.config.scales.index(scale)]
+        return self._operators(f"P_{scale}")[0]
+
+    def operators(self) -> dict[str, ProjectionOperator]:
+        """The operators of all scales by the names of their models, P_s, or P~_s where they share one source.
+
+        Raises as ``operator`` does.
+        """
+        scales = self.config.scales
+        if self.config.joint:
+            return {f"P~_{s}": operator for s, operator in zip(scales, self._operators("P~"))}
+        return {f"P_{s}": self.operator(s) for s in scales}
 
     def source(self) -> GPT:
         """The pretrained source M_1, in evaluation mode. Raises as ``operator`` does."""
@@ -77,6 +85,10 @@ class TrainedRun:
     def models(self) -> list[Model]:
         """Every model of the run, as the paper's tables name them. Raises as ``operator`` does."""
         return [model for name in stage_names(self.config) for model in self._stage(name).models]
+
+    def _operators(self, stage: str) -> list[ProjectionOperator]:
+        operators = self._stage(stage).module.get_submodule("operators").children()
+        return [operator for operator in operators if isinstance(operator, ProjectionOperator)]
 
     def _stage(self, name: str) -> Stage:
         # What a projected stage starts from is overwritten by its checkpoint, so any source of the shape will do.
