@@ -13,7 +13,11 @@ from ..kernels import linear_ops
 
 
 class Affine(NamedTuple):
-    """Weight and bias of a norm (d,), (d,); of a linear operator (N, M), (N,), or one a task, (U, N, M), (U, N)."""
+    """Weight and bias.
+
+    Of a norm (d,), (d,), or one a sequence, (B, d), (B, d); of a linear operator (N, M), (N,), or one a task,
+    (U, N, M), (U, N).
+    """
 
     weight: Tensor
     bias: Tensor
@@ -52,6 +56,15 @@ def linear(x: Tensor, operator: Affine | Factored) -> Tensor:
     return torch.baddbmm(operator.bias[:, None], x, operator.weight.mT)
 
 
+def norm(x: Tensor, affine: Affine) -> Tensor:
+    """(U, S, d) -> the same. A norm of (B, d) has a row for each of the B sequences that x holds, one by one."""
+    weight, bias = affine
+    if weight.dim() == 1:
+        return F.layer_norm(x, x.shape[-1:], weight, bias)
+    h = F.layer_norm(x, x.shape[-1:]).view(len(weight), -1, x.shape[-1])  # [B, T, d]
+    return torch.addcmul(bias[:, None], h, weight[:, None]).view(x.shape)
+
+
 def transformer(x: Tensor, layers: list[Layer], batch: int, n_head: int, dropout: float) -> Tensor:
     """Run the blocks.
 
@@ -63,11 +76,11 @@ def transformer(x: Tensor, layers: list[Layer], batch: int, n_head: int, dropout
     """
     tasks, tokens, width = x.shape
     for layer in layers:
-        h = F.layer_norm(x, (width,), *layer.norm_1)
+        h = norm(x, layer.norm_1)
         h = _attention(linear(h, layer.attn_qkv).view(batch, -1, 3, n_head, width // n_head), dropout)
         h = linear(h.reshape(tasks, tokens, width), layer.attn_out)
         x = x + F.dropout(h, dropout, dropout > 0)
-        h = F.layer_norm(x, (width,), *layer.norm_2)
+        h = norm(x, layer.norm_2)
         h = linear(F.gelu(linear(h, layer.mlp_in), approximate="tanh"), layer.mlp_out)
         x = x + F.dropout(h, dropout, dropout > 0)
     return x

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..measure import free_memory, wait_for
-from .blocks import Layer, linear
+from .blocks import Affine, Layer, linear, norm
 
 if TYPE_CHECKING:
     from .gpt import Tables
@@ -37,12 +37,25 @@ class Decoder:
         n_head: attention heads.
         start: (B, d), what the start slot of each sequence holds.
         tasks: U; sequences are sorted by task, B / U each (U = 1 where all share their weights).
+        offset: None, or (B, d), what is added to the embedding at every position of each sequence.
+        final_norm: None for that of the tables, or one for each sequence.
 
     Raises:
         MemoryError: no room for the keys and values.
     """
 
-    def __init__(self, tables: Tables, layers: list[Layer], n_head: int, start: Tensor, tasks: int = 1) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        layers: list[Layer],
+        n_head: int,
+        start: Tensor,
+        tasks: int = 1,
+        *,
+        offset: Tensor | None = None,
+        final_norm: Affine | None = None,
+    ) -> None:
+        self._offset, self._final_norm = offset, final_norm
         self.batch, self._width = start.shape
         self.positions, self.position, self.device = len(tables.position_embedding), 0, start.device
         self._tables, self._layers, self._start, self._n_head, self._tasks = tables, layers, start, n_head, tasks
@@ -76,7 +89,7 @@ class Decoder:
         with torch.inference_mode():  # at small widths faster than no_grad
             x = self._blocks(x.view(self._tasks, -1, self._width))
         self.position += 1
-        return self._tables.logits(x).view(self.batch, -1)  # outside of it: an ordinary tensor
+        return self._tables.logits(x, self._final_norm).view(self.batch, -1)  # outside of it: an ordinary tensor
 
     def take_fastest(self, forms: Sequence[list[Layer]]) -> None:
         """Go on with those of several forms of the layers with which a first step takes least time, here and now."""
@@ -94,6 +107,8 @@ class Decoder:
 
     def _embed(self, tokens: Tensor | None) -> Tensor:
         here = self._tables.position_embedding[self.position]
+        if self._offset is not None:
+            here = here + self._offset
         if self.position == 0:
             if tokens is not None:
                 raise ValueError("tokens must be None in the first step, whose input is the start slot")
@@ -107,7 +122,7 @@ class Decoder:
         """(U, B / U, d) -> the same, through all layers; keys and values of this position are kept."""
         count, unused = self.position + 1, x.new_empty(())
         for layer, (cache, keys, values) in zip(self._layers, self._cache):
-            h = F.layer_norm(x, (self._width,), *layer.norm_1)
+            h = norm(x, layer.norm_1)
             qkv = linear(h, layer.attn_qkv).view(self.batch, 3, self._n_head, -1)
             cache[:, :, :, self.position] = qkv[:, 1:].transpose(0, 1)
             query = qkv[:, 0].reshape(len(keys), 1, -1)  # [B·heads, 1, head width]
@@ -115,6 +130,6 @@ class Decoder:
             scores = torch.baddbmm(unused, query, keys[..., :count], beta=0, alpha=scale)
             h = torch.bmm(scores.softmax(-1), values[:, :count]).view(x.shape)
             x = x + linear(h, layer.attn_out)
-            h = F.layer_norm(x, (self._width,), *layer.norm_2)
+            h = norm(x, layer.norm_2)
             x = x + linear(F.gelu(linear(h, layer.mlp_in), approximate="tanh"), layer.mlp_out)
         return x
