@@ -30,8 +30,8 @@ CONDITIONINGS = ("first", "every", "norms")
 CONDITIONING_WIDTH = 64
 """Hidden units of the MLPs of t in the conditional baseline.
 
-At s = 1/2 they then hold nine tenths as many parameters as the generators of an operator of rank 8, 260·L·s·d
-beside 144·L·d, and at smaller s fewer; and 64 is more than three for each of the 18 numbers of SynthMNIST's t.
+More than three for each of the 18 numbers of SynthMNIST's t, so that they are no bottleneck; and few enough that at
+the paper's shape the MLPs have fewer parameters than an operator's generators of rank 8, at s = 1/2 and below.
 """
 
 
