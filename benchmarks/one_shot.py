@@ -54,7 +54,7 @@ def operators(machine: Machine, layers: int, width: int, group: int) -> list[pk.
 def ways(operator: pk.ProjectionOperator, t: Tensor) -> dict[str, Callable[[], Any]]:
     """The three ways to a small model's weights."""
     stacks = [operator.source.weights[name] for name in LINEARS]
-    p, q = operator.generator(t[None])
+    p, q = operator.generator.factors(t[None])
     return {
         "project": lambda: pk.project_layers(stacks, p, q, operator.group),
         "generate": lambda: generate_weights([operator], t[None]),

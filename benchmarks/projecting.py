@@ -68,7 +68,7 @@ class Dense:
     def __call__(self, t: Tensor) -> dict[str, Tensor]:
         """t (task_dim,) -> the model's tensors under GPT-2's names."""
         operator, g, layers = self.operator, self.group, self.operator.config.n_layer
-        p_all, q_all = operator.generator(t[None])
+        p_all, q_all = operator.generator.factors(t[None])
         shapes = operator.source.config.linear_shapes()
         p_parts = p_all[0].split([layers * shapes[name][0] for name in LINEARS])
         q_parts = q_all[0].split([layers * shapes[name][1] for name in LINEARS])

@@ -2,7 +2,8 @@
 
     W_s = P(t) W_1 Q(t),   b_s = P(t) b_1 + b                                      (paper, Eq. 1 and Sec. 2.2)
 
-The small model's embeddings, norms, head and the additive biases b are its own, and do not depend on t.
+or as another generator makes them. The small model's embeddings, norms, head and the additive biases b are its own, and
+do not depend on t.
 """
 
 from __future__ import annotations
@@ -10,25 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import project_layers
 from ..measure import free_memory
 from .blocks import Affine, Factored, Layer, assemble, transformer
 from .decode import Decoder
-from .generators import DiagonalGenerator
+from .generators import DiagonalGenerator, TaskWeights, group_of, make_generator, project_factors
 from .gpt import GPT, LINEARS, GPTConfig, Tables, check_task, check_tokens
-
-
-class TaskWeights(NamedTuple):
-    """The linear operators of U generated models, by operator and then layer."""
-
-    weights: list[Tensor]  # each (U, n, m)
-    biases: list[Tensor]  # each (U, n)
 
 
 class ProjectionOperator(nn.Module):
@@ -41,38 +34,57 @@ class ProjectionOperator(nn.Module):
         source: the large model M_1, unconditional.
         scale: s = 1/g with an integer g that divides the source's width; every head stays.
         task_dim: length of t.
-        rank: inner width r of the generators.
+        rank: inner width r of the generator's MLPs.
+        generator: its kind, one of ``projkern.models.generators.GENERATORS`` (docs/generators.md).
+        t_mean: the generator sees (t - t_mean) / t_std.
+        t_std: above 0.
+        options: of the kind. diagonal: ``start``, ``shared_inner``, ``tied``; low-rank: ``delta_rank``.
 
     Raises:
         ValueError: a scale that is not one over an integer, or does not divide the width of each head; a conditional
-            source.
+            source; an unknown generator, or an option that is not its own; a source too large for the general one.
     """
 
-    def __init__(self, source: GPT, scale: float | Fraction, task_dim: int, rank: int = 8) -> None:
+    def __init__(
+        self,
+        source: GPT,
+        scale: float | Fraction,
+        task_dim: int,
+        rank: int = 8,
+        generator: str = "diagonal",
+        *,
+        t_mean: float = 0.0,
+        t_std: float = 1.0,
+        **options: Any,
+    ) -> None:
         super().__init__()
         for name, value in (("task_dim", task_dim), ("rank", rank)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; it was {value}")
+        if not t_std > 0:
+            raise ValueError(f"t_std must be above 0; it was {t_std}")
         if source.config.task_dim is not None:
             raise ValueError(f"source must be unconditional; it took a t of {source.config.task_dim} numbers")
         self._source = (source,)
         self.group = group_of(scale, source.config.n_embd, source.config.n_head)
-        self.task_dim = task_dim
+        self.task_dim, self.t_mean, self.t_std = task_dim, t_mean, t_std
         self.config = replace(source.config, n_embd=source.config.n_embd // self.group, task_dim=None)
-        shapes = source.config.linear_shapes()
-        n_layer = source.config.n_layer
-        self.generator = DiagonalGenerator(
-            [shapes[name] for name in LINEARS], n_layer, task_dim, rank, self.group
-        )
-        self.tables = project_tables(source.tables, self.config, self.group)
+        self.kind = generator
+        self.generator = make_generator(generator, source, self.group, task_dim, rank, **options)
+        self.tables = project_tables(source.tables, self.config, self.group, self.generator.kept)
         own_shapes = self.config.linear_shapes()
         self.biases = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(n_layer, own_shapes[name][0])) for name in LINEARS}
+            {name: nn.Parameter(torch.zeros(self.config.n_layer, own_shapes[name][0])) for name in LINEARS}
         )
 
     @property
     def source(self) -> GPT:
         return self._source[0]
+
+    def normalised(self, t: Tensor) -> Tensor:
+        """t as the generator sees it, in float32."""
+        t = t.float()
+        return t if (self.t_mean, self.t_std) == (0, 1) else (t - self.t_mean) / self.t_std
 
     def forward(self, tokens: Tensor, t: Tensor) -> Tensor:
         """Predict every token, each example with the model generated for its own t.
@@ -115,16 +127,19 @@ class ProjectionOperator(nn.Module):
             form: "materialised" generates all models now. "factored" never does, and reads the whole source in each
                 step instead (see ``project_linear``), which pays only for more than g² models. "auto" takes, for so
                 many, the one whose step is measured to be faster; the forms round differently, so name one where
-                draws must be the same on any machine.
+                draws must be the same on any machine. Models of generators other than the diagonal one are always
+                materialised.
 
         Raises:
-            ValueError: t of another shape, or an unknown form.
+            ValueError: t of another shape, or a form that is unknown or that this generator does not have.
         """
         check_task(t, len(t), self.task_dim)
         if not len(t):
             raise ValueError("t must hold at least one task identifier; it was empty")
         if form not in ("auto", "materialised", "factored"):
             raise ValueError(f"form must be auto, materialised or factored; it was {form!r}")
+        if form == "factored" and not isinstance(self.generator, DiagonalGenerator):
+            raise ValueError(f"form must be auto or materialised for a generator {self.kind!r}; it was 'factored'")
         distinct, which = distinct_tasks(t)
         tasks = distinct if which is None else t
         make = {"materialised": self._materialised, "factored": self._factored}
@@ -138,7 +153,7 @@ class ProjectionOperator(nn.Module):
     def _worth_measuring(self, tasks: int) -> list[str]:
         """The forms of which either may be faster: up to g² models move no more bytes than the source once written."""
         source = list(self.source.weights.values())
-        if tasks <= self.group**2:
+        if tasks <= self.group**2 or not isinstance(self.generator, DiagonalGenerator):
             return ["materialised"]
         if tasks * sum(w.nbytes for w in source) // self.group**2 > free_memory(source[0].device):
             return ["factored"]
@@ -152,11 +167,12 @@ class ProjectionOperator(nn.Module):
 
     def _factored(self, t: Tensor) -> list[Layer]:
         """The layers of U models that are not written out."""
+        assert isinstance(self.generator, DiagonalGenerator)
         with torch.autocast(t.device.type, enabled=False):
-            p, q = self.generator(t.float())  # as generate_weights does
+            p, q = self.generator.factors(self.normalised(t))  # as generate_weights does
         weights = [w for name in LINEARS for w in self.source.weights[name].unbind(0)]
         rows, cols = ([w.shape[axis] for w in weights] for axis in (0, 1))
-        biases = self.with_own_biases(project_biases(self, p))
+        biases = self.with_own_biases(self.generator.biases(self.source, p))
         return self._layers(list(map(Factored, weights, p.split(rows, 1), q.split(cols, 1), biases)))
 
     @torch.no_grad()
@@ -186,69 +202,57 @@ class ProjectionOperator(nn.Module):
 
 
 @torch.no_grad()
-def project_tables(source: Tables, config: GPTConfig, group: int) -> Tables:
+def project_tables(source: Tables, config: GPTConfig, group: int, kept: slice | None = None) -> Tables:
     """Tables of a small model, to start from: the source's, on the subspace that its width is projected to.
 
     With z = R x for the residual stream x, R_ij = g^-1/2 [j // g == i] (orthonormal rows): embeddings, start vector,
-    head and the norms' biases are multiplied by R^T, and the norms' weights averaged over each group.
+    head and the norms' biases are multiplied by R^T, and the norms' weights averaged over each group. Where some
+    coordinates of the stream are kept, R selects them, and all tables are the source's at these.
     """
     made = Tables(config)
     for name, values in source.named_parameters():
+        if kept is not None:
+            getattr(made, name).copy_(values[..., kept])
+            continue
         groups = values.unflatten(-1, (-1, group))
         is_norm_weight = "norm" in name and name.endswith("weight")
         getattr(made, name).copy_(groups.mean(-1) if is_norm_weight else groups.sum(-1) * group**-0.5)
     return made
 
 
-def group_of(scale: float | Fraction, n_embd: int, n_head: int) -> int:
-    """The group g = 1/s of a scale s, checked against the source's width and heads."""
-    group = round(1 / scale) if 0 < scale <= 1 else 0
-    if group < 1 or abs(group * scale - 1) > 1e-6:
-        raise ValueError(f"scale must be 1/g for an integer g >= 1, such as 1/2 or 1/4; it was {scale}")
-    if n_embd % (group * n_head):
-        raise ValueError(
-            f"scale must leave each of the source's {n_head} heads of width {n_embd // n_head} a whole width; "
-            f"it was 1/{group}"
-        )
-    return group
-
-
 def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[TaskWeights]:
-    """Generate the linear operators of several scales at once, from one read of the source they share.
+    """Generate the linear operators of several scales at once, for diagonal generators from one read of the source.
 
     Args:
-        operators: each of another scale, on one source.
+        operators: each of another scale or kind, on one source.
         t: (U, task_dim), one row for each model to be made.
 
     Returns:
         For each operator the weights of its U models; the own biases b are not yet added.
     """
     source = operators[0].source
-    stacks = [source.weights[name] for name in LINEARS]
     device = t.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     with torch.autocast(device, enabled=False):
-        factors = [operator.generator(t.float()) for operator in operators]
-        weights = project_layers(
-            stacks * len(operators),
-            torch.cat([p for p, _ in factors], dim=1),
-            torch.cat([q for _, q in factors], dim=1),
-            [operator.group for operator in operators for _ in LINEARS],
-            dtype=dtype,
-        )
-        count = len(weights) // len(operators)
-        made = []
-        for i, (operator, (p, _)) in enumerate(zip(operators, factors)):
-            made.append(TaskWeights(weights[i * count : (i + 1) * count], project_biases(operator, p)))
-    return made
+        generators = [operator.generator for operator in operators]
+        seen = [operator.normalised(t) for operator in operators]
+        diagonal = [(made, of) for made, of in zip(generators, seen) if isinstance(made, DiagonalGenerator)]
+        fused = iter(_fused(source, diagonal, dtype) if diagonal else [])
+        return [
+            next(fused) if isinstance(made, DiagonalGenerator) else _cast(made(source, of), dtype)
+            for made, of in zip(generators, seen)
+        ]
 
 
-def project_biases(operator: ProjectionOperator, p: Tensor) -> list[Tensor]:
-    """P b_1 (U, n) of each linear operator."""
-    bias = torch.cat([operator.source.biases[name].reshape(-1) for name in LINEARS])  # ordered as p is
-    shapes = operator.config.linear_shapes()
-    widths = [shapes[name][0] for name in LINEARS for _ in range(operator.config.n_layer)]
-    return list((p * bias).view(len(p), -1, operator.group).sum(2).split(widths, dim=1))
+def _fused(
+    source: GPT, generators: list[tuple[DiagonalGenerator, Tensor]], dtype: torch.dtype | None
+) -> list[TaskWeights]:
+    """What each generator makes of its own t, in one call."""
+    return project_factors(source, [made for made, _ in generators], [made.factors(t) for made, t in generators], dtype)
+
+
+def _cast(made: TaskWeights, dtype: torch.dtype | None) -> TaskWeights:
+    return made if dtype is None else TaskWeights([w.to(dtype) for w in made.weights], made.biases)
 
 
 def distinct_tasks(t: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,85 @@
+"""What every weight generator is, and the MLPs of t that most of them are made of.
+
+    o(t) = W_o silu(W_i t + b_i) + b_o,   W_i: r x dim t                                        (paper, Sec. 3.2)
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..gpt import GPT
+
+
+class TaskWeights(NamedTuple):
+    """The linear operators of U generated models, by operator and then layer."""
+
+    weights: list[Tensor]  # each (U, n, m)
+    biases: list[Tensor]  # each (U, n)
+
+
+class Generator(nn.Module):
+    """Makes small models' linear operators from a source and task identifiers.
+
+    At the start no kind's result depends on t. Attribute ``kept``: the coordinates of the source's residual stream
+    that the small models' stream starts as, or None where it starts as the sums of neighbours.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ()
+    kept: slice | None = None
+
+    def forward(self, source: GPT, t: Tensor) -> TaskWeights:
+        """Weights for t (U, task_dim), of the parameters' dtype; the operator's own biases are not added."""
+        raise NotImplementedError
+
+
+class MLPGenerator(Generator):
+    """A generator with two-layer MLPs of t, all evaluated together. At the start W_o and b_o are zero.
+
+    Args:
+        heads: (number of MLPs, outputs of each) for each stack of MLPs, such as one linear operator's in all layers.
+        task_dim: length of t.
+        rank: inner width r.
+        shared_inner: one W_i and b_i for all MLPs instead of one each.
+    """
+
+    def __init__(self, heads: list[tuple[int, int]], task_dim: int, rank: int, shared_inner: bool = False) -> None:
+        super().__init__()
+        self.rank = rank
+        self._counts = [count for count, _ in heads]
+        bound = 1 / math.sqrt(task_dim)
+        hidden = rank * (1 if shared_inner else sum(self._counts))
+        self.inner_weight = nn.Parameter(torch.empty(hidden, task_dim).uniform_(-bound, bound))
+        self.inner_bias = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
+        self.outer_weight = nn.ParameterList(nn.Parameter(torch.zeros(*head, rank)) for head in heads)
+        self.outer_bias = nn.ParameterList(nn.Parameter(torch.zeros(*head)) for head in heads)
+
+    def evaluate(self, t: Tensor) -> list[Tensor]:
+        """t (U, task_dim) -> (MLPs, U, outputs) of each stack."""
+        hidden = F.silu(F.linear(t, self.inner_weight, self.inner_bias))
+        hidden = hidden.view(len(t), -1, self.rank).transpose(0, 1).expand(sum(self._counts), -1, -1)
+        stacks = zip(hidden.split(self._counts), self.outer_weight, self.outer_bias)
+        return [torch.baddbmm(b[:, None], h, W.mT) for h, W, b in stacks]
+
+
+def unstack(stacks: list[Tensor]) -> list[Tensor]:
+    """(L, U, ...) of each linear operator -> (U, ...), by operator and then layer."""
+    return [layer for stack in stacks for layer in stack.unbind(0)]
+
+
+def group_of(scale: float | Fraction, n_embd: int, n_head: int) -> int:
+    """The group g = 1/s of a scale s, checked against the source's width and heads."""
+    group = round(1 / scale) if 0 < scale <= 1 else 0
+    if group < 1 or abs(group * scale - 1) > 1e-6:
+        raise ValueError(f"scale must be 1/g for an integer g >= 1, such as 1/2 or 1/4; it was {scale}")
+    if n_embd % (group * n_head):
+        raise ValueError(
+            f"scale must leave each of the source's {n_head} heads of width {n_embd // n_head} a whole width; "
+            f"it was 1/{group}"
+        )
+    return group

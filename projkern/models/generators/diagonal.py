@@ -1,0 +1,144 @@
+"""The paper's generator: P(t) and Q(t) are grouped diagonals of p(t) and q(t).
+
+    W_s = P(t) W_1 Q(t),   P_ij = p_j(t) [j // g == i],   Q_ij = q_i(t) [i // g == j]       (paper, Sec. 2.2, 3.2)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...functional import project_layers
+from ..gpt import GPT, LINEARS
+from .base import MLPGenerator, TaskWeights
+
+STARTS = ("constant", "noise", "signs", "one-hot")
+"""What p and q can be at the start."""
+
+WRITERS = ("attn_out", "mlp_out")
+"""The linear operators whose rows are the residual stream; the columns of the others are."""
+
+
+class DiagonalGenerator(MLPGenerator):
+    """p(t) and q(t) of each linear operator of each layer, by an MLP each.
+
+    Args:
+        source: what is projected.
+        group: g.
+        task_dim: length of t.
+        rank: inner width r.
+        start: of p and q. "constant": g^-1/4, which keeps the variance of a layer's outputs as its fan-in shrinks
+            by g; "noise": that times 1 + N(0, 1) / 2; "signs": that with random signs; "one-hot": in each group p is
+            (1, 0, ...) and q = g^1/2 p, so that W_s is g^1/2 times a submatrix of W_1, with the same variance.
+        shared_inner: one first layer t -> r for all linear operators, instead of one each.
+        tied: p of attn_out and mlp_out, and q of attn_qkv and mlp_in (times g^1/2 with "one-hot"), are one vector of
+            the source's width in all layers: both sides of the residual stream.
+
+    Raises:
+        ValueError: an unknown start.
+    """
+
+    options = ("start", "shared_inner", "tied")
+
+    def __init__(
+        self,
+        source: GPT,
+        group: int,
+        task_dim: int,
+        rank: int,
+        start: str = "constant",
+        shared_inner: bool = False,
+        tied: bool = False,
+    ) -> None:
+        if start not in STARTS:
+            raise ValueError(f"start must be one of {', '.join(STARTS)}; it was {start!r}")
+        shapes, layers = source.config.linear_shapes(), source.config.n_layer
+        if tied:
+            own = [shapes[name][1 if name in WRITERS else 0] for name in LINEARS]
+            heads = [(layers, width) for width in own] + [(1, source.config.n_embd)]
+        else:
+            heads = [(layers, sum(shapes[name])) for name in LINEARS]
+        super().__init__(heads, task_dim, rank, shared_inner)
+        self.group, self.tied, self.shapes = group, tied, shapes
+        if start == "one-hot":
+            self.kept = slice(0, None, group)
+        self._q_to_p = group**0.5 if start == "one-hot" else 1.0
+        with torch.no_grad():
+            for name, bias in zip([*LINEARS, "stream"], self.outer_bias):
+                bias.copy_(_start(start, bias.shape, group))
+                if name in LINEARS:
+                    self._columns(name, bias).mul_(self._q_to_p)
+
+    def factors(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """t (U, task_dim) -> p (U, sum of rows), q (U, sum of cols), ordered by operator, then layer."""
+        made = self.evaluate(t)  # [L, U, N + M]; tied: [L, U, N or M], and last the stream's [1, U, d]
+        p: list[Tensor] = []
+        q: list[Tensor] = []
+        for name, own in zip(LINEARS, made):
+            if not self.tied:
+                parts = own.split(self.shapes[name], dim=2)
+            elif name in WRITERS:
+                parts = made[-1].expand(len(own), -1, -1), own
+            else:
+                parts = own, self._q_to_p * made[-1].expand(len(own), -1, -1)
+            for factor, part in zip((p, q), parts):
+                factor.append(part.transpose(0, 1).reshape(len(t), -1))
+        return torch.cat(p, dim=1), torch.cat(q, dim=1)
+
+    def forward(self, source: GPT, t: Tensor) -> TaskWeights:
+        return project_factors(source, [self], [self.factors(t)])[0]
+
+    def biases(self, source: GPT, p: Tensor) -> list[Tensor]:
+        """P b_1 (U, n) of each linear operator."""
+        bias = torch.cat([source.biases[name].reshape(-1) for name in LINEARS])  # ordered as p is
+        widths = [self.shapes[name][0] // self.group for name in LINEARS for _ in range(source.config.n_layer)]
+        return list((p * bias).view(len(p), -1, self.group).sum(2).split(widths, dim=1))
+
+    def _columns(self, name: str, both: Tensor) -> Tensor:
+        """The part of an operator's own outputs (L, ...) that is q."""
+        rows = self.shapes[name][0]
+        if not self.tied:
+            return both[:, rows:]
+        return both if name in WRITERS else both[:, :0]
+
+
+def _start(kind: str, shape: torch.Size, group: int) -> Tensor:
+    """p at the start, (..., a multiple of g)."""
+    if kind == "one-hot":
+        p = torch.zeros(shape)
+        p[..., ::group] = 1
+        return p
+    p = torch.full(shape, group**-0.25)
+    if kind == "noise":
+        p *= 1 + 0.5 * torch.randn(shape)
+    elif kind == "signs":
+        p *= 2.0 * torch.randint(2, shape) - 1
+    return p
+
+
+def project_factors(
+    source: GPT,
+    generators: list[DiagonalGenerator],
+    factors: list[tuple[Tensor, Tensor]],
+    dtype: torch.dtype | None = None,
+) -> list[TaskWeights]:
+    """Project one source for several generators, all layers in one call, from one read of it.
+
+    Args:
+        source: what is projected.
+        generators: each of another scale.
+        factors: p and q of each generator (see ``DiagonalGenerator.factors``).
+        dtype: of the weights; the source's unless given.
+    """
+    weights = project_layers(
+        [source.weights[name] for name in LINEARS] * len(generators),
+        torch.cat([p for p, _ in factors], dim=1),
+        torch.cat([q for _, q in factors], dim=1),
+        [generator.group for generator in generators for _ in LINEARS],
+        dtype=dtype,
+    )
+    count = len(weights) // len(generators)
+    return [
+        TaskWeights(weights[i * count : (i + 1) * count], generator.biases(source, p))
+        for i, (generator, (p, _)) in enumerate(zip(generators, factors))
+    ]
