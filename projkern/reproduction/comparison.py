@@ -1,0 +1,155 @@
+"""Tables 1 and 2: unconditional, conditional and projected models of each size."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from ..evaluation.equivalent import NoFit, size_of_loss
+from ..training.report import pretty
+from . import paper
+from .markdown import NOT_RUN, Cell, Claim, apart, claims_table, losses_table, not_above, spread_of, table
+from .results import SOURCE, Document, labels, models_of
+from .statistics import equivalent_size_over_seeds
+from .trainings import costs
+
+SMALL = paper.SCALES[1:]
+SOURCE_LIMIT = 0.03
+PAPER = {"table1": paper.TABLE_1, "table2": paper.TABLE_2}
+
+
+def section(document: Document) -> str:
+    """All that the page says of Table 1 or 2 at one size."""
+    base = "M_1" if "M_1" in PAPER[document["experiment"]] else "M~_1"
+    parts = [
+        losses_table(cells(document, base), pretty(base)),
+        claims_table(claims(document)),
+        "**Equivalent sizes**",
+        equivalent_sizes(document),
+        costs(document),
+    ]
+    return "\n\n".join(parts)
+
+
+def cells(document: Document, base: str) -> list[Cell]:
+    """The paper's lines, each kind of model followed by ours of that kind that go beyond the paper."""
+    theirs = PAPER[document["experiment"]]
+    found = []
+    for kind in ("M_", "M~_", "P_", "P~_"):
+        for name in (kind + s for s in paper.SCALES):
+            models = models_of(document, name)
+            if models or name in theirs:
+                found.append(Cell(name, models, theirs.get(name), base))
+        more = [name for name in labels(document) if name.startswith(kind) and "," in name]
+        found += [Cell(name, models_of(document, name), None, base) for name in more]
+    after = [f"{SOURCE} with P_{s}" for s in SMALL]
+    tuned = {name: models for name in after if (models := models_of(document, name))}
+    found += [Cell(name, models, None, base) for name, models in tuned.items()]
+    if paper.SOURCE_MEAN in theirs:
+        # Its spread is over s, as its mean is.
+        means = {
+            i: {"loss": spread_of(models).mean, "parameters": next(iter(models.values()))["parameters"]}
+            for i, models in enumerate(tuned.values())
+        }
+        found.append(Cell(paper.SOURCE_MEAN, means, theirs[paper.SOURCE_MEAN], base))
+    joint = models_of(document, SOURCE)
+    if joint or SOURCE in theirs:
+        found.append(Cell(f"{SOURCE} with P~", joint, theirs.get(SOURCE), base))
+    return found
+
+
+def claims(document: Document) -> list[Claim]:
+    """What the paper says of its table (sections 3.3.2, 3.3.3 and 4), asked of ours."""
+
+    def models(name: str) -> dict[int, dict[str, float]]:
+        return models_of(document, name)
+
+    stronger = [name for name in labels(document) if name.startswith("M~_") and "," in name]
+    found = []
+    for s in SMALL:
+        for rival in (f"M~_{s}", *(name for name in stronger if name.startswith(f"M~_{s},"))):
+            statement = f"{pretty(f'P_{s}')} is below {pretty(rival)}; ranges over seeds do not overlap"
+            found.append(apart(statement, models(f"P_{s}"), models(rival)))
+    found.append(_lead_grows(document))
+    if document["experiment"] == "table1":
+        for larger, s in pairwise(SMALL):
+            for rival in (f"M~_{larger}", *(name for name in stronger if name.startswith(f"M~_{larger},"))):
+                statement = f"{pretty(f'P_{s}')} is at or below {pretty(rival)}, about four times its size"
+                found.append(not_above(statement, models(f"P_{s}"), models(rival)))
+        for s in SMALL:
+            found.append(_joint(document, s))
+    tuned = [f"{SOURCE} with P_{s}" for s in SMALL] + [SOURCE] * (document["experiment"] == "table1")
+    alone = [label for label in labels(document) if label.startswith("M_1,")]
+    return found + [_source_keeps(document, name, before) for before in ("M_1", *alone) for name in tuned]
+
+
+def _lead_grows(document: Document) -> Claim:
+    statement = "The lead of P_s over M̃_s grows as s falls"
+    pairs = [(models_of(document, f"M~_{s}"), models_of(document, f"P_{s}")) for s in SMALL]
+    if not all(conditional and projected for conditional, projected in pairs):
+        return Claim(statement, NOT_RUN)
+    leads = [spread_of(conditional).mean - spread_of(projected).mean for conditional, projected in pairs]
+    theirs = PAPER[document["experiment"]]
+    of_paper = ", ".join(f"{theirs[f'M~_{s}'] - theirs[f'P_{s}']:.3f}" for s in SMALL)
+    verdict = "holds" if all(a < b for a, b in pairwise(leads)) else "fails"
+    shown = ", ".join(f"{lead:.3f}" for lead in leads)
+    return Claim(statement, verdict, f"s = {', '.join(SMALL)}: {shown}; the paper's {of_paper}")
+
+
+def _joint(document: Document, s: str) -> Claim:
+    """The noise is that of the difference: of the seeds where there are several, and of the images."""
+    statement = f"{pretty(f'P~_{s}')} is within noise of P_{s} (95 % interval over seeds and images), or below it"
+    claim = not_above(statement, models_of(document, f"P~_{s}"), models_of(document, f"P_{s}"))
+    verdict = {"fails, within noise": "holds, within noise"}.get(claim.verdict, claim.verdict)
+    return Claim(statement, verdict, claim.evidence)
+
+
+def _source_keeps(document: Document, name: str, alone: str) -> Claim:
+    """Against M_1 before, and against M_1 after as many steps without a projected model: a source goes on learning."""
+    shown = pretty(f"{name} with P~" if name == SOURCE else name)
+    statement = f"The {shown} is at most {100 * SOURCE_LIMIT:.0f} % above {alone}"
+    reference, tuned = models_of(document, alone), models_of(document, name)
+    if not reference or not tuned:
+        return Claim(statement, NOT_RUN)
+    change = spread_of(tuned).mean / spread_of(reference).mean - 1
+    evidence = f"{spread_of(tuned).mean:.3f} against {spread_of(reference).mean:.3f}: {100 * change:+.1f} %"
+    return Claim(statement, "holds" if change <= SOURCE_LIMIT else "fails", evidence)
+
+
+def equivalent_sizes(document: Document) -> str:
+    """How many times larger a conditional model with a projected one's loss is, in ours and in the paper's figures."""
+    lines = []
+    for s in SMALL:
+        theirs = [f"{_papers_times(document['experiment'], s):.1f}"]
+        theirs.append(paper.TIMES[document["experiment"]].get(f"P_{s}", ""))
+        for name in (f"P_{s}", f"P~_{s}"):
+            projected = models_of(document, name)
+            if projected or name in PAPER[document["experiment"]]:
+                lines.append([pretty(name), *_times(document, projected), *(theirs if name[:2] == "P_" else ["", ""])])
+    return table(["model", "k", "95 % interval", "from the paper's losses", "in the paper's words"], lines)
+
+
+def _times(document: Document, projected: dict[int, dict[str, float]]) -> list[str]:
+    baselines = [models for s in reversed(paper.SCALES) if (models := models_of(document, f"M~_{s}"))]
+    if not projected:
+        return [NOT_RUN, ""]
+    try:
+        size = equivalent_size_over_seeds(baselines, projected)
+    except NoFit as reason:
+        return [f"none: {reason}", ""]
+    low, high = size.interval or (None, None)
+    shown = "none: too many resamplings have no fit" if low is None else f"{low:.1f} to {high:.1f}"
+    if size.beyond is None:
+        return [f"{size.times:.1f}", shown]
+    own = next(iter(projected.values()))["parameters"]
+    end = next(iter(baselines[-1 if size.beyond == "largest" else 0].values()))["parameters"]
+    bound = "above" if size.beyond == "largest" else "below"
+    return [f"{bound} {end / own:.1f}; {size.times:.1f} by extending the line", shown]
+
+
+def _papers_times(experiment: str, s: str) -> float:
+    theirs, rising = PAPER[experiment], paper.SCALES[::-1]
+    losses = np.array([theirs[f"M~_{scale}"] for scale in rising])
+    size = size_of_loss([paper.PARAMETERS[scale] for scale in rising], losses, np.array(theirs[f"P_{s}"]))
+    return float(size) / paper.PARAMETERS[s]

@@ -1,0 +1,153 @@
+"""The page docs/reproduction.md, made from the stored results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..files import write_atomically
+from .comparison import section as comparison
+from .deviations import deviations, left_open
+from .figures import draw_figure4
+from .further import figure4, picture, table3, table4
+from .results import EXPERIMENTS, SIZES, Document, read_results
+from .trainings import step_parts
+from .variants import generators, recipes
+
+__all__ = ["read_results", "render", "write_page"]
+
+Results = dict[str, dict[str, Document]]
+"""By size and experiment."""
+
+HEAD = """# The paper's experiments, and beyond them
+
+Every table and figure of [Projectable Models](https://arxiv.org/abs/2506.05641), ours beside the paper's. Each is run
+by a command, at one of three sizes: **mini** (two CPU cores), **small** (one GPU), **paper** (the paper's shape and
+schedule). Results go to `docs/reproduction/SIZE/EXPERIMENT.json`; this page is made from these files alone, never by
+hand.
+
+```
+python -m projkern.reproduce table1 --size mini     # or another table, another size; goes on where it stopped
+python -m projkern.reproduce page                   # this page
+```
+
+{status}
+
+How to read it:
+
+- Losses are nats per token on held-out images, the same images for all models and seeds of an experiment. M_s is
+  unconditional, M̃_s conditional on t by its first position, P_s projected with a source of its own, P̃ co-trained at
+  all sizes on one source. "every position" and "norms" are stronger conditional baselines ([method.md](method.md));
+  "all steps" have as many steps as a projected model and its source together.
+- Losses are the mean ± the standard deviation over seeds. An interval in brackets is a 95 % interval of a difference
+  over seeds and images: images are paired, and so are seeds that both models have; Student's t allows for how few they
+  are. "images alone" says that there was one seed.
+- The ratio to the paper's value means little at another size of image, palette and training. A loss over that of
+  another line *of the same table* travels better, so that is given for both.
+- **holds** and **fails** are computed. "within noise" says that the interval leaves the sign open, "undecided" that one
+  seed cannot tell."""
+
+TITLES = {
+    "table1": "Table 1: SynthMNIST",
+    "table2": "Table 2: real images",
+    "table3": "Table 3: size of the source against r",
+    "table4": "Table 4: transfer between tasks",
+    "figure4": "Figure 4: scales beyond the trained ones",
+    "generators": "Weight generators (appendix B)",
+    "recipes": "Recipes beyond the paper",
+}
+
+NOTES = {
+    "table1": """The paper's words on the equivalent size are from section 3.3.2. Ours holds for this length of training
+only: P_s starts from a trained source, M̃_s from nothing, and after a short training the baselines still have much
+before them, so k is larger for that ([evaluation.md](evaluation.md)). Its interval is from resampling images and seeds;
+few seeds make it too narrow.""",
+    "table2": """Images as the tokens of a VQ-VAE (appendix C.2); t is an embedding of the image. Of the equivalent sizes the
+same holds as in Table 1.""",
+    "table3": """P_s projected from sources of several sizes (appendix D.1). The paper gives training losses, we give
+held-out ones.""",
+    "table4": """P_1/2, trained on all or 1/8 of the images of two parts C1 and C2 of the classes: halves, or even and
+odd (mod 2). "1/8 and 1" has 1/8 of C1 and all of C2 (appendix D.2). The effect is small: look at the intervals.""",
+    "figure4": """The scale component of t goes from 0 to 2, where training drew it from [0, 1]; images are drawn anew
+at each value (appendix D.3). The paper has a plot and no numbers, so there is no ratio. Textures get finer with the scale,
+hence harder for all models.""",
+    "generators": """Every generator with about as many parameters in its operator, as far as its form allows. The paper
+describes them and gives no figures.""",
+    "recipes": """Each recipe departs from the paper's plain one, "paper's". By rule it wins or loses where the 95 %
+interval of its difference to that, paired by seed and image, lies on one side of zero.""",
+}
+
+SECTIONS: dict[str, Callable[[Document], str]] = {
+    "table1": comparison,
+    "table2": comparison,
+    "table3": table3,
+    "table4": table4,
+    "figure4": figure4,
+    "generators": generators,
+    "recipes": recipes,
+}
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Write the page, with its pictures in ``images/`` beside it.
+
+    Args:
+        results: the folder of SIZE/EXPERIMENT.json.
+        page: the file, replaced if it is there.
+
+    Raises:
+        ValueError: results that cannot be read or do not belong together (see ``read_results``); nothing is written.
+        OSError: it cannot be written.
+    """
+    found = read_results(results)
+    text = render(found)
+    images = page.parent / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    for experiments in found.values():
+        if "figure4" in experiments:
+            document = experiments["figure4"]
+            draw_figure4(images / picture(document), document)
+    write_atomically(page, lambda p: p.write_text(text))
+
+
+def render(results: Results) -> str:
+    """The page as Markdown, from what ``read_results`` gives."""
+    parts = [HEAD.format(status=_status(results))]
+    for experiment in EXPERIMENTS:
+        parts += [f"## {TITLES[experiment]}", NOTES[experiment]]
+        parts += _at_each_size(results, experiment, SECTIONS[experiment])
+    parts += [
+        "## Where the time goes",
+        "Parts of a training step of Table 1, as measured. Generation makes p and q from t; projection makes the small "
+        "models' weights from these and the source, forward and backward.",
+        *_at_each_size(results, "table1", step_parts),
+        "## Deviations from the paper",
+        "Settings of the paper's own lines above that are not those of the preset `paper` "
+        "(`projkern/training/config.py`), which follows the paper where that speaks.",
+    ]
+    for size in SIZES:
+        if size in results:
+            parts += [f"### {size}", deviations(results[size])]
+    parts.append(left_open(results))
+    return "\n\n".join(parts) + "\n"
+
+
+def _at_each_size(results: Results, experiment: str, show: Callable[[Document], str]) -> list[str]:
+    parts, missing = [], []
+    for size in SIZES:
+        document = results.get(size, {}).get(experiment)
+        if document is not None and document["results"]:
+            parts += [f"### {size}", show(document)]
+        else:
+            missing.append(f"{size} (`python -m projkern.reproduce {experiment} --size {size}`)")
+    return [*parts, *([f"Not run: {', '.join(missing)}."] if missing else [])]
+
+
+def _status(results: Results) -> str:
+    """How much of each experiment is stored."""
+    lines = [f"| | {' | '.join(SIZES)} |", "|---|" + "--:|" * len(SIZES)]
+    for experiment in EXPERIMENTS:
+        counts = [len(results.get(size, {}).get(experiment, {}).get("results", {})) for size in SIZES]
+        shown = [f"{count} training{'s' * (count > 1)}" if count else "not run" for count in counts]
+        lines.append(f"| {TITLES[experiment]} | {' | '.join(shown)} |")
+    return "\n".join(lines)

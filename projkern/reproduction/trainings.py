@@ -1,0 +1,62 @@
+"""What trainings cost: steps, operations, seconds, and the parts of a step."""
+
+from __future__ import annotations
+
+from ..training.report import pretty
+from . import paper
+from .markdown import NOT_RUN, mean_and_deviation, table
+from .results import Document, labels, results_of
+from .statistics import spread
+
+PARTS = ("data", "generation", "projection", "forward", "backward", "optimiser")
+
+
+def costs(document: Document) -> str:
+    """Of each training, means over its seeds, and where it ran."""
+    lines = []
+    for label in labels(document):
+        results = results_of(document, label)
+        operators = {
+            name: row["operator_parameters"]
+            for name, row in results[0]["models"].items()
+            if row.get("operator_parameters") is not None
+        }
+        lines.append(
+            [
+                pretty(label),
+                " + ".join(f"{count:,}" for count in operators.values()),
+                f"{spread([r['steps'] for r in results]).mean:,.0f}",
+                f"{spread([r['images'] for r in results]).mean:,.0f}",
+                f"{spread([r['flops'] / 1e12 for r in results]).mean:,.2f}",
+                f"{spread([r['seconds'] for r in results]).mean:,.0f}",
+            ]
+        )
+    head = ["training", "parameters of its operator", "steps", "images", "FLOPs (10¹²)", "seconds"]
+    return f"{table(head, lines)}\n\n{made_on(document)}"
+
+
+def made_on(document: Document) -> str:
+    """Devices and versions, each as often as they differ."""
+    found = dict.fromkeys(
+        f"{r['device']}; {', '.join(f'{name} {version}' for name, version in r['versions'].items())}"
+        for r in document["results"].values()
+    )
+    seconds = sum(r["seconds"] for r in document["results"].values())
+    return f"{len(document['results'])} trainings, {seconds / 3600:.1f} hours in all. On {'. On '.join(found)}."
+
+
+def step_parts(document: Document) -> str:
+    """Milliseconds of each part of a step of Table 1's trainings, means over seeds."""
+    wanted = [f"{kind}_{s}" for kind in ("M", "M~", "P") for s in paper.SCALES if (kind, s) != ("P", "1")] + ["P~"]
+    lines = []
+    for label in wanted:
+        results = results_of(document, label)
+        if not results:
+            lines.append([pretty(label), *[""] * len(PARTS), NOT_RUN, ""])
+            continue
+        means = {part: spread([r["parts"].get(part, 0.0) for r in results]).mean for part in PARTS}
+        whole = spread([1e3 * sum(r["parts"].get(part, 0.0) for part in PARTS) for r in results])
+        share = 100 * (means["generation"] + means["projection"]) / sum(means.values())
+        shown = [f"{1e3 * means[part]:.1f}" for part in PARTS]
+        lines.append([pretty(label), *shown, mean_and_deviation(whole, 1), f"{share:.1f} %"])
+    return table(["step of", *(f"{part}, ms" for part in PARTS), "all, ms", "generation + projection"], lines)

@@ -1,0 +1,96 @@
+"""Beyond the paper: other weight generators at equal parameters, and recipes against the paper's plain one."""
+
+from __future__ import annotations
+
+from ..evaluation.equivalent import LEVEL
+from .markdown import NOT_RUN, interval, mean_and_deviation, spread_of, table
+from .results import Document, labels, models_of, results_of
+from .statistics import Difference, difference
+from .trainings import costs
+
+PLAIN_GENERATOR = "diagonal"
+PLAIN_RECIPE = "paper's"
+LOCAL_TANGENT = (
+    "The local tangent (Eq. 3) is not trained: it is one step from an unconditional model that has been trained "
+    "already, for one task at a time, along the constructed p(x | t) of appendix B. Its line is not at equal cost."
+)
+
+
+def generators(document: Document) -> str:
+    """Appendix B's generators; the paper has no figures for them."""
+    lines = []
+    for label in _lines(document):
+        models = models_of(document, label)
+        first = next(iter(models.values()))
+        operator = first.get("operator_parameters")
+        spread = spread_of(models)
+        lines.append(
+            [
+                label,
+                f"{first['parameters']:,}",
+                "" if operator is None else f"{operator:,}",
+                mean_and_deviation(spread),
+                str(spread.seeds),
+                _against(document, label, PLAIN_GENERATOR),
+            ]
+        )
+    head = ["generator", "parameters of P_1/4", "of its operator", "loss", "seeds", f"minus {PLAIN_GENERATOR}, 95 %"]
+    notes = [LOCAL_TANGENT] if "local tangent" in labels(document) else []
+    return "\n\n".join([table(head, lines), *notes, costs(document)])
+
+
+def recipes(document: Document) -> str:
+    """Each recipe's verdict by rule, and which became the default."""
+    lines = []
+    for label in _lines(document):
+        spread = spread_of(models_of(document, label))
+        verdict = "the reference" if label == PLAIN_RECIPE else f"**{_verdict(document, label)}**"
+        default = "default" if is_default(document, label) else ""
+        against = _against(document, label, PLAIN_RECIPE)
+        lines.append([label, mean_and_deviation(spread), str(spread.seeds), against, verdict, default])
+    others = len(lines) - (PLAIN_RECIPE in labels(document))
+    head = ["recipe", "loss of P_1/4", "seeds", "minus paper's, 95 %", "verdict", ""]
+    parts = [
+        table(head, lines),
+        f"With {others} recipes tried at this level, about {(1 - LEVEL) * others:.1f} would stand out by chance alone.",
+        _default(document),
+        costs(document),
+    ]
+    return "\n\n".join(parts)
+
+
+def _lines(document: Document) -> list[str]:
+    """Of the table: all trainings but those of sources."""
+    return [label for label in labels(document) if not label.startswith("M_")]
+
+
+def is_default(document: Document, label: str) -> bool:
+    return any(result.get("default") for result in results_of(document, label))
+
+
+def _default(document: Document) -> str:
+    chosen = [label for label in labels(document) if is_default(document, label)]
+    if not chosen:
+        return "None became the default."
+    gains = ", ".join(f"{label} ({_against(document, label, PLAIN_RECIPE) or NOT_RUN})" for label in chosen)
+    return f"The default, with its difference to the paper's plain recipe: {gains}."
+
+
+def _difference(document: Document, label: str, plain: str) -> Difference | None:
+    models, reference = models_of(document, label), models_of(document, plain)
+    return difference(models, reference) if models and reference and label != plain else None
+
+
+def _against(document: Document, label: str, plain: str) -> str:
+    found = _difference(document, label, plain)
+    return "" if found is None else interval(found)
+
+
+def _verdict(document: Document, label: str) -> str:
+    found = _difference(document, label, PLAIN_RECIPE)
+    if found is None:
+        return f"open: {PLAIN_RECIPE} {NOT_RUN}"
+    if len(models_of(document, label).keys() & models_of(document, PLAIN_RECIPE).keys()) < 2:
+        return "undecided: fewer than two seeds in common"
+    low, high = found.interval
+    return "wins" if high < 0 else "loses" if low > 0 else "no difference"

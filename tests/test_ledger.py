@@ -1,0 +1,446 @@
+"""The ledger: stored results -> docs/reproduction.md. All results here are made up."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from projkern.reproduction import paper
+from projkern.reproduction.ledger import TITLES, read_results, render, write_page
+from projkern.reproduction.results import EXPERIMENTS, read_experiment
+from projkern.reproduction.statistics import difference, equivalent_size_over_seeds, spread
+from projkern.reproduction.trainings import PARTS
+from projkern.training.config import QUICK
+
+ROOT = Path(__file__).parent.parent
+PARAMETERS = paper.PARAMETERS
+IMAGES = np.random.default_rng(0).normal(0, 0.3, 64)  # what makes an image hard, for every model
+
+
+def model(loss, parameters=400, noise=0.0, **more):
+    """A model of a given loss; ``noise`` is of its own on each image."""
+    own = np.random.default_rng(int(1e6 * loss) % 2**32).normal(0, noise, len(IMAGES)) if noise else 0 * IMAGES
+    by_image = IMAGES - IMAGES.mean() + own - own.mean() + loss
+    return {
+        "loss": loss,
+        "standard_error": 0.04,
+        "by_image": by_image.round(4).tolist(),
+        "parameters": parameters,
+        **more,
+    }
+
+
+def result(label, seed, models, *, default=False, **settings):
+    return {
+        "label": label,
+        "seed": seed,
+        "settings": QUICK.to_json()
+        | {"seed": seed, "mnist": "MNIST", "pretrained source": f"M_1/seed-{seed}"}
+        | settings,
+        "models": models,
+        "steps": 1000,
+        "images": 8000,
+        "flops": 2.5e12,
+        "seconds": 190.0,
+        "parts": dict(zip(PARTS, (0.001, 0.002, 0.002, 0.01, 0.02, 0.005))),
+        "device": "1 CPU thread, float32",
+        "versions": {"projkern": "0.1.0", "torch": "2.0"},
+    } | ({"default": True} if default else {})
+
+
+def document(experiment, results, size="mini"):
+    named = {f"{r['label']}/seed-{r['seed']}": r for r in results}
+    return {"format": "projkern reproduction", "version": 1, "experiment": experiment, "size": size, "results": named}
+
+
+def table1(losses=paper.TABLE_1, seeds=3, step=0.01):
+    """The paper's losses, each seed ``step`` apart."""
+    results = []
+    for seed in range(seeds):
+        by = (seed - (seeds - 1) / 2) * step
+        source = {"loss": 0.44, "parameters": PARAMETERS["1"]}
+        for name, loss in losses.items():
+            if name.startswith(("M", "P_")):
+                s = name.partition("_")[2].partition(",")[0]
+                own = name.partition(",")[0]
+                models = {own: model(loss + by, PARAMETERS[s], noise=0.05)}
+                if name.startswith("P"):
+                    models[own]["operator_parameters"] = 77
+                    models[f"source after co-training with {own}"] = model(**source)
+                results.append(result(name, seed, models))
+        joint = {n: model(loss + by, PARAMETERS[n[3:]]) for n, loss in losses.items() if n.startswith("P~_")}
+        if joint:
+            joint["source after co-training"] = model(0.46, PARAMETERS["1"])
+            results.append(result("P~", seed, joint))
+    return document("table1", results)
+
+
+def page(*documents):
+    found = {}
+    for one in documents:
+        found.setdefault(one["size"], {})[one["experiment"]] = one
+    return render(found)
+
+
+def line(text, start):
+    """The cells of the first line of a table that starts so."""
+    return next([c.strip() for c in x.strip("|").split("|")] for x in text.splitlines() if x.startswith(f"| {start}"))
+
+
+def section(text, title):
+    return text.partition(f"## {title}")[2].partition("\n## ")[0]
+
+
+def verdict(text, statement):
+    return line(text, statement)[1].strip("*")
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_spread():
+    found = spread([1.0, 2.0, 3.0])
+    assert dataclasses.astuple(found) == (2.0, 1.0, 1.0, 3.0, 3)
+    assert spread([1.0]).deviation is None
+
+
+def test_difference_pairs_images_and_seeds():
+    """Against scipy's test of the same hypothesis where one source of noise is alone."""
+    stats = pytest.importorskip("scipy.stats")
+    a, b = ({s: model(loss + 0.1 * s) for s in range(3)} for loss in (1.0, 1.5))
+    a[0] = model(1.03)  # the seeds' differences are -0.47, -0.5, -0.5; no noise of images
+    found = difference(a, b)
+    expected = stats.ttest_1samp([-0.47, -0.5, -0.5], 0).confidence_interval()
+    assert found.over_seeds and found.interval == pytest.approx((expected.low, expected.high), abs=1e-4)
+    a, b = {0: model(1.0, noise=0.2)}, {0: model(1.5)}
+    found = difference(a, b)
+    apart = np.subtract(a[0]["by_image"], b[0]["by_image"])
+    expected = stats.ttest_1samp(apart, 0).confidence_interval()
+    assert not found.over_seeds and found.interval == pytest.approx((expected.low, expected.high))
+
+
+def test_difference_of_other_seeds_takes_their_noise():
+    stats = pytest.importorskip("scipy.stats")
+    a, b = {s: model(1 + 0.1 * s) for s in range(4)}, {9: model(1.5)}
+    found = difference(a, b)
+    half = stats.t.ppf(0.975, 3) * np.std([0, 0.1, 0.2, 0.3], ddof=1) * (1 / 4 + 1) ** 0.5
+    assert found.over_seeds and found.interval == pytest.approx((-0.35 - half, -0.35 + half), abs=1e-3)
+    with pytest.raises(ValueError, match="by_image must be of the same images"):
+        difference(a, {0: {"by_image": [1.0, 2.0]}})
+
+
+def test_difference_of_differences():
+    d = difference({0: model(1.0, noise=0.2)}, {0: model(1.5)})
+    both = d - d
+    assert both.mean == 0 and both.error == pytest.approx(d.error * 2**0.5) and both.freedom == pytest.approx(126)
+
+
+def test_equivalent_size_covers_seeds():
+    baselines = [{s: model(loss + 0.001 * s, size) for s in range(3)} for loss, size in ((2.0, 100), (1.5, 400))]
+    steady = {s: model(1.75, 100) for s in range(3)}
+    restless = {s: model(1.75 + 0.1 * (s - 1), 100) for s in range(3)}
+    first, second = (equivalent_size_over_seeds(baselines, p) for p in (steady, restless))
+    assert first.times == pytest.approx(2, rel=0.01) and first.beyond is None
+    assert first.interval[0] < first.times < first.interval[1]
+    assert second.interval[1] - second.interval[0] > 5 * (first.interval[1] - first.interval[0])
+
+
+# ---------------------------------------------------------------- tables 1 and 2
+
+
+def test_table1_of_the_papers_own_losses():
+    """Fed to it as ours, the paper's figures give ratios of one, and bear out its claims."""
+    text = section(page(table1()), TITLES["table1"])
+    assert line(text, "P_1/4 ") == ["P_1/4", "5,020,928", "0.470 ± 0.010", "3", "0.47", "1.00", "1.044", "1.044"]
+    assert line(text, "M̃_1/8 ")[2:6] == ["0.780 ± 0.010", "3", "0.78", "1.00"]
+    assert line(text, "P̃_1/4 ")[2] == "0.450 ± 0.010"
+    assert line(text, "source after co-training, mean over P_s")[4] == "0.44"
+    assert line(text, "source after co-training with P̃")[2:5] == ["0.460 ± 0.000", "3", "0.46"]
+    for s in ("1/2", "1/4", "1/8"):
+        assert verdict(text, f"P_{s} is below M̃_{s};") == "holds"
+        assert verdict(text, f"The source after co-training with P_{s} is at most") == "holds"
+    assert verdict(text, "P_1/8 is at or below M̃_1/4") == "holds"  # 0.57 and 0.58
+    assert verdict(text, "P_1/4 is at or below M̃_1/2").startswith("fails")  # 0.47 and 0.46
+    assert verdict(text, "P̃_1/4 is within noise of P_1/4") == "holds"
+    assert verdict(text, "The lead of P_s") == "holds"
+    sizes = text.partition("**Equivalent sizes")[2]
+    assert line(sizes, "P_1/8 ")[3:] == ["4.2", "about 4"]
+    assert float(line(sizes, "P_1/8 ")[1]) == pytest.approx(4.2, abs=0.1)
+    assert "36 trainings, 1.9 hours in all. On 1 CPU thread, float32" in text
+    assert line(text.partition("its operator, steps")[2], "P_1/4 ") == ["P_1/4", "77", "1,000", "8,000", "2.50", "190"]
+
+
+def test_claims_of_table1_can_fail():
+    worse = paper.TABLE_1 | {"P_1/2": 0.455, "P_1/8": 0.9, "M_1": 0.40, "P~_1/4": 0.60}
+    text = section(page(table1(worse)), TITLES["table1"])
+    assert verdict(text, "P_1/2 is below M̃_1/2;") == "fails"  # ranges overlap
+    assert verdict(text, "P_1/8 is below M̃_1/8;") == "fails"
+    assert verdict(text, "P_1/8 is at or below M̃_1/4") == "fails"
+    assert verdict(text, "P̃_1/4 is within noise of P_1/4") == "fails"
+    assert verdict(text, "The source after co-training with P_1/2") == "fails"  # 0.44 after 0.40
+    assert verdict(text, "The source after co-training with P̃") == "fails"
+    assert verdict(text, "The lead of P_s") == "fails"
+    assert line(text.partition("**Equivalent sizes")[2], "P_1/8 ")[1].startswith("below 1.0;")
+
+
+def test_one_seed_decides_no_ranges():
+    text = section(page(table1(seeds=1)), TITLES["table1"])
+    assert line(text, "P_1/4 ")[2:4] == ["0.470", "1"]
+    assert verdict(text, "P_1/4 is below M̃_1/4;") == "undecided: one seed"
+    assert "images alone" in line(text, "P_1/8 is at or below M̃_1/4")[2]
+
+
+def test_stronger_baselines_stand_beside_the_papers():
+    losses = paper.TABLE_1 | {"M~_1/4, norms": 0.50, "M~_1/2, norms": 0.30}
+    text = section(page(table1(losses)), TITLES["table1"])
+    assert line(text, "M̃_1/4, norms ")[2:5] == ["0.500 ± 0.010", "3", ""]
+    assert verdict(text, "P_1/4 is below M̃_1/4, norms;") == "holds"
+    assert verdict(text, "P_1/4 is at or below M̃_1/2, norms,") == "fails"
+
+
+def test_source_is_also_held_against_as_many_steps_alone():
+    stored = table1()
+    for seed in range(3):
+        stored["results"][f"M_1, all steps/seed-{seed}"] = result("M_1, all steps", seed, {"M_1": model(0.42, 6400)})
+    text = section(page(stored), TITLES["table1"])
+    assert verdict(text, "The source after co-training with P_1/4 is at most 3 % above M_1 ") == "holds"
+    assert verdict(text, "The source after co-training with P_1/4 is at most 3 % above M_1, all steps") == "fails"
+    assert line(text, "M_1, all steps")[2] == "0.420 ± 0.000"
+
+
+def test_missing_cells_say_so():
+    some = table1({n: v for n, v in paper.TABLE_1.items() if n in ("M_1", "M~_1/4", "M~_1/2", "P_1/4")})
+    text = section(page(some), TITLES["table1"])
+    assert line(text, "P_1/8 ")[:5] == ["P_1/8", "", "not run", "", "0.57"]
+    assert line(text, "P̃_1/2 ")[2] == "not run"
+    assert verdict(text, "P_1/8 is below M̃_1/8;") == "not run"
+    assert verdict(text, "P_1/4 is below M̃_1/4;") == "holds"
+    assert line(text.partition("**Equivalent sizes")[2], "P_1/8 ")[1] == "not run"
+    assert "Not run: small (`python -m projkern.reproduce table1 --size small`), paper (" in text
+
+
+def test_table2():
+    losses = paper.TABLE_2
+    results = [
+        result(name, 0, {name: model(loss, PARAMETERS[name.partition("_")[2]])}, data="/far/away/tiny", task_dim=64)
+        for name, loss in losses.items()
+    ]
+    text = page(document("table2", results))
+    found = section(text, TITLES["table2"])
+    assert line(found, "P_1/4 ")[4:] == ["2.246", "1.00", "1.032", "1.032"]
+    assert line(found.partition("**Equivalent sizes")[2], "P_1/4 ")[3:] == ["1.6", "1.6"]
+    assert "tokens of tiny" in text and "/far" not in text
+
+
+# ---------------------------------------------------------------- tables 3 and 4, figure 4
+
+
+def test_table3():
+    def stored(losses):
+        return document(
+            "table3",
+            [
+                result(name, seed, {name[:5]: model(loss + 0.001 * seed)}, rank=int(name.split()[-1]))
+                for name, loss in losses.items()
+                for seed in (0, 1)
+            ],
+        )
+
+    text = section(page(stored(paper.TABLE_3)), TITLES["table3"])
+    assert line(text, "P_1/8 from M_1/4, r = 32")[4:] == ["0.67", "1.00", "1.175", "1.175"]
+    larger = "A larger source is better, operators being about equal: P_1/8 from M_1/2, r = 16"
+    assert verdict(text, larger) == "holds"
+    assert verdict(text, "More r helps a small source: P_1/8 from M_1/4, r = 32") == "holds"
+    text = section(page(stored(paper.TABLE_3 | {"P_1/8 from M_1/4, r = 32": 0.5})), TITLES["table3"])
+    assert verdict(text, larger) == "fails"
+
+
+def test_table4():
+    def stored(losses):
+        return document(
+            "table4",
+            [
+                result(
+                    label,
+                    seed,
+                    {
+                        "P_1/2": model(
+                            2.2,
+                            by_part={
+                                f"{label.partition(', ')[2]}, {part}": model(loss + 0.001 * seed, noise=0.0005)
+                                for part, loss in parts.items()
+                            },
+                        )
+                    },
+                    data=f"tokens, {label}",
+                )
+                for label, parts in losses.items()
+                for seed in (0, 1)
+            ],
+        )
+
+    text = section(page(stored(paper.TABLE_4)), TITLES["table4"])
+    assert line(text, "1/8 and 1, mod 2: C1")[4:6] == ["2.225", "1.00"]
+    assert verdict(text, "halves: all examples of C2") == "holds"
+    assert verdict(text, "The loss on C1 falls further in mod 2") == "holds"
+    assert verdict(text, "mod 2: 1/8 of C1 in place of all") == "holds"
+    assert "-0.0080 [" in line(text, "mod 2: all examples of C2")[2]
+    turned = paper.TABLE_4 | {"1/8 and 1, mod 2": {"C1": 2.24, "C2": 2.19}}
+    text = section(page(stored(turned)), TITLES["table4"])
+    assert verdict(text, "mod 2: all examples of C2") == "fails"
+    assert verdict(text, "The loss on C1 falls further in mod 2") == "fails"
+    assert verdict(text, "mod 2: 1/8 of C1 in place of all") == "fails"
+
+
+def figure4(good=0.1):
+    results = []
+    for seed in (0, 1):
+        for name, slope in (("M~_1/2", 0.5), ("P_1/2", good), ("P_1/8", 0.9)):
+            curve = [[k / 4, 1 + slope * k / 4 + 0.01 * seed, 0.02] for k in range(9)]
+            results.append(result(name, seed, {name: model(1.5, by_scale=curve)}))
+        joint = {f"P~_{s}": model(1.5, by_scale=[[k / 4, 1.2, 0.02] for k in range(9)]) for s in ("1/2", "1/4")}
+        results.append(result("P~", seed, joint))
+    return document("figure4", results)
+
+
+def test_figure4():
+    text = section(page(figure4()), TITLES["figure4"])
+    assert line(text, "M̃_1/2 ") == ["M̃_1/2", "2", "1.255 ± 0.007", "1.505 ± 0.007", "1.755 ± 0.007", "2.005 ± 0.007"]
+    assert line(text, "P̃_1/4 ")[2] == "1.200 ± 0.000"
+    assert verdict(text, "P_1/2 is below M̃_1/2, mean loss over t_scale") == "holds"
+    assert verdict(text, "From t_scale 1 to 2 the loss of P_1/8") == "holds"
+    assert verdict(text, "From t_scale 1 to 2 the loss of P_1/4") == "not run"
+    assert verdict(page(figure4(good=0.7)), "P_1/2 is below M̃_1/2, mean loss over t_scale") == "fails"
+
+
+# ---------------------------------------------------------------- beyond the paper
+
+
+def test_generators():
+    kinds = {"diagonal": 1.0, "blocks": 1.2, "local tangent": 1.5}
+    results = [
+        result(kind, seed, {"P_1/4": model(loss + 0.01 * seed, operator_parameters=99)})
+        for kind, loss in kinds.items()
+        for seed in (0, 1, 2)
+    ]
+    results.append(result("M_1", 0, {"M_1": model(0.9)}))
+    text = section(page(document("generators", results)), TITLES["generators"])
+    assert line(text, "blocks")[1:5] == ["400", "99", "1.210 ± 0.010", "3"]
+    assert line(text, "blocks")[5].startswith("+0.200 [")
+    assert "The local tangent (Eq. 3) is not trained" in text
+
+
+def test_recipes_get_a_verdict_by_rule():
+    plain = {0: 1.00, 1: 1.02, 2: 1.01}
+    shifts = {"better": -0.1, "worse": 0.1, "no other": 0.0}
+    results = [result("paper's", s, {"P_1/4": model(loss, noise=0.01)}) for s, loss in plain.items()]
+    results.append(result("M_1", 0, {"M_1": model(0.9)}))
+    for name, shift in shifts.items():
+        results += [
+            result(name, s, {"P_1/4": model(loss + shift + 0.001 * s, noise=0.01)}, default=name == "better")
+            for s, loss in plain.items()
+        ]
+    results.append(result("lucky", 0, {"P_1/4": model(0.5)}))
+    text = section(page(document("recipes", results)), TITLES["recipes"])
+    verdicts = {name: line(text, name)[4].strip("*") for name in (*shifts, "lucky", "paper's")}
+    assert verdicts == {
+        "better": "wins",
+        "worse": "loses",
+        "no other": "no difference",
+        "lucky": "undecided: fewer than two seeds in common",
+        "paper's": "the reference",
+    }
+    assert line(text, "better")[5] == "default" and line(text, "worse")[5] == ""
+    assert "plain recipe: better (-0.099 [" in text and "With 4 recipes tried at this level, about 0.2" in text
+
+
+# ---------------------------------------------------------------- the rest of the page
+
+
+def test_time_and_deviations():
+    text = page(table1())
+    time = section(text, "Where the time goes")
+    assert line(time, "P_1/4 ")[1:3] == ["1.0", "2.0"] and line(time, "P_1/4 ")[-1] == "10.0 %"
+    assert line(time, "P_1/4 ")[-2] == "40.0 ± 0.0"
+    there = section(text, "Deviations from the paper")
+    assert line(there, "`image_size`")[1:] == ["32", "16"]
+    assert line(there, "`batch_size`")[1:] == ["64", "8"]
+    assert "`rank`" not in there and "`seed`" not in there  # as in the paper; no deviation
+    assert line(there, "images")[2] == "SynthMNIST, digits: MNIST"
+    assert "`batch_size` 8, `w_src` 1 at mini" in there
+
+
+def test_settings_that_differ_between_experiments_are_told_apart():
+    other = document("figure4", [result("P_1/2", 0, {"P_1/2": model(1.0, by_scale=[])}, batch_size=16)])
+    assert line(page(table1(), other), "`batch_size`")[2] == "8 (table1); 16 (figure4)"
+
+
+def test_page_without_results():
+    text = render({})
+    for experiment in EXPERIMENTS:
+        assert f"Not run: mini (`python -m projkern.reproduce {experiment} --size mini`), small" in text
+    assert "nan" not in text
+
+
+# ---------------------------------------------------------------- files
+
+
+def store(folder, *documents):
+    for one in documents:
+        path = folder / one["size"] / f"{one['experiment']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(one))
+    return folder
+
+
+def test_page_and_text_agree(tmp_path):
+    results, written = store(tmp_path / "reproduction", table1(), figure4()), tmp_path / "reproduction.md"
+    write_page(results, written)
+    assert written.read_text() == render(read_results(results))
+    assert (tmp_path / "images" / "figure4_mini.png").stat().st_size > 10_000
+    for name in ("method.md", "evaluation.md", "synthmnist.md"):
+        shutil.copy(ROOT / "docs" / name, tmp_path)
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", written.read_text()):
+        assert (tmp_path / target).exists(), target
+
+
+@pytest.mark.skipif(not (ROOT / "docs" / "reproduction.md").exists(), reason="no experiment has been run")
+def test_the_page_is_what_its_results_make():
+    assert (ROOT / "docs" / "reproduction.md").read_text() == render(read_results(ROOT / "docs" / "reproduction"))
+
+
+def test_bad_files_are_named_and_nothing_is_written(tmp_path):
+    results, written = store(tmp_path / "reproduction", table1()), tmp_path / "reproduction.md"
+    path = results / "mini" / "table1.json"
+    whole = path.read_text()
+    path.write_text(whole[:5000])
+    with pytest.raises(ValueError, match=r"table1.json must be a whole JSON file; it was cut short"):
+        write_page(results, written)
+    assert not written.exists()
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"table1.json: it must be of projkern reproduction, version 1"):
+        read_experiment(path)
+    path.write_text(whole)
+    path.rename(results / "mini" / "table2.json")
+    with pytest.raises(ValueError, match=r"table2.json must hold table2 at mini; it was table1 at mini"):
+        read_results(results)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda r: r["P_1/4/seed-0"].pop("parts"), "result P_1/4/seed-0 must have .* without parts"),
+        (lambda r: r["P_1/4/seed-0"]["models"]["P_1/4"].pop("by_image"), "P_1/4 of result .* without by_image"),
+        (lambda r: r["P_1/4/seed-1"]["settings"].update(rank=4), "one set-up; P_1/4/seed-1 and .* differ in rank"),
+        (lambda r: [r[f"M_1/seed-{s}"]["settings"].update(colors=8) for s in range(3)], "experiment differ in colors"),
+    ],
+)
+def test_results_of_two_setups_or_without_figures_are_refused(tmp_path, spoil, message):
+    spoilt = table1()
+    spoil(spoilt["results"])
+    with pytest.raises(ValueError, match=message):
+        read_results(store(tmp_path, spoilt))
