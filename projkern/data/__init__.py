@@ -1,7 +1,9 @@
 """Data of the paper's experiments, as sequences of tokens."""
 
 from .digits import Digits, Split, load_digits
+from .images import LabelledImages, open_images
 from .palette import Palette, cache_dir, fit_palette
+from .stream import Images
 from .synthmnist import (
     TASK_DIM,
     TASK_NAMES,
@@ -11,20 +13,28 @@ from .synthmnist import (
     texture,
 )
 from .tasks import random_tasks, read_tasks, warn_outside
+from .tokens import TokenImages, subset
+from .vqvae import VQVAE
 
 __all__ = [
     "TASK_DIM",
     "TASK_NAMES",
+    "VQVAE",
     "Digits",
+    "Images",
+    "LabelledImages",
     "Palette",
     "Split",
     "SynthMNIST",
+    "TokenImages",
     "cache_dir",
     "fit_palette",
     "load_digits",
+    "open_images",
     "overlay",
     "random_tasks",
     "read_tasks",
+    "subset",
     "synthmnist_palette",
     "texture",
     "warn_outside",

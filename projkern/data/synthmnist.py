@@ -162,6 +162,20 @@ class SynthMNIST:
         self.palette = palette.to(self.device)
         self._digits = resize_digits(digits.images, size).to(self.device)
 
+    @property
+    def task_dim(self) -> int:
+        """Length of a task identifier, 18."""
+        return TASK_DIM
+
+    @property
+    def vocabulary(self) -> int:
+        """K, the palette's colours: tokens are in [0, K)."""
+        return len(self.palette)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images of tokens, by the palette (see :meth:`Palette.decode`)."""
+        return self.palette.decode(tokens)
+
     def batch(self, step: int, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens and task identifiers of one step.
 

@@ -1,0 +1,36 @@
+"""What training and evaluation ask of a data set of images, whichever it is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Images(Protocol):
+    """Batches of tokenised images with their task identifiers; a batch is a function of (seed, split, step) alone."""
+
+    @property
+    def batch_size(self) -> int:
+        """B, images per step."""
+
+    @property
+    def size(self) -> int:
+        """Height and width of an image in tokens: it has T = size^2."""
+
+    @property
+    def task_dim(self) -> int:
+        """Length of a task identifier."""
+
+    @property
+    def vocabulary(self) -> int:
+        """K: tokens are in [0, K)."""
+
+    def batch(self, step: int, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T) int64 and task identifiers (B, task_dim) float32, or in their place the ``t`` given."""
+
+    def tasks(self, step: int) -> Tensor:
+        """The task identifiers of ``batch``."""
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images of tokens (B, T): (B, 3, H, W) float32 in [-1, 1]."""

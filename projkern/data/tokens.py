@@ -1,0 +1,204 @@
+"""A folder of tokenised images with their task identifiers, and the stream of batches over it.
+
+    DIR/config.json             what it holds, and the settings that made it
+    DIR/tokenizer.safetensors   the VQ-VAE
+    DIR/train.safetensors       tokens (n, T) uint16 or int32, t (n, dim) float32, labels (n,) int64
+    DIR/validation.safetensors
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..exchange.weights import read_tensors
+from ..files import locked, occupied, write_atomically, write_json
+from .digits import Split, check_split
+from .vqvae import VQVAE
+
+FORMAT: dict[str, Any] = {"format": "projkern tokens", "version": 1}
+TOKENIZER = "tokenizer.safetensors"
+
+
+class TokenImages:
+    """Batches of tokenised images, each with its own t; a batch is a function of (seed, split, step) alone.
+
+    "train" goes through the images in a new random order each epoch; "validation" in their own order, from the
+    first at step 0, over and over. The files are mapped into memory, not read as a whole.
+
+    Args:
+        folder: made by ``python -m projkern.tokenize``, or by :func:`subset`.
+        split: "train" or "validation".
+        seed: of the training images' order.
+        batch: B >= 1, images per step.
+        examples_per_task: must be 1, as no two images share a t.
+        device: where tensors are returned.
+
+    Raises:
+        ValueError: an argument out of its range, or a folder that holds something else or is half-written.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: Split = "train",
+        seed: int = 0,
+        batch: int = 16,
+        examples_per_task: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_split(split)
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1; it was {batch}")
+        if examples_per_task != 1:
+            raise ValueError(f"examples_per_task must be 1: each image has its own t; it was {examples_per_task}")
+        self.folder, self.split, self.seed, self.batch_size = Path(folder), split, seed, batch
+        self.examples_per_task, self.device = examples_per_task, torch.device(device)
+        self.config = read_config(self.folder)
+        self.size: int = self.config["grid"]
+        self.task_dim: int = self.config["task_dim"]
+        self.vocabulary: int = self.config["vocabulary"]
+        self.count: int = self.config["counts"][split]
+        self._tokens, self._t, self._labels = _read_split(self.folder, split, self.config)
+        self._tokenizer = VQVAE.load(self.folder / TOKENIZER).to(self.device)
+
+    def batch(self, step: int, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens and task identifiers of one step.
+
+        Args:
+            step: any integer >= 0.
+            t: (B, task_dim) task identifiers to return in place of the images' own.
+
+        Returns:
+            tokens (B, T) int64 with T = size^2, and t (B, task_dim) float32.
+        """
+        index = self._index(step)
+        own = self._t[index]
+        t = (own if t is None else t).to(self.device, torch.float32)
+        if t.shape != own.shape:
+            raise ValueError(f"t must be {tuple(own.shape)}; it was {tuple(t.shape)}")
+        return self._tokens[index].long().to(self.device), t
+
+    def tasks(self, step: int) -> Tensor:
+        """The task identifiers of :meth:`batch`: (B, task_dim) float32."""
+        return self._t[self._index(step)].to(self.device)
+
+    def labels(self, step: int) -> Tensor:
+        """The labels of :meth:`batch`: (B,) int64."""
+        return self._labels[self._index(step)].to(self.device)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images of tokens (B, T): (B, 3, S, S) float32 in [-1, 1], on the tokens' device."""
+        return self._tokenizer.to(tokens.device).decode(tokens)
+
+    def _index(self, step: int) -> Tensor:
+        if step < 0:
+            raise ValueError(f"step must be at least 0; it was {step}")
+        position = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        if self.split == "validation":
+            return position % self.count
+        epoch = position // self.count
+        return torch.cat(
+            [
+                _permutation(self.seed, number, self.count)[position[epoch == number] % self.count]
+                for number in epoch.unique().tolist()
+            ]
+        )
+
+
+@lru_cache(maxsize=2)  # a batch may take the end of one epoch and the start of the next
+def _permutation(seed: int, epoch: int, count: int) -> Tensor:
+    digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=4).digest()
+    return torch.randperm(count, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big")))
+
+
+def subset(folder: str | Path, out: str | Path, keep: Callable[[Tensor], Tensor] | Sequence[int] | Tensor) -> None:
+    """Write a folder with some of the training images of another, and its tokenizer and validation images.
+
+    Args:
+        folder: tokenised images.
+        out: a new folder.
+        keep: indices of the training images to keep, in that order; or what makes a mask (n,) bool, or indices, of
+            their labels (n,) int64.
+
+    Raises:
+        FileExistsError: ``out`` holds something.
+        ValueError: no image is kept, or an index is out of range; or as ``TokenImages``.
+    """
+    folder, out = Path(folder), Path(out)
+    config = read_config(folder)
+    tokens, t, labels = _read_split(folder, "train", config)
+    index = torch.as_tensor(keep(labels) if callable(keep) else keep)
+    if index.dtype == torch.bool and index.shape == labels.shape:
+        index = index.nonzero()[:, 0]
+    index = index.long()
+    if index.ndim != 1 or len(index) == 0 or int(index.min()) < 0 or int(index.max()) >= len(labels):
+        raise ValueError(f"keep must leave at least one of the {len(labels)} training images, by index in [0, n)")
+    if occupied(out):
+        raise FileExistsError(f"out must be a new folder; it was {out}")
+    with locked(out):
+        write_split(out, "train", tokens[index], t[index], labels[index])
+        for name in ("validation.safetensors", TOKENIZER):
+            write_atomically(out / name, lambda p, name=name: shutil.copyfile(folder / name, p))  # type: ignore[misc]
+        write_json(out / "config.json", config | {"counts": config["counts"] | {"train": len(index)}})
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a finished folder says of itself.
+
+    Returns:
+        ``image_size`` S and ``grid`` S/2, ``vocabulary``, ``task_dim``, ``counts`` and ``skipped`` of the splits, and
+        ``settings``.
+
+    Raises:
+        ValueError: a folder that holds something else, is of another version, or is half-written.
+    """
+    config = read_settings(folder)
+    if "counts" not in config:
+        raise ValueError(
+            f"{folder} must hold tokenised images; these have only begun. "
+            f"To go on: python -m projkern.tokenize --out {folder} --resume"
+        )
+    return config
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """As ``read_config``, of a folder that may be half-written: then ``settings`` is all there is."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{folder} holds no tokenised images: its config.json cannot be read ({error})") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT["format"]:
+        raise ValueError(f"{folder} holds something else: its config.json is not that of tokenised images")
+    if config.get("version") != FORMAT["version"]:
+        raise ValueError(
+            f"{folder} holds tokens of another version, {config.get('version')}; this projkern reads version "
+            f"{FORMAT['version']}"
+        )
+    return config
+
+
+def write_split(folder: Path, split: Split, tokens: Tensor, t: Tensor, labels: Tensor) -> None:
+    """Write a split's file, atomically: tokens (n, T) uint16 or int32, t (n, dim) float32, labels (n,) int64."""
+    tensors = {"tokens": tokens.contiguous(), "t": t.contiguous(), "labels": labels.contiguous()}
+    write_atomically(folder / f"{split}.safetensors", lambda p: save_file(tensors, p))
+
+
+def _read_split(folder: Path, split: Split, config: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    path = folder / f"{split}.safetensors"
+    stored = read_tensors(path)
+    n = config["counts"][split]
+    wanted = {"tokens": (n, config["grid"] ** 2), "t": (n, config["task_dim"]), "labels": (n,)}
+    found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    if found != wanted:
+        raise ValueError(f"{path} must hold {wanted} as its folder's config.json says; it holds {found}")
+    return stored["tokens"], stored["t"], stored["labels"]
