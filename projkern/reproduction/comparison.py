@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from ..evaluation.equivalent import NoFit, size_of_loss
 from ..training.report import pretty
 from . import paper
-from .markdown import NOT_RUN, Cell, Claim, apart, claims_table, losses_table, not_above, spread_of, table
+from .markdown import NOT_RUN, Cell, Claim, Models, apart, claims_table, losses_table, not_above, spread_of, table
 from .results import SOURCE, Document, labels, models_of
-from .statistics import equivalent_size_over_seeds
+from .statistics import equivalent_size_over_seeds, spread
 from .trainings import costs
 
 SMALL = paper.SCALES[1:]
@@ -44,25 +45,32 @@ def cells(document: Document, base: str) -> list[Cell]:
         more = [name for name in labels(document) if name.startswith(kind) and "," in name]
         found += [Cell(name, models_of(document, name), None, base) for name in more]
     after = [f"{SOURCE} with P_{s}" for s in SMALL]
-    tuned = {name: models for name in after if (models := models_of(document, name))}
-    found += [Cell(name, models, None, base) for name, models in tuned.items()]
+    tuned = [models_of(document, name) for name in after]
+    found += [Cell(name, models, None, base) for name, models in zip(after, tuned) if models]
     if paper.SOURCE_MEAN in theirs:
-        # Its spread is over s, as its mean is.
-        means = {
-            i: {"loss": spread_of(models).mean, "parameters": next(iter(models.values()))["parameters"]}
-            for i, models in enumerate(tuned.values())
-        }
-        found.append(Cell(paper.SOURCE_MEAN, means, theirs[paper.SOURCE_MEAN], base))
+        found.append(Cell(paper.SOURCE_MEAN, _mean_source(tuned), theirs[paper.SOURCE_MEAN], base))
     joint = models_of(document, SOURCE)
     if joint or SOURCE in theirs:
         found.append(Cell(f"{SOURCE} with P~", joint, theirs.get(SOURCE), base))
     return found
 
 
+def _mean_source(tuned: list[dict[int, dict[str, Any]]]) -> Models:
+    """Of the sources tuned with each P_s, for the seeds that all of them have."""
+    seeds = set.intersection(*(set(models) for models in tuned))
+    return {
+        seed: {
+            "loss": spread([models[seed]["loss"] for models in tuned]).mean,
+            "parameters": tuned[0][seed]["parameters"],
+        }
+        for seed in sorted(seeds)
+    }
+
+
 def claims(document: Document) -> list[Claim]:
     """What the paper says of its table (sections 3.3.2, 3.3.3 and 4), asked of ours."""
 
-    def models(name: str) -> dict[int, dict[str, float]]:
+    def models(name: str) -> Models:
         return models_of(document, name)
 
     stronger = [name for name in labels(document) if name.startswith("M~_") and "," in name]
@@ -130,7 +138,7 @@ def equivalent_sizes(document: Document) -> str:
     return table(["model", "k", "95 % interval", "from the paper's losses", "in the paper's words"], lines)
 
 
-def _times(document: Document, projected: dict[int, dict[str, float]]) -> list[str]:
+def _times(document: Document, projected: Models) -> list[str]:
     baselines = [models for s in reversed(paper.SCALES) if (models := models_of(document, f"M~_{s}"))]
     if not projected:
         return [NOT_RUN, ""]

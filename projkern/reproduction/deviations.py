@@ -35,7 +35,8 @@ def deviations(results: dict[str, Document]) -> str:
     lines = []
     for name in theirs:
         values = {experiment: _values(settings, name) for experiment, settings in ours.items()}
-        if name not in NOT_THE_RESULT and any(value != [_shown(theirs[name])] for value in values.values()):
+        values = {experiment: shown for experiment, shown in values.items() if shown}
+        if name not in NOT_THE_RESULT and any(shown != [_shown(theirs[name])] for shown in values.values()):
             lines.append([f"`{name}`: {HELP[name]}", _shown(theirs[name]), _by_experiment(values)])
     images = {experiment: sorted({_images(settings) for settings in found}) for experiment, found in ours.items()}
     lines.append(["images", "SynthMNIST with MNIST's digits; ImageNet", _by_experiment(images)])
@@ -83,6 +84,6 @@ def _told(folder: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

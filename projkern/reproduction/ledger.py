@@ -62,15 +62,15 @@ NOTES = {
 only: P_s starts from a trained source, M̃_s from nothing, and after a short training the baselines still have much
 before them, so k is larger for that ([evaluation.md](evaluation.md)). Its interval is from resampling images and seeds;
 few seeds make it too narrow.""",
-    "table2": """Images as the tokens of a VQ-VAE (appendix C.2); t is an embedding of the image. Of the equivalent sizes the
-same holds as in Table 1.""",
+    "table2": """Images as the tokens of a VQ-VAE (appendix C.2); t is an embedding of the image. Of the equivalent
+sizes the same holds as in Table 1.""",
     "table3": """P_s projected from sources of several sizes (appendix D.1). The paper gives training losses, we give
 held-out ones.""",
     "table4": """P_1/2, trained on all or 1/8 of the images of two parts C1 and C2 of the classes: halves, or even and
 odd (mod 2). "1/8 and 1" has 1/8 of C1 and all of C2 (appendix D.2). The effect is small: look at the intervals.""",
     "figure4": """The scale component of t goes from 0 to 2, where training drew it from [0, 1]; images are drawn anew
-at each value (appendix D.3). The paper has a plot and no numbers, so there is no ratio. Textures get finer with the scale,
-hence harder for all models.""",
+at each value (appendix D.3). The paper has a plot and no numbers, so there is no ratio. Textures get finer with the
+scale, hence harder for all models.""",
     "generators": """Every generator with about as many parameters in its operator, as far as its form allows. The paper
 describes them and gives no figures.""",
     "recipes": """Each recipe departs from the paper's plain one, "paper's". By rule it wins or loses where the 95 %

@@ -122,7 +122,8 @@ def not_above(statement: str, low: Models, high: Models, digits: int = 3) -> Cla
     if not low or not high:
         return Claim(statement, NOT_RUN)
     found = difference(low, high)
-    return Claim(statement, sign_verdict(found), f"difference {interval(found, digits)}")
+    a, b = (f"{spread_of(models).mean:.{digits}f}" for models in (low, high))
+    return Claim(statement, sign_verdict(found), f"{a} against {b}: {interval(found, digits)}")
 
 
 def sign_verdict(of: Difference) -> str:
