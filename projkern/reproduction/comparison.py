@@ -134,12 +134,27 @@ def equivalent_sizes(document: Document) -> str:
         for name in (f"P_{s}", f"P~_{s}"):
             projected = models_of(document, name)
             if projected or name in PAPER[document["experiment"]]:
-                lines.append([pretty(name), *_times(document, projected), *(theirs if name[:2] == "P_" else ["", ""])])
-    return table(["model", "k", "95 % interval", "from the paper's losses", "in the paper's words"], lines)
+                last = theirs if name.startswith("P_") else ["", ""]
+                lines.append([pretty(name), "M̃_s", *_times(_baselines(document, ""), projected), *last])
+        for form in _stronger_forms(document):
+            against = _times(_baselines(document, form), models_of(document, f"P_{s}"))
+            lines.append([f"P_{s}", f"M̃_s{form}", *against, "", ""])
+    return table(["model", "against", "k", "95 % interval", "from the paper's losses", "in the paper's words"], lines)
 
 
-def _times(document: Document, projected: Models) -> list[str]:
-    baselines = [models for s in reversed(paper.SCALES) if (models := models_of(document, f"M~_{s}"))]
+def _stronger_forms(document: Document) -> list[str]:
+    """What follows s in the names of stronger baselines, of forms that several sizes have."""
+    names = [name.partition(",") for name in labels(document) if name.startswith("M~_") and "," in name]
+    forms = [comma + form for _, comma, form in names]
+    return [form for form in dict.fromkeys(forms) if forms.count(form) > 1]
+
+
+def _baselines(document: Document, form: str) -> list[Models]:
+    """Conditional models of one form, the smallest first."""
+    return [models for s in reversed(paper.SCALES) if (models := models_of(document, f"M~_{s}{form}"))]
+
+
+def _times(baselines: list[Models], projected: Models) -> list[str]:
     if not projected:
         return [NOT_RUN, ""]
     try:

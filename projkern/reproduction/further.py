@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..training.report import pretty
 from . import paper
 from .markdown import (
@@ -89,17 +87,10 @@ def table4_claims(document: Document) -> list[Claim]:
 
 
 def _part(document: Document, label: str, part: str) -> Models:
-    """The model's figures on one part of the classes, as its label splits them.
-
-    A training on all images serves both ways of splitting, so it may be stored once, as "all".
-    """
-    data, _, split = label.partition(", ")
-    models = models_of(document, label) or (models_of(document, data) if data == "all" else {})
-    return {seed: _of_images(m, m["by_part"][f"{split}, {part}"]) for seed, m in models.items()}
-
-
-def _of_images(model: dict[str, Any], by_image: list[float]) -> dict[str, Any]:
-    return {"loss": spread(by_image).mean, "by_image": by_image, "parameters": model["parameters"]}
+    """The model's figures on one part of the classes, as its label splits them."""
+    split = label.partition(", ")[2]
+    models = models_of(document, label)
+    return {seed: {"parameters": m["parameters"]} | m["by_part"][f"{split}, {part}"] for seed, m in models.items()}
 
 
 def figure4(document: Document) -> str:

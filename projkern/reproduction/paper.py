@@ -73,7 +73,7 @@ LABELS = {
     "table1": [name for name in TABLE_1 if not name.startswith(("source", "P~"))] + ["P~"],
     "table2": list(TABLE_2),
     "table3": list(TABLE_3),
-    "table4": [*TABLE_4, "all"],
+    "table4": list(TABLE_4),
     "figure4": [f"{kind}_{s}" for kind in ("M~", "P") for s in SCALES[1:]],
     "generators": ["diagonal"],
     "recipes": ["paper's"],

@@ -68,7 +68,7 @@ def _check(document: Any) -> None:
         raise ValueError(f"results must be an object; it was {results}")
     for name, result in results.items():
         _check_result(name, result)
-    # Table 4 trains on parts of one collection of images, sources too, and evaluates on the same.
+    # Table 4 trains on parts of one collection of images, and evaluates on the same.
     _check_one_setup(results, (*ITS_OWN, "data") if document["experiment"] == "table4" else ITS_OWN)
 
 

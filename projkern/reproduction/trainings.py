@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from ..training.report import pretty
 from . import paper
 from .markdown import NOT_RUN, mean_and_deviation, table
@@ -41,8 +43,11 @@ def made_on(document: Document) -> str:
         f"{r['device']}; {', '.join(f'{name} {version}' for name, version in r['versions'].items())}"
         for r in document["results"].values()
     )
-    seconds = sum(r["seconds"] for r in document["results"].values())
-    return f"{len(document['results'])} trainings, {seconds / 3600:.1f} hours in all. On {'. On '.join(found)}."
+    # One training may stand behind several lines.
+    seconds = {json.dumps([r["settings"], r["seed"], r["seconds"]]): r["seconds"] for r in document["results"].values()}
+    hours = sum(seconds.values()) / 3600
+    trainings = f"{len(seconds)} training{'s' * (len(seconds) > 1)}"
+    return f"{trainings}, {hours:.1f} hours in all. On {'. On '.join(found)}."
 
 
 def step_parts(document: Document) -> str:
