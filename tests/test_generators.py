@@ -1,0 +1,388 @@
+"""Weight generators: each kind beside its formula, where each starts, and how many parameters it has."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import projkern as pk
+from projkern.models import operator as operator_module
+from projkern.models.generators import GENERATORS, STARTS, count_parameters, make_generator, rank_for
+from projkern.models.generators.diagonal import DiagonalGenerator
+from projkern.models.gpt import LINEARS
+from projkern.models.operator import generate_weights, project_and_run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONFIG = pk.GPTConfig(vocab_size=11, n_positions=9, n_embd=16, n_layer=2, n_head=2)
+G, D, LAYERS = 2, 16, 2
+KINDS = list(GENERATORS)
+PAGE = Path(__file__).parent.parent / "docs" / "generators.md"
+
+
+def randomise(module, std=0.3):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * std)
+    return module
+
+
+def make(kind="diagonal", scale=1 / G, **options):
+    """A fresh operator on a source without zeros."""
+    torch.manual_seed(0)
+    return pk.ProjectionOperator(randomise(pk.GPT(CONFIG)), scale, 3, 5, kind, **options).eval()
+
+
+def mlps(generator, t):
+    """o(t) of every stack of MLPs for one t, each (MLPs, outputs): W_o silu(W_i t + b_i) + b_o, one at a time."""
+    first, found = 0, []
+    for W, b in zip(generator.outer_weight, generator.outer_bias):
+        stack = []
+        for k in range(len(W)):
+            rows = slice((first + k) * 5, (first + k + 1) * 5)
+            stack.append(W[k] @ F.silu(generator.inner_weight[rows] @ t + generator.inner_bias[rows]) + b[k])
+        first += len(W)
+        found.append(torch.stack(stack))
+    return found
+
+
+def member(size):
+    """[j // g == i], (size / g, size)."""
+    return torch.eye(size // G, dtype=torch.float64).repeat_interleave(G, 1)
+
+
+def dense(kind, generator, source, t):
+    """(W_s, b_s) of every linear operator of every layer for one t, each from its definition."""
+    if kind in ("diagonal", "general", "blocks", "low-rank"):
+        made = mlps(generator, t)
+    else:
+        eta = t
+        if kind == "modular":
+            first, _, last = generator.eta
+            eta = last.weight @ F.silu(first.weight @ t + first.bias) + last.bias
+        theta = iter(generator.theta + generator.S @ eta)
+        n = D // G
+        shapes = [(3 * n, n), (n, n), (4 * n, n), (n, 4 * n)]
+        weights = [torch.stack([next(theta) for _ in range(LAYERS * a * b)]).view(LAYERS, a, b) for a, b in shapes]
+        biases = [torch.stack([next(theta) for _ in range(LAYERS * a)]).view(LAYERS, a) for a, _ in shapes]
+    for k, name in enumerate(LINEARS):
+        for layer in range(LAYERS):
+            W, b = source.weights[name][layer], source.biases[name][layer]
+            N, M = W.shape
+            if kind == "diagonal":
+                p, q = made[k][layer].split((N, M))
+                yield member(N) * p @ W @ (member(M) * q).T, member(N) * p @ b
+            elif kind == "general":
+                p, q = made[k][layer].split((N, M))
+                V = generator.V[name][layer].view(N // G, M // G, N, M)
+                W_s = torch.einsum("ijkl,k,l,kl->ij", V, p, q, W) + generator.V_bias[name][layer]
+                yield W_s, generator.U[name][layer] @ (p * b)
+            elif kind == "blocks":
+                r, u = made[k][layer][: G * G].view(G, G), made[k][layer][G * G :]
+                W_parts, b_parts = (x.chunk(3) if name == "attn_qkv" else (x,) for x in (W, b))
+                W_s = [sum(r[i, j] * rows.chunk(G, 1)[j] for i, rows in enumerate(part.chunk(G)) for j in range(G))
+                       for part in W_parts]  # fmt: skip
+                yield torch.cat(W_s), torch.cat([sum(u[i] * part.chunk(G)[i] for i in range(G)) for part in b_parts])
+            elif kind == "low-rank":
+                rank = generator.delta_rank
+                L, R = made[k][layer].split((rank * N // G, rank * M // G))
+                W_s = generator.weights[name][layer] + L.view(-1, rank) @ R.view(rank, -1)
+                yield W_s, generator.biases[name][layer]
+            else:
+                yield weights[k][layer], biases[k][layer]
+
+
+@pytest.mark.parametrize(("kind", "options"), [*((kind, {}) for kind in KINDS), ("low-rank", {"delta_rank": 3})])
+def test_each_kind_is_its_formula(kind, options):
+    made = make(kind, **options)
+    generator, source = randomise(made.generator).double(), made.source.double()
+    t = torch.rand(4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        found = generator(source, t)
+        assert len(found.weights) == len(found.biases) == len(LINEARS) * LAYERS
+        for row, task in enumerate(t):
+            for W, b, (W_s, b_s) in zip(*found, dense(kind, generator, source, task)):
+                assert W.dtype == torch.float64
+                assert torch.allclose(W[row], W_s, atol=1e-12, rtol=1e-12)
+                assert torch.allclose(b[row], b_s, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batch_equals_generated_models(kind):
+    made = randomise(make(kind))
+    tokens, t = torch.randint(11, (5, 9)), torch.rand(5, 3)
+    for tasks in ([0, 1, 2, 3, 4], [0, 1, 0, 1, 1]):
+        logits = made(tokens, t[tasks])
+        alone = torch.cat([made.generate(t[k])(row[None]) for k, row in zip(tasks, tokens)])
+        assert torch.allclose(logits, alone, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(made(tokens[:1], t[:1]), made(tokens[:1], t[1:2]), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_every_parameter(kind):
+    made = randomise(make(kind)).train()
+    tokens, t = torch.randint(11, (4, 9)), torch.rand(4, 3)
+    source_loss = F.cross_entropy(made.source(tokens).flatten(0, 1), tokens.flatten())
+    loss = F.cross_entropy(made(tokens, t).flatten(0, 1), tokens.flatten()) + source_loss  # Eq. 2
+    alone = torch.autograd.grad(source_loss, [*made.source.weights.values()], retain_graph=True)
+    loss.backward()
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    reads_source = kind in ("diagonal", "general", "blocks")
+    for weight, grad in zip(made.source.weights.values(), alone):
+        assert torch.equal(weight.grad, grad) != reads_source
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_dict_round_trip(kind):
+    made = randomise(make(kind))
+    other = pk.ProjectionOperator(made.source, 1 / G, 3, 5, kind).eval()
+    tokens, t = torch.randint(11, (3, 9)), torch.rand(3, 3)
+    assert not torch.equal(other(tokens, t), made(tokens, t))
+    other.load_state_dict(made.state_dict())
+    assert torch.equal(other(tokens, t), made(tokens, t))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [*((kind, {}) for kind in KINDS), *(("diagonal", {"start": start, "tied": True}) for start in STARTS)],
+)
+def test_start_does_not_depend_on_t_and_learns_to(kind, options):
+    made = make(kind, **options)
+    (found,) = generate_weights([made], torch.randn(3, 3))
+    for weight in found.weights:
+        assert torch.allclose(weight, weight[:1].expand_as(weight), atol=1e-6)
+    tokens, t = torch.randint(11, (4, 9)), torch.randn(4, 3)
+    F.cross_entropy(made(tokens, t).flatten(0, 1), tokens.flatten()).backward()
+    with torch.no_grad():
+        for parameter in made.generator.parameters():
+            parameter -= 0.1 * parameter.grad.sign()
+        (found,) = generate_weights([made], torch.randn(2, 3))
+    assert all((weight[0] - weight[1]).abs().max() > 1e-4 for weight in found.weights)
+
+
+@pytest.mark.parametrize("kind", ["general", "linear", "modular", "low-rank"])
+def test_start_is_that_of_the_diagonal_generator(kind):
+    t = torch.rand(3)
+    started, wanted = make(kind).generate(t).state_dict(), make().generate(t).state_dict()
+    for name, value in wanted.items():
+        if "weights" in name or "biases" in name:
+            assert torch.allclose(started[name], value, atol=1e-6), name
+
+
+def pruned(source, keep, keep_inner):
+    """The hard-pruned source: rows and columns (and heads) that are kept, W times g^1/2."""
+    width = {D: keep, 3 * D: torch.cat([keep, keep + D, keep + 2 * D]), 4 * D: keep_inner}
+    for name, values in source.tables.named_parameters():
+        yield f"tables.{name}", values[..., keep]
+    for name in LINEARS:
+        W, b = source.weights[name], source.biases[name]
+        rows, cols = (width[size] for size in W.shape[1:])
+        yield f"weights.{name}", math.sqrt(G) * W[:, rows][:, :, cols]
+        yield f"biases.{name}", b[:, rows]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_one_hot_start_is_hard_pruning(tied):
+    made = make(start="one-hot", tied=tied)
+    small = made.generate(torch.rand(3)).state_dict()
+    kept = dict(pruned(made.source, torch.arange(0, D, G), torch.arange(0, 4 * D, G)))
+    assert kept.keys() == small.keys()
+    assert all(torch.allclose(small[name], values, atol=1e-6) for name, values in kept.items())
+
+
+def test_blocks_start_as_the_first_block():
+    made = make("blocks")
+    small = made.generate(torch.rand(3)).state_dict()
+    kept = dict(pruned(made.source, torch.arange(D // G), torch.arange(4 * D // G)))
+    assert all(torch.allclose(small[name], values, atol=1e-6) for name, values in kept.items())
+
+
+def test_starts_of_p_and_q():
+    p = {start: torch.cat(make(start=start).generator.factors(torch.rand(1, 3)), 1) for start in STARTS}
+    constant = G**-0.25
+    assert torch.allclose(p["constant"], torch.tensor(constant))
+    assert torch.allclose(p["signs"].abs(), torch.tensor(constant))
+    assert abs((p["signs"] > 0).float().mean() - 0.5) < 0.1
+    noise = p["noise"] / constant - 1
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 0.5) < 0.1
+    assert torch.allclose(p["one-hot"].unique(), torch.tensor([0, 1, math.sqrt(G)]))
+
+
+@pytest.mark.parametrize("start", ["signs", "one-hot"])
+def test_tied_factors_are_one_vector(start):
+    made = randomise(make(tied=True, start=start))
+    p, q = made.generator.factors(torch.rand(2, 3))
+    shapes = CONFIG.linear_shapes()
+    rows = dict(zip(LINEARS, p.split([LAYERS * shapes[name][0] for name in LINEARS], 1)))
+    cols = dict(zip(LINEARS, q.split([LAYERS * shapes[name][1] for name in LINEARS], 1)))
+    stream = rows["attn_out"][:, :D]
+    assert not torch.allclose(stream[0], stream[1], atol=1e-3)  # it depends on t
+    factor = math.sqrt(G) if start == "one-hot" else 1
+    for name in LINEARS:
+        side, scale = (rows, 1) if name.endswith("out") else (cols, factor)
+        assert torch.allclose(side[name], scale * stream.repeat(1, LAYERS))
+        other = (cols if name.endswith("out") else rows)[name]
+        assert not torch.allclose(other[:, : other.shape[1] // 2], other[:, other.shape[1] // 2 :], atol=1e-2)
+
+
+def test_shared_inner_layer():
+    made = randomise(make(shared_inner=True, tied=True)).generator
+    assert made.inner_weight.shape == (5, 3)
+    t = torch.rand(4, 3)
+    hidden = F.silu(t @ made.inner_weight.T + made.inner_bias)
+    for found, W, b in zip(made.evaluate(t), made.outer_weight, made.outer_bias):
+        for mlp in range(len(W)):
+            assert torch.allclose(found[mlp], hidden @ W[mlp].T + b[mlp], atol=1e-6)
+
+
+def test_normalised_tasks():
+    plain, made = (randomise(make(**options)) for options in ({}, {"t_mean": 0.5, "t_std": 0.25}))
+    tokens, t = torch.randint(11, (3, 9)), torch.rand(3, 3)
+    made.load_state_dict(plain.state_dict())
+    seen = (t - 0.5) / 0.25
+    assert torch.allclose(made(tokens, t), plain(tokens, seen), atol=1e-6)
+    for form in ("materialised", "factored"):
+        steps = (o.decoder(x, form=form).step(None) for o, x in ((made, t), (plain, seen)))
+        assert torch.allclose(next(steps), next(steps), atol=1e-6)
+
+
+def test_defaults_are_the_paper_s_operator_bit_for_bit():
+    """Keys, random draws and p, q as runs that are stored have them."""
+    source, L = pk.GPT(CONFIG), LAYERS
+    torch.manual_seed(3)
+    made = pk.ProjectionOperator(source, 1 / G, 3, 5)
+    torch.manual_seed(3)
+    bound, outputs = 1 / math.sqrt(3), [64, 32, 80, 80]
+    wanted = {
+        "inner_weight": torch.empty(4 * L * 5, 3).uniform_(-bound, bound),
+        "inner_bias": torch.empty(4 * L * 5).uniform_(-bound, bound),
+        **{f"outer_weight.{k}": torch.zeros(L, n, 5) for k, n in enumerate(outputs)},
+        **{f"outer_bias.{k}": torch.full((L, n), G**-0.25) for k, n in enumerate(outputs)},
+    }
+    state = made.generator.state_dict()
+    assert list(state) == list(wanted) and all(torch.equal(state[name], value) for name, value in wanted.items())
+    t, generator = torch.rand(4, 3), randomise(made.generator)
+    hidden = F.silu(F.linear(t, generator.inner_weight, generator.inner_bias)).view(4, 4, L, 5).permute(1, 2, 0, 3)
+    outer = zip(hidden, generator.outer_weight, generator.outer_bias, CONFIG.linear_shapes().values())
+    parts = [torch.baddbmm(b[:, None], h, W.mT).split(shape, 2) for h, W, b, shape in outer]
+    for factor, side in zip(generator.factors(t), zip(*parts)):
+        assert torch.equal(factor, torch.cat([x.transpose(0, 1).reshape(4, -1) for x in side], 1))
+
+
+def test_diagonal_operators_of_one_source_are_projected_in_one_call(monkeypatch):
+    source, calls = pk.GPT(CONFIG), []
+    original = operator_module.project_factors
+    monkeypatch.setattr(operator_module, "project_factors", lambda *a: calls.append(len(a[1])) or original(*a))
+    kinds = (2, "diagonal"), (2, "linear"), (4, "diagonal"), (4, "blocks")
+    operators = [randomise(pk.ProjectionOperator(source, 1 / g, 3, 5, kind)) for g, kind in kinds]
+    tokens, t = torch.randint(11, (3, 9)), torch.rand(3, 3)
+    together = project_and_run(operators, tokens, t)
+    assert calls == [2]
+    for operator, logits in zip(operators, together):
+        assert torch.allclose(operator(tokens, t), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_makes_weights_of_its_dtype(kind):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = generate_weights([make(kind)], torch.rand(2, 3))
+    assert {w.dtype for w in found.weights} == {torch.bfloat16} and {b.dtype for b in found.biases} == {torch.float32}
+
+
+def test_only_the_diagonal_generator_decodes_factored():
+    t = torch.rand(9, 3)  # more than g²
+    for kind in KINDS:
+        made = randomise(make(kind))
+        logits = made(torch.zeros(9, 1, dtype=torch.int64), t)[:, 0]
+        assert torch.allclose(made.decoder(t).step(None), logits, atol=1e-4, rtol=1e-4)
+        if kind != "diagonal":
+            with pytest.raises(ValueError, match=f"auto or materialised for a generator '{kind}'; it was 'factored'"):
+                made.decoder(t, form="factored")
+
+
+def formulas(d, layers, g, task_dim, r, delta_rank=1):
+    """Parameters of each kind, as docs/generators.md has them."""
+    mlp, theta = r * (task_dim + 1), layers * (12 * d * d // g**2 + 9 * d // g)
+    diagonal = layers * (4 * mlp + 16 * d * (r + 1))
+    return {
+        "diagonal": diagonal,
+        "diagonal, shared_inner": mlp + layers * 16 * d * (r + 1),
+        "diagonal, tied": (4 * layers + 1) * mlp + (12 * layers + 1) * d * (r + 1),
+        "general": diagonal + layers * (42 * d**4 // g**2 + 12 * d**2 // g**2 + 27 * d**2 // g),
+        "blocks": 4 * layers * (mlp + (g * g + g) * (r + 1)),
+        "linear": theta * (1 + task_dim),
+        "modular": theta * (1 + r) + mlp + r * (r + 1),
+        "low-rank": theta + layers * (4 * mlp + 16 * d // g * delta_rank * (r + 1)),
+    }
+
+
+@pytest.mark.parametrize(("d", "layers", "g", "r"), [(16, 2, 2, 5), (32, 1, 4, 3)])
+def test_parameters_are_the_formulas(d, layers, g, r):
+    config = pk.GPTConfig(11, 9, d, layers, 2)
+    for name, wanted in formulas(d, layers, g, 7, r).items():
+        kind, _, option = name.partition(", ")
+        assert count_parameters(kind, config, 1 / g, 7, r, **{option: True} if option else {}) == wanted, name
+    two = formulas(d, layers, g, 7, r, delta_rank=2)["low-rank"]
+    assert count_parameters("low-rank", config, 1 / g, 7, r, delta_rank=2) == two
+
+
+def test_page_has_the_numbers_of_the_formulas():
+    rows = re.findall(r"^\| `([a-z, _-]+)` .* ([\d,]+) \|$", PAGE.read_text(), re.MULTILINE)
+    assert {kind: int(n.replace(",", "")) for kind, n in rows} == formulas(128, 4, 4, 18, 8)
+
+
+def test_rank_for_equal_parameters():
+    config = pk.GPTConfig(64, 256, 128, 4, 8)
+    assert rank_for("diagonal", 76_160, config, 1 / 4, 18) == 8
+    assert rank_for("linear", 955_776, config, 1 / 4, 18) == 1
+    cases = [("blocks", {}), ("low-rank", {}), ("low-rank", {"delta_rank": 2}), ("diagonal", {"tied": True})]
+    for kind, options in cases:
+        rank = rank_for(kind, 76_160, config, 1 / 4, 18, **options)
+        off = [abs(count_parameters(kind, config, 1 / 4, 18, rank + k, **options) - 76_160) for k in (-1, 0, 1)]
+        assert min(off) == off[1]
+    for kind in ("modular", "linear"):
+        with pytest.raises(ValueError, match=f"near what some rank gives a generator '{kind}'; the nearest to 76,160"):
+            rank_for(kind, 76_160, config, 1 / 4, 18)
+
+
+SOURCE = pk.GPT(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"generator": "dense"}, "generator must be one of diagonal, general, .*; it was 'dense'"),
+        ({"generator": "linear", "start": "signs"}, r"options of the generator 'linear' .*\(none\); one was 'start'"),
+        ({"delta_rank": 2}, r"'diagonal' .* \(start, shared_inner, tied\); one was 'delta_rank'"),
+        ({"start": "zero"}, "start must be one of constant, noise, signs, one-hot; it was 'zero'"),
+        ({"t_std": 0.0}, "t_std must be above 0; it was 0.0"),
+        ({"generator": "low-rank", "delta_rank": 0}, "delta_rank must be at least 1; it was 0"),
+    ],
+)
+def test_bad_options(options, says):
+    with pytest.raises(ValueError, match=says):
+        pk.ProjectionOperator(SOURCE, 1 / G, 3, **options)
+
+
+def test_general_generator_refuses_a_large_source():
+    with torch.device("meta"):
+        source = pk.GPT(pk.GPTConfig(64, 256, 128, 4, 8))
+    with pytest.raises(ValueError, match="at most 100,000,000 numbers; at width 128, 4 layers and scale 1/4"):
+        make_generator("general", source, 4, 18, 8)
+
+
+def test_interface_of_the_kinds():
+    """Whatever the kind: source and t in, task weights of the small model's shapes out."""
+    shapes = pk.GPTConfig(11, 9, D // G, LAYERS, 2).linear_shapes()
+    for kind, made in ((kind, make(kind)) for kind in KINDS):
+        found = made.generator(made.source, torch.rand(3, 3))
+        wanted = [(3, *shapes[name]) for name in LINEARS for _ in range(LAYERS)]
+        assert [tuple(w.shape) for w in found.weights] == wanted, kind
+        assert [tuple(b.shape) for b in found.biases] == [shape[:2] for shape in wanted], kind
+    assert isinstance(make().generator, DiagonalGenerator)
