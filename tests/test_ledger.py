@@ -370,6 +370,14 @@ def test_recipes_get_a_verdict_by_rule():
     assert "plain recipe: better (-0.099 [" in text and "With 4 recipes tried at this level, about 0.2" in text
 
 
+def test_rates():
+    losses = {"M_1, source_lr = 0.001": 1.0, "M_1, source_lr = 0.002": 0.9, "M~_1/4, small_lr = 0.01": 1.2}
+    results = [result(label, 100, {label.partition(",")[0]: model(loss)}) for label, loss in losses.items()]
+    text = section(page(document("rates", results)), TITLES["rates"])
+    found = [line(text, label)[1] for label in ("M_1, source_lr = 0.001", "M_1, source_lr = 0.002", "M̃_1/4, small_lr")]
+    assert found == ["1.000", "**0.900**", "**1.200**"]
+
+
 # ---------------------------------------------------------------- the rest of the page
 
 

@@ -54,7 +54,7 @@ def left_open(results: dict[str, dict[str, Document]]) -> str:
 
 
 def _settings(document: Document) -> list[dict[str, Any]]:
-    own = set(paper.LABELS[document["experiment"]]) & set(labels(document))
+    own = set(paper.LABELS.get(document["experiment"], ())) & set(labels(document))
     return [result["settings"] for label in sorted(own) for result in results_of(document, label)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 SIZES = ("mini", "small", "paper")
-EXPERIMENTS = ("table1", "table2", "table3", "table4", "figure4", "generators", "recipes")
+EXPERIMENTS = ("table1", "table2", "table3", "table4", "figure4", "generators", "recipes", "rates")
 FORMAT: dict[str, Any] = {"format": "projkern reproduction", "version": 1}
 KEYS = ["label", "seed", "settings", "models", "steps", "images", "flops", "seconds", "parts", "device", "versions"]
 SOURCE = "source after co-training"

@@ -1,8 +1,9 @@
-"""Beyond the paper: other weight generators at equal parameters, and recipes against the paper's plain one."""
+"""Beyond the paper: other weight generators, recipes against the paper's plain one, learning rates."""
 
 from __future__ import annotations
 
 from ..evaluation.equivalent import LEVEL
+from ..training.report import pretty
 from .markdown import NOT_RUN, interval, mean_and_deviation, spread_of, table
 from .results import Document, labels, models_of, results_of
 from .statistics import Difference, difference
@@ -57,6 +58,18 @@ def recipes(document: Document) -> str:
         costs(document),
     ]
     return "\n\n".join(parts)
+
+
+def rates(document: Document) -> str:
+    """Losses at each learning rate, the lowest of a model in bold."""
+    spreads = {label: spread_of(models_of(document, label)) for label in labels(document)}
+    lines = []
+    for label, spread in spreads.items():
+        model = label.partition(",")[0]
+        best = min((x for x in spreads if x.partition(",")[0] == model), key=lambda x: spreads[x].mean)
+        shown = mean_and_deviation(spread)
+        lines.append([pretty(label), f"**{shown}**" if label == best else shown, str(spread.seeds)])
+    return "\n\n".join([table(["model and rates", "loss", "seeds"], lines), costs(document)])
 
 
 def _lines(document: Document) -> list[str]:
