@@ -139,6 +139,7 @@ BATCH = [torch.zeros(1, 8, dtype=torch.int64)]
         (lambda: tangent(MODEL, BATCH, [], 1.0, 5), "of_task must hold at least one batch; it was empty"),
         (lambda: tangent(MODEL, BATCH, BATCH, -1.0, 5), "damping must be at least 0; it was -1.0"),
         (lambda: tangent(MODEL, BATCH, BATCH, 1.0, 0), "iterations must be at least 1; it was 0"),
+        (lambda: mixture(None, torch.rand(18), 0.5, 0), "stream must be a SynthMNIST, .* it was NoneType"),
         (lambda: tangent_model(MODEL, BATCH, BATCH, 1.5, 1.0, 5), r"radius must be in \[0, 1\]; it was 1.5"),
         (
             lambda: tangent(pk.GPT(dataclasses.replace(MODEL.config, task_dim=3)), BATCH, BATCH, 1.0, 5),

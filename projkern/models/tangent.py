@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from ..data import SynthMNIST
 from .gpt import GPT
-
-if TYPE_CHECKING:
-    from ..data import SynthMNIST
 
 
 class Tangent(NamedTuple):
@@ -47,7 +45,7 @@ def mixture(stream: SynthMNIST, task: Tensor, radius: float, step: int) -> Tenso
     """Samples of p(x|t) for t = radius · xi: a function of the stream's seed and split, radius and step alone.
 
     Args:
-        stream: of everyday images.
+        stream: of everyday images; one that makes images of any task.
         task: (task_dim,), the task identifier xi.
         radius: in [0, 1]; each image is of the task with this probability.
         step: of the stream.
@@ -56,9 +54,11 @@ def mixture(stream: SynthMNIST, task: Tensor, radius: float, step: int) -> Tenso
         (B, T) int64 tokens.
 
     Raises:
-        ValueError: another radius, or a task of another shape.
+        ValueError: another radius, a task of another shape, or a stream of stored images, each of its own task.
     """
     _check_radius(radius)
+    if not isinstance(stream, SynthMNIST):
+        raise ValueError(f"stream must be a SynthMNIST, which makes images of any task; it was {type(stream).__name__}")
     everyday, t = stream.batch(step)
     if task.shape != t.shape[1:]:
         raise ValueError(f"task must be {tuple(t.shape[1:])}, one task identifier; it was {tuple(task.shape)}")
