@@ -6,7 +6,6 @@ import dataclasses
 import math
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ class TokenizeConfig:
     steps: int = _setting(4000, "training steps of the tokenizer")
     batch: int = _setting(16, "images a step")
     lr: float = _setting(3e-3, "peak learning rate; a cosine to zero")
-    seed: int = _setting(0, "of the initial weights and the order of images")
+    seed: int = _setting(0, "of the initial weights, and of the images that are drawn")
 
     def __post_init__(self) -> None:
         for name in ("train", "validation"):
@@ -84,7 +83,8 @@ class TokenizeConfig:
 def run(out: Path, config: TokenizeConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Train the tokenizer, from its last checkpoint if there is one, and tokenise both collections.
 
-    The folder is touched only once the images and their embeddings are found to be there and to fit.
+    Finished work that is to be resumed stays as it is. The folder is touched only once the images and their
+    embeddings are found to be there and to fit.
 
     Returns:
         What ``config.json`` holds.
@@ -94,18 +94,18 @@ def run(out: Path, config: TokenizeConfig, *, resume: bool = False, overwrite: b
         ValueError, OSError: settings that cannot be met, or a folder that cannot be used.
         Diverged, CheckpointError: of the training.
     """
+    if occupied(out):
+        stored = read_settings(out)
+        if not resume and not overwrite:
+            raise FileExistsError(
+                f"{out} already holds tokenised images; give --resume to continue them or --overwrite to redo them"
+            )
+        if resume and "counts" in stored:
+            return stored
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sources: Sources = {"train": open_images(str(config.train)), "validation": open_images(str(config.validation))}
     task_of = _from_encoder(config.encoder, device) if config.encoder else _from_files(config, sources)
-    with ExitStack() as held:
-        if occupied(out):
-            begun = "counts" not in read_settings(out)
-            if not (overwrite or (resume and begun)):
-                raise FileExistsError(
-                    f"{out} already holds tokenised images; give --overwrite to redo them"
-                    + " or --resume to go on" * begun
-                )
-        held.enter_context(locked(out))
+    with locked(out):
         if overwrite:
             for made in ("checkpoint", "tensorboard"):
                 shutil.rmtree(out / made, ignore_errors=True)
@@ -200,8 +200,8 @@ def _tokenise(
         raise ValueError(f"encoder must give finite embeddings (B, dim); for {split} it gave {tuple(tasks.shape)}")
     write_split(out, split, torch.cat(tokens), tasks, torch.cat(labels))
     histogram = torch.zeros(config.codes, dtype=torch.int64)
-    for part in tokens:
-        histogram += torch.bincount(part.flatten().long(), minlength=config.codes)
+    for each in tokens:
+        histogram += torch.bincount(each.flatten().long(), minlength=config.codes)
     used, perplexity = usage(histogram)
     row = {"images": len(tasks), "task_dim": tasks.shape[1], "usage": used, "perplexity": perplexity}
     return row | ({"mean_squared_error": float(torch.cat(errors).mean())} if errors else {})

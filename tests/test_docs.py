@@ -11,7 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import projkern as pk
 from projkern.__main__ import VERBS, main
@@ -41,10 +43,16 @@ def commands(page: str) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder to work in, with a task."""
+    """A folder to work in, with a task, and with images of two classes and their embeddings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PROJKERN_CACHE", str(tmp_path / "cache"))
     Path("task.json").write_text(json.dumps([0.5] * 18))
+    rng = np.random.default_rng(0)
+    for path in (Path("imagenet") / split / wnid for split in ("train", "val") for wnid in ("n01440764", "n01443537")):
+        path.mkdir(parents=True)
+        for name in ("1.png", "2.png"):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path / name)
+    np.savez("simclr.npz", train=rng.standard_normal((4, 3)), val=rng.standard_normal((4, 3)))
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # other tests import the commands
@@ -61,6 +69,8 @@ def test_a_page_runs_from_top_to_bottom(page, workplace, tiny_run, tiny_settings
             verb, arguments = words[2].removeprefix("projkern."), words[3:]
             if verb == "train" and "--resume" not in arguments:
                 arguments = [*tiny_settings, *arguments]
+            if verb == "tokenize" and "--resume" not in arguments:
+                arguments = ["--codes", "8", "--steps", "2", *arguments]
             assert main([verb, *arguments]) == 0, command
         else:
             assert words[0] == "python", f"{page} shows a command that this test does not know: {command}"

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..exchange.weights import read_tensors
+from ..exchange.weights import read_tensors, write_tensors
 from ..files import locked, occupied, write_atomically, write_json
 from .digits import Split, check_split
 from .vqvae import VQVAE
@@ -95,6 +94,11 @@ class TokenImages:
     def labels(self, step: int) -> Tensor:
         """The labels of :meth:`batch`: (B,) int64."""
         return self._labels[self._index(step)].to(self.device)
+
+    @property
+    def all_labels(self) -> Tensor:
+        """The labels of the split's images in their own order: (n,) int64."""
+        return self._labels
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images of tokens (B, T): (B, 3, S, S) float32 in [-1, 1], on the tokens' device."""
@@ -189,8 +193,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def write_split(folder: Path, split: Split, tokens: Tensor, t: Tensor, labels: Tensor) -> None:
     """Write a split's file, atomically: tokens (n, T) uint16 or int32, t (n, dim) float32, labels (n,) int64."""
-    tensors = {"tokens": tokens.contiguous(), "t": t.contiguous(), "labels": labels.contiguous()}
-    write_atomically(folder / f"{split}.safetensors", lambda p: save_file(tensors, p))
+    write_tensors(folder / f"{split}.safetensors", {"tokens": tokens, "t": t, "labels": labels})
 
 
 def _read_split(folder: Path, split: Split, config: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:

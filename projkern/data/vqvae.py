@@ -16,20 +16,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..exchange.weights import read_tensors
-from ..files import write_atomically
+from ..exchange.weights import read_tensors, write_tensors
 
 WIDTH = 64
 """Numbers in a code: the depth of the encoder's last layer."""
 BETA = 0.2
 """Weight of the commitment loss (appendix C.2)."""
-DECAY = 0.95
+DECAY = 0.9
 """gamma, of the moving averages."""
-DEAD = 0.1
-"""A code that fewer outputs of a batch choose, on average, starts afresh from one of them."""
+DEAD = 0.05
+"""A code that has less than this part of an even share of the outputs starts afresh from one of them."""
 
 
 class VQVAE(nn.Module):
@@ -118,8 +116,7 @@ class VQVAE(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, atomically."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        write_atomically(Path(path), lambda p: save_file(tensors, p))
+        write_tensors(Path(path), self.state_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VQVAE:
@@ -157,13 +154,14 @@ class Codebook(nn.Module):
         return torch.addmm(self.vectors.square().sum(1), outputs, self.vectors.T, alpha=-2).argmin(1)
 
     def revive(self, outputs: Tensor, generator: torch.Generator) -> None:
-        """Put each dead code onto one of the outputs (n, WIDTH), drawn at random, with a count of 1."""
+        """Put each dead code onto one of the outputs (n, WIDTH), drawn at random, with an even share as its count."""
         drawn = torch.randint(len(outputs), (len(self.counts),), generator=generator).to(outputs.device)
-        dead = self.counts < DEAD
+        share = len(outputs) / len(self.counts)
+        dead = self.counts < DEAD * share
         fresh = outputs[drawn]
-        self.counts[:] = torch.where(dead, 1.0, self.counts)
-        for buffer in (self.vectors, self.sums):
-            buffer[:] = torch.where(dead[:, None], fresh, buffer)
+        self.counts[:] = torch.where(dead, share, self.counts)
+        self.vectors[:] = torch.where(dead[:, None], fresh, self.vectors)
+        self.sums[:] = torch.where(dead[:, None], share * fresh, self.sums)
 
     def follow(self, outputs: Tensor, tokens: Tensor) -> None:
         """Move the averages, and with them the codes, towards the outputs (n, WIDTH) that chose them (n,)."""

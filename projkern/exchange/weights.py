@@ -1,4 +1,4 @@
-"""Tensors of a Hugging Face checkpoint folder, from safetensors only: a pickle can run code when it is read."""
+"""Tensors of a Hugging Face checkpoint folder, in safetensors only: a pickle can run code when it is read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from ..files import write_atomically
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PICKLE_START = re.compile(rb"PK\x03\x04|\x80[\x02-\x05][^\0]")  # torch's archive; a pickle by itself
@@ -52,6 +54,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             if _PICKLE_START.match(file.read(4)):
                 raise ValueError(_refusal(path)) from None
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write one safetensors file, atomically and as readable as any other file; raises OSError where it cannot be."""
+
+    def write(partial: Path) -> None:
+        partial.touch()
+        mode = partial.stat().st_mode  # safetensors leaves files to their owner alone
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        partial.chmod(mode)
+
+    try:
+        write_atomically(path, write)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _refusal(path: Path) -> str:

@@ -67,11 +67,11 @@ def train_tokenizer(
                 if not bool((reconstruction + commitment).isfinite()):
                     raise Diverged(f"the tokenizer's loss is not finite at step {done}; lr must be lower; it was {lr}")
                 used, perplexity = usage(histogram)
-                log.add_scalar("reconstruction", float(reconstruction), done)
-                log.add_scalar("commitment", float(commitment), done)
+                log.add_scalar("reconstruction", reconstruction.item(), done)
+                log.add_scalar("commitment", commitment.item(), done)
                 log.add_scalar("usage", used, done)
                 log.add_scalar("perplexity", perplexity, done)
-                progress.set_postfix(loss=f"{float(reconstruction):.4f}", codes_used=f"{used:.0%}", refresh=False)
+                progress.set_postfix(loss=f"{reconstruction.item():.4f}", codes_used=f"{used:.0%}", refresh=False)
                 histogram.zero_()
             if done % CHECKPOINT_EVERY == 0 or last_one:
                 checkpoint.save(folder, done, 0.0, model, optimizer)
