@@ -23,8 +23,8 @@ from projkern.data.palette import Palette
 from projkern.memory import keep_freed_memory
 from projkern.models import GPT
 from projkern.training.config import PRESETS, SOURCE_NAME, TrainConfig
-from projkern.training.loop import backward_and_step, make_optimizer
-from projkern.training.run import make_data
+from projkern.training.data import make_data
+from projkern.training.loop import forward_backward_step, make_optimizer
 from projkern.training.stages import Stage, make_stage
 
 from .compare import write_result
@@ -40,9 +40,7 @@ def stepper(stage: Stage, data: SynthMNIST, config: TrainConfig, dtype: torch.dt
 
     def step(k: int) -> None:
         tokens, t = data.batch(k)
-        with torch.autocast(tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            losses = stage.losses(tokens, t)
-        backward_and_step(stage, losses, optimizer, config.clip)
+        forward_backward_step(stage, tokens, t, optimizer, dtype, config.clip)
 
     return step
 

@@ -21,9 +21,9 @@ from projkern.evaluation.losses import evaluate
 from projkern.files import write_json
 from projkern.models import GPT
 from projkern.training.config import QUICK, SOURCE_NAME
+from projkern.training.data import make_data
 from projkern.training.loop import train
 from projkern.training.metrics import Metrics
-from projkern.training.run import make_data
 from projkern.training.stages import Stage, make_stage, nats_per_token
 
 BASE = dataclasses.replace(QUICK, seed=1, checkpoint_every=10**9, log_every=100)

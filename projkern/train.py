@@ -14,17 +14,20 @@ from .options import scale
 from .signals import terminate_as_interrupt
 from .training.checkpoint import CheckpointError
 from .training.config import PRESETS, QUICK, TrainConfig
+from .training.data import with_shape_of_data
 from .training.folder import read_config
 from .training.loop import Diverged, Interrupted
 from .training.run import run
 from .training.source import with_shape_of_source
 
+FOLDERS = ("mnist", "data", "source")
 EXAMPLES = """
 examples:
   python -m projkern.train                                  a small run: a table and a picture in minutes
   python -m projkern.train --scales 1/2 1/4 --joint         two sizes from one source
   python -m projkern.train --mnist DIR --out runs/mnist     MNIST's digits
   python -m projkern.train --out runs/mnist --resume        go on with an interrupted run
+  python -m projkern.train --data tokens --out runs/photos  real images, as projkern.tokenize made tokens of them
   python -m projkern.train --source runs/mnist --scales 1/8   other sizes from the source of another run
 """
 
@@ -33,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line: one option for each field of a preset."""
     made = argparse.ArgumentParser(
         prog="python -m projkern.train",
-        description="Train a source, its baselines and projected models on SynthMNIST, and compare them.",
+        description="Train a source, its baselines and projected models, and compare them.",
         epilog="presets:\n" + "".join(f"  {name:<8}{what}\n" for name, (what, _) in PRESETS.items()) + EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -51,10 +54,11 @@ def parser() -> argparse.ArgumentParser:
             kind = {"action": argparse.BooleanOptionalAction}
         elif field.name == "scales":
             kind, default = {"type": scale, "nargs": "+", "metavar": "1/G"}, " ".join(map(str, default))
-        elif field.name in ("mnist", "source"):
+        elif field.name in FOLDERS:
             kind = {"metavar": "DIR"}
         else:
-            kind = {"type": hints[field.name], "metavar": hints[field.name].__name__.upper()}
+            plain = next(iter(typing.get_args(hints[field.name])), hints[field.name])  # of "float | None", float
+            kind = {"type": plain, "metavar": plain.__name__.upper()}
         settings.add_argument(
             f"--{field.name.replace('_', '-')}",
             default=argparse.SUPPRESS,
@@ -83,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             if "source" in given:
                 given = with_shape_of_source(given)
+            if "data" in given:
+                given = with_shape_of_data(given)
             config = dataclasses.replace(PRESETS[options.preset or "quick"][1], **given)
         summary = run(out, config, resume=options.resume, overwrite=options.overwrite)
     except (Interrupted, KeyboardInterrupt) as stop:

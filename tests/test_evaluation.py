@@ -24,7 +24,7 @@ from projkern.evaluation.speed import measure_speed
 from projkern.evaluation.sweep import sweep, with_component
 from projkern.files import locked
 from projkern.models import GPT, GPTConfig
-from projkern.training.run import make_data
+from projkern.training.data import make_data
 from projkern.training.trained import TrainedRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")

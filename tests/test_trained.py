@@ -30,7 +30,7 @@ def run(request, tmp_path_factory, tiny_run, tiny_settings):
 def test_models_are_those_that_were_trained(run):
     """Their losses are the ones that the run wrote down itself."""
     from projkern.data import load_digits
-    from projkern.training.run import make_data
+    from projkern.training.data import make_data
 
     trained = TrainedRun.open(run)
     data = make_data(trained.config, trained.palette, load_digits(split="validation"), "validation", trained.device)

@@ -178,7 +178,7 @@ def test_parameters_that_get_no_gradient_resume_too(tmp_path, monkeypatch, extra
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(("where", "begun"), [("load_digits", False), ("make_stage", True), ("evaluate", True)])
+@pytest.mark.parametrize(("where", "begun"), [("check_data", False), ("make_stage", True), ("evaluate", True)])
 def test_polite_stops_outside_the_loop(finished, tmp_path, monkeypatch, capsys, number, where, begun):
     import projkern.training.run as run_module
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import SynthMNIST
+from ..data.stream import Images
 from ..training.stages import Predict
 
-Batches = Callable[[SynthMNIST, int], tuple[Tensor, Tensor]]
+Batches = Callable[[Images, int], tuple[Tensor, Tensor]]
 """From a data stream and a step to tokens (B, T) and the t (B, 18) that a model is told with them."""
 
 
@@ -42,19 +42,19 @@ class Losses:
         return Losses(self.by_image - other.by_image, self.by_position - other.by_position)
 
 
-def as_drawn(data: SynthMNIST, step: int) -> tuple[Tensor, Tensor]:
+def as_drawn(data: Images, step: int) -> tuple[Tensor, Tensor]:
     """Each image with its own t."""
     return data.batch(step)
 
 
-def another_task(data: SynthMNIST, step: int) -> tuple[Tensor, Tensor]:
+def another_task(data: Images, step: int) -> tuple[Tensor, Tensor]:
     """Each image with the t of the one before it, to see how much a model makes of its t."""
     tokens, t = data.batch(step)
     return tokens, t.roll(1, 0)
 
 
 @torch.no_grad()
-def evaluate(predict: Predict, data: SynthMNIST, images: int, batches: Batches = as_drawn) -> Losses:
+def evaluate(predict: Predict, data: Images, images: int, batches: Batches = as_drawn) -> Losses:
     """Losses of a model on the first images of a data stream.
 
     Args:

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from ..data import TASK_DIM, SynthMNIST
 from ..training.config import SOURCE_NAME
-from ..training.run import describe, make_data, run_digits
+from ..training.data import make_data, run_digits
+from ..training.run import describe
 from ..training.stages import Model
 from ..training.trained import TrainedRun
 from .equivalent import NoFit, equivalent_size

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import TASK_NAMES, SynthMNIST
+from ..data import TASK_NAMES
+from ..data.stream import Images
 from ..training.stages import Model
 from .losses import Batches, Losses, evaluate
 
@@ -29,7 +30,7 @@ def with_component(name: str, value: float) -> Batches:
     """
     index = component(name)
 
-    def batch(data: SynthMNIST, step: int) -> tuple[Tensor, Tensor]:
+    def batch(data: Images, step: int) -> tuple[Tensor, Tensor]:
         t = data.tasks(step)
         t[:, index] = value
         return data.batch(step, t)
@@ -38,7 +39,7 @@ def with_component(name: str, value: float) -> Batches:
 
 
 def sweep(
-    models: Sequence[Model], data: SynthMNIST, images: int, name: str, values: Sequence[float] = VALUES
+    models: Sequence[Model], data: Images, images: int, name: str, values: Sequence[float] = VALUES
 ) -> dict[str, list[Losses]]:
     """Losses of each model, by its name, at each value of one component.
 

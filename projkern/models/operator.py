@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from ..measure import free_memory
 from .blocks import Affine, Factored, Layer, assemble, transformer
@@ -248,7 +249,10 @@ def _fused(
     source: GPT, generators: list[tuple[DiagonalGenerator, Tensor]], dtype: torch.dtype | None
 ) -> list[TaskWeights]:
     """What each generator makes of its own t, in one call."""
-    return project_factors(source, [made for made, _ in generators], [made.factors(t) for made, t in generators], dtype)
+    with record_function("generation"):
+        factors = [made.factors(t) for made, t in generators]
+    with record_function("projection"):
+        return project_factors(source, [made for made, _ in generators], factors, dtype)
 
 
 def _cast(made: TaskWeights, dtype: torch.dtype | None) -> TaskWeights:

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, get_type_hints
 
+from ..data import TASK_DIM
+from ..models.generators import GENERATORS, STARTS
+from ..models.gpt import CONDITIONINGS
+
 SOURCE_NAME = "M_1"
+BEFORE: dict[str, Any] = {
+    **dict.fromkeys(("source", "data", "tables_lr", "source_batch")),
+    **{"task_dim": TASK_DIM, "generator": "diagonal", "start": "constant", "shared_inner": False, "tied": False},
+    **{"conditioning": "first", "t_mean": 0.0, "t_std": 1.0, "distill": 0.0},
+}
+"""What earlier runs did where their settings name nothing."""
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -23,8 +33,12 @@ class TrainConfig:
     mnist: str | None = _setting(
         None, "folder of the four MNIST idx files, or 'openml'; without it scikit-learn's digits"
     )
-    image_size: int = _setting(16, "height and width of the images, pixels")
+    data: str | None = _setting(
+        None, "folder of tokenised images (of projkern.tokenize), which brings their shape; without it SynthMNIST"
+    )
+    image_size: int = _setting(16, "height and width of the images, tokens (SynthMNIST: pixels)")
     colors: int = _setting(64, "palette size: the number of tokens")
+    task_dim: int = _setting(TASK_DIM, "length of the task identifier t")
     examples_per_task: int = _setting(1, "images of a batch that share a task identifier")
     # model
     source: str | None = _setting(
@@ -36,6 +50,13 @@ class TrainConfig:
     dropout: float = _setting(0.0, "dropout rate while training")
     scales: tuple[Fraction, ...] = _setting((Fraction(1, 4),), "scales s of the small models")
     rank: int = _setting(8, "inner width r of the weight generators")
+    generator: str = _setting("diagonal", f"what makes weights of t: {', '.join(GENERATORS)} (docs/generators.md)")
+    start: str = _setting("constant", f"p and q of the diagonal generator at the start: {', '.join(STARTS)}")
+    shared_inner: bool = _setting(False, "one first layer t -> r for all linear operators")
+    tied: bool = _setting(False, "p and q tied along the residual stream")
+    conditioning: str = _setting("first", f"how M~_s is told t: {', '.join(CONDITIONINGS)} (docs/method.md)")
+    t_mean: float = _setting(0.0, "t enters every model as (t - t_mean) / t_std")
+    t_std: float = _setting(1.0, "see t_mean")
     joint: bool = _setting(False, "co-train all scales on one source (the paper's P~) instead of one source each")
     unconditional: bool = _setting(True, "also train the unconditional small models M_s")
     # training
@@ -46,10 +67,13 @@ class TrainConfig:
     small_lr: float = _setting(1.2e-2, "peak learning rate of M_s and M~_s")
     tuning_lr: float = _setting(1e-3, "peak learning rate of the source while co-training")
     operator_lr: float = _setting(6e-3, "peak learning rate of the projection operator")
+    tables_lr: float | None = _setting(None, "peak learning rate of its tables and biases; without it operator_lr")
     warmup: int = _setting(50, "steps of linear warm-up; a cosine to zero follows")
     weight_decay: float = _setting(1e-8, "AdamW's decoupled weight decay")
     clip: float = _setting(1.0, "largest norm of the gradient")
     w_src: float = _setting(1.0, "weight of the source's own loss while co-training (Eq. 2)")
+    source_batch: int | None = _setting(None, "images of a batch that the source's own loss sees; without it all")
+    distill: float = _setting(0.0, "weight of the divergence of P_s from the source's predictions")
     # run
     seed: int = _setting(0, "of the initial weights, the data and dropout")
     device: str = _setting("auto", "auto, cpu or cuda")
@@ -62,12 +86,20 @@ class TrainConfig:
         for name, kind in get_type_hints(type(self)).items():
             accepted = {"scales": tuple}.get(name, float | int if kind is float else kind)
             self._check(name, isinstance(getattr(self, name), accepted), f"of type {getattr(kind, '__name__', kind)}")
-        for name in ("n_layer", "n_head", "n_embd", "rank", "batch_size", "log_every", "checkpoint_every"):
+        for name in ("n_layer", "n_head", "n_embd", "rank", "task_dim", "batch_size", "log_every", "checkpoint_every"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("source_steps", "steps", "warmup", "seed", "weight_decay", "w_src"):
+        for name in ("source_steps", "steps", "warmup", "seed", "weight_decay", "w_src", "distill"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("source_lr", "small_lr", "tuning_lr", "operator_lr", "clip"):
+        for name in ("source_lr", "small_lr", "tuning_lr", "operator_lr", "clip", "t_std"):
             self._check(name, getattr(self, name) > 0, "above 0")
+        self._check("tables_lr", self.tables_lr is None or self.tables_lr > 0, "above 0")
+        self._check(
+            "source_batch",
+            self.source_batch is None or 1 <= self.source_batch <= self.batch_size,
+            f"from 1 to batch_size = {self.batch_size}",
+        )
+        for name, known in (("generator", GENERATORS), ("start", STARTS), ("conditioning", CONDITIONINGS)):
+            self._check(name, getattr(self, name) in known, f"one of {', '.join(known)}")
         self._check("seed", self.seed < 2**32, "below 2^32")
         self._check("image_size", self.image_size >= 4, "at least 4")
         self._check("colors", self.colors >= 2, "at least 2")
@@ -104,7 +136,7 @@ class TrainConfig:
     def from_json(cls, values: dict[str, Any]) -> TrainConfig:
         """Raises ValueError where a field is missing or unknown (a run of another version), or has no such value."""
         names = {f.name for f in dataclasses.fields(cls)}
-        values = {"source": None} | values  # the first runs had none
+        values = BEFORE | values
         if values.keys() != names:
             raise ValueError(f"settings of another version: {sorted(values.keys() ^ names)} differ from this one's")
         try:

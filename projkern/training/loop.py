@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from tqdm import tqdm
 
-from ..data import SynthMNIST
+from ..data.stream import Images
 from . import checkpoint
 from .config import TrainConfig
 from .metrics import Metrics
@@ -29,12 +30,21 @@ class Diverged(RuntimeError):
 
 
 def train(
-    stage: Stage, data: SynthMNIST, config: TrainConfig, dtype: torch.dtype, folder: Path, metrics: Metrics
+    stage: Stage,
+    data: Images,
+    config: TrainConfig,
+    dtype: torch.dtype,
+    folder: Path,
+    metrics: Metrics,
+    on_step: Callable[[int], bool] | None = None,
 ) -> float:
     """Train a stage, from its last checkpoint if it has one, and leave a checkpoint of the last step.
 
     Step k's batch, dropout and learning rate depend on (seed, k) alone, so that a resumed run continues as if
     it had never stopped.
+
+    Args:
+        on_step: told the number of steps done, in place of a progress bar of the stage's own; returns whether to stop.
 
     Returns:
         Seconds spent on the stage, those before an interruption included.
@@ -61,19 +71,21 @@ def train(
     stage.module.train()
     unlogged: list[Tensor] = []  # [losses..., norm of the gradient] of the steps since the last log line
     total = stage.steps * config.batch_size
-    progress = tqdm(total=total, initial=start * config.batch_size, desc=f"{stage.name:>6}", unit=" images")
+    done, is_quiet = start * config.batch_size, on_step is not None
+    progress = tqdm(total=total, initial=done, desc=f"{stage.name:>6}", unit=" images", disable=is_quiet)
     with progress, _stop_requests() as stop:
         while step < stage.steps:
             for group, peak in zip(optimizer.param_groups, peaks):
                 group["lr"] = peak * schedule(step, stage.steps, config.warmup)
-            tokens, t = data.batch(stage.first_batch + step)
+            with record_function("data"):
+                tokens, t = data.batch(stage.first_batch + step)
             torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
-            with torch.autocast(tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                losses = stage.losses(tokens, t)
-            norm = backward_and_step(stage, losses, optimizer, config.clip)
+            losses, norm = forward_backward_step(stage, tokens, t, optimizer, dtype, config.clip)
             unlogged.append(torch.stack([*(loss.detach() for loss in losses.values()), norm]))
             step += 1
             progress.update(config.batch_size)
+            if on_step is not None and on_step(step):
+                stop.requested = True
             if step % config.log_every == 0 or step == stage.steps:
                 *mean, norm_mean = _require_finite(stage.name, unlogged, step, folder).mean(0).tolist()
                 rate = len(unlogged) * config.batch_size / metrics.lap()
@@ -97,17 +109,21 @@ def make_optimizer(stage: Stage, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(stage.groups, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
 
 
-def backward_and_step(
-    stage: Stage, losses: dict[str, Tensor], optimizer: torch.optim.Optimizer, clip: float
-) -> Tensor:
-    """One update; returns the norm of the gradient before clipping."""
-    total = sum(stage.loss_weights[name] * loss for name, loss in losses.items())
+def forward_backward_step(
+    stage: Stage, tokens: Tensor, t: Tensor, optimizer: torch.optim.Optimizer, dtype: torch.dtype, clip: float
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One update; returns the losses and the norm of the gradient before clipping. Profilers see its parts by name."""
+    with record_function("forward"), torch.autocast(tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        losses = stage.losses(tokens, t)
+        total = sum(stage.loss_weights[name] * loss for name, loss in losses.items())
     assert isinstance(total, Tensor)
-    total.backward()
-    norm = nn.utils.clip_grad_norm_(stage.module.parameters(), clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
+    with record_function("backward"):
+        total.backward()
+    with record_function("optimiser"):
+        norm = nn.utils.clip_grad_norm_(stage.module.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return losses, norm
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..data import SynthMNIST
+from ..data.stream import Images
 from ..files import write_atomically
 from ..pictures import in_rows
 from ..sampling import sample
@@ -20,7 +20,7 @@ COLUMNS = 8
 
 
 def write_report(
-    out: Path, config: TrainConfig, summary: dict[str, Any], models: list[Model], data: SynthMNIST
+    out: Path, config: TrainConfig, summary: dict[str, Any], models: list[Model], data: Images
 ) -> None:
     """Write ``samples.png``, ``curves.png`` and ``report.md`` into a run's folder."""
     _samples(out / "samples.png", models, data)
@@ -48,9 +48,10 @@ def _report(config: TrainConfig, summary: dict[str, Any]) -> str:
     models = summary["models"]
     source = models[SOURCE_NAME]["loss"]
     lines = [
-        "# Projected models on SynthMNIST",
+        f"# Projected models on {'SynthMNIST' if config.data is None else 'tokenised images'}",
         "",
-        f"Images {config.image_size}×{config.image_size} in {config.colors} colours; {config.n_layer} layers, "
+        f"Images {config.image_size}×{config.image_size} in {config.colors} "
+        f"{'colours' if config.data is None else 'codes'}; {config.n_layer} layers, "
         f"{config.n_head} heads, source width {config.n_embd}; batches of {config.batch_size} images; "
         f"{config.source_steps} steps for the source, {config.steps} for every other model. "
         f"Loss on {config.eval_images} held-out images, ± one standard error.",
@@ -88,7 +89,7 @@ def _report(config: TrainConfig, summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _samples(path: Path, models: list[Model], data: SynthMNIST) -> None:
+def _samples(path: Path, models: list[Model], data: Images) -> None:
     """Rows: real images of eight tasks, then samples of the projected and the conditional models for them."""
     tokens, t = data.batch(0)
     t = t[:COLUMNS]
@@ -96,7 +97,7 @@ def _samples(path: Path, models: list[Model], data: SynthMNIST) -> None:
     for model in models:
         if model.name.startswith(("P", "M~")):
             rows.append((pretty(model.name), sample(model.decoder(t)).tokens))
-    images = [(label, data.palette.decode(drawn)) for label, drawn in rows]
+    images = [(label, data.decode(drawn)) for label, drawn in rows]
     in_rows(path, images, "Each column is one task identifier t")
 
 

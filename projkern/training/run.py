@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..data import Digits, Split, SynthMNIST, load_digits, synthmnist_palette
-from ..data.palette import Palette
+from ..data import Palette, synthmnist_palette
+from ..data.stream import Images
 from ..evaluation.losses import another_task, evaluate
 from ..files import write_json
 from ..kernels.backends import available_backends
@@ -19,6 +19,7 @@ from ..memory import keep_freed_memory
 from ..models import GPT
 from . import checkpoint
 from .config import SOURCE_NAME, TrainConfig
+from .data import SPLITS, check_data, open_data, run_digits
 from .folder import PALETTE, open_run, read_palette
 from .loop import train
 from .metrics import Metrics
@@ -61,7 +62,7 @@ def describe(device: torch.device) -> str:
 def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Train all models of a run, continuing where its folder left off, and report on them.
 
-    The folder is touched only once the device and the digits are known to be there.
+    The folder is touched only once the device and the data are known to be there.
 
     Returns:
         What ``summary.json`` holds.
@@ -70,27 +71,24 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
         ValueError, OSError: settings that cannot be met, or a folder that cannot be used (see ``open_run``).
     """
     machine = pick_machine(config)
-    digits, held_out = run_digits(config, "train"), run_digits(config, "validation")
+    check_data(config)
     if overwrite and config.source is not None and Path(config.source).resolve().is_relative_to(out.resolve()):
         raise ValueError(f"source must not be in the folder that is to be overwritten, {out}; it was {config.source}")
     begun = checkpoint.latest(checkpoint.stage_folder(out, SOURCE_NAME)) is not None and not overwrite
     given = source_of(config) if config.source is not None and not begun else None  # a checkpoint holds all of it
     with open_run(out, config, resume=resume, overwrite=overwrite):
-        return _train_all(out, config, machine, digits, held_out, given)
+        return _train_all(out, config, machine, given)
 
 
-def _train_all(
-    out: Path, config: TrainConfig, machine: Machine, digits: Digits, held_out: Digits, given: Source | None
-) -> dict[str, Any]:
+def _train_all(out: Path, config: TrainConfig, machine: Machine, given: Source | None) -> dict[str, Any]:
     kernels = [name for name in available_backends() if name != "reference"]
     print(f"Training on {machine.reason}; projection by {', '.join(kernels) or 'plain torch, which is slow'}.")
     if machine.device.type == "cpu":
         keep_freed_memory()
     for note in given.notes if given else ():
         print(f"Source {config.source}: {note}")
-    palette = _palette(out, config, digits, given.palette if given else None).to(machine.device)
-    training = make_data(config, palette, digits, "train", machine.device)
-    validation = make_data(config, palette, held_out, "validation", machine.device)
+    palette = _palette(out, config, given.palette if given else None) if config.data is None else None
+    training, validation = (open_data(config, split, machine.device, palette) for split in SPLITS)
     metrics = Metrics(out)
     seconds, models = 0.0, []
     source = None
@@ -109,48 +107,22 @@ def _train_all(
         "models": {m.name: _row(m, validation, config.eval_images) for m in models},
         "seconds": round(seconds + time.monotonic() - began, 1),
         "device": machine.reason,
-        "versions": {"projkern": _version(), "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"projkern": package_version(), "torch": torch.__version__, "python": platform.python_version()},
     }
     write_report(out, config, summary, models, validation)
     write_json(out / "summary.json", summary)
     return summary
 
 
-def make_data(
-    config: TrainConfig, palette: Palette, digits: Digits, split: Split, device: torch.device
-) -> SynthMNIST:
-    """The training stream, in the run's batches, or the held-out one, in batches fit for evaluation."""
-    training = split == "train"
-    return SynthMNIST(
-        config.image_size,
-        palette,
-        digits,
-        seed=config.seed,
-        split=split,
-        batch=config.batch_size if training else min(64, config.eval_images),
-        examples_per_task=config.examples_per_task if training else 1,
-        device=device,
-    )
-
-
-def run_digits(config: TrainConfig, split: Split) -> Digits:
-    """The digits of a run; raises ValueError where they cannot be had."""
-    try:
-        return load_digits(config.mnist, split)
-    except (OSError, ValueError) as error:
-        wanted = "a folder with MNIST's four idx files, or 'openml'"
-        raise ValueError(f"mnist must be {wanted}; it was {config.mnist}: {error}") from error
-
-
-def _palette(out: Path, config: TrainConfig, digits: Digits, given: Palette | None) -> Palette:
+def _palette(out: Path, config: TrainConfig, given: Palette | None) -> Palette:
     """The run's palette: the source's, or fitted at the run's start; kept in its folder."""
     path = out / PALETTE
     if not path.exists():
-        (given or synthmnist_palette(config.image_size, config.colors, digits)).save(path)
+        (given or synthmnist_palette(config.image_size, config.colors, run_digits(config, "train"))).save(path)
     return read_palette(out, config)
 
 
-def _row(model: Model, data: SynthMNIST, images: int) -> dict[str, Any]:
+def _row(model: Model, data: Images, images: int) -> dict[str, Any]:
     losses = evaluate(model.predict, data, images)
     row: dict[str, Any] = {
         "loss": round(losses.mean, 5),
@@ -164,7 +136,7 @@ def _row(model: Model, data: SynthMNIST, images: int) -> dict[str, Any]:
     return row
 
 
-def _version() -> str:
+def package_version() -> str:
     from .. import __version__
 
     return __version__

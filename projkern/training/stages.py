@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import TASK_DIM
 from ..models import GPT, GPTConfig, ProjectionOperator
 from ..models.decode import Decoder
 from ..models.operator import project_and_run
@@ -104,8 +104,13 @@ def gpt_config(config: TrainConfig, scale: Fraction, conditional: bool = False) 
         n_layer=config.n_layer,
         n_head=config.n_head,
         dropout=config.dropout,
-        task_dim=TASK_DIM if conditional else None,
+        **_told(config) if conditional else {},
     )
+
+
+def _told(config: TrainConfig) -> dict[str, Any]:
+    """How a conditional model takes t."""
+    return {name: getattr(config, name) for name in ("task_dim", "conditioning", "t_mean", "t_std")}
 
 
 def count(model: nn.Module) -> int:
@@ -118,13 +123,32 @@ def count_of(config: GPTConfig) -> int:
         return count(GPT(config))
 
 
+def make_operator(source: GPT, scale: Fraction, config: TrainConfig) -> ProjectionOperator:
+    """A fresh operator of a run's kind."""
+    options = {name: getattr(config, name) for name in ("t_mean", "t_std")}
+    if config.generator == "diagonal":
+        options |= {name: getattr(config, name) for name in ("start", "shared_inner", "tied")}
+    return ProjectionOperator(source, scale, config.task_dim, config.rank, config.generator, **options)
+
+
+def divergence(name: str) -> str:
+    """What a log calls the distillation loss of a projected model."""
+    return f"{name} from the source"
+
+
+def nats_from(teacher: Tensor, logits: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of predictions from a teacher's, which they do not train, nats per token."""
+    wanted, got = (F.log_softmax(x.float().flatten(0, 1), -1) for x in (teacher.detach(), logits))
+    return F.kl_div(got, wanted, reduction="batchmean", log_target=True)
+
+
 def _projected(
     name: str, config: TrainConfig, device: torch.device, pretrained: GPT, scales: tuple[Fraction, ...]
 ) -> Stage:
     """Co-train projected models and their source: sum of L_P, plus w_src L_M1 (paper, Eq. 2)."""
     source = GPT(pretrained.config).to(device)
     source.load_state_dict(pretrained.state_dict())
-    operators = [ProjectionOperator(source, s, TASK_DIM, config.rank).to(device) for s in scales]
+    operators = [make_operator(source, s, config).to(device) for s in scales]
     module = nn.ModuleDict({"source": source, "operators": nn.ModuleList(operators)})
     names = [f"P_{s}" for s in scales] if len(scales) == 1 else [f"P~_{s}" for s in scales]
     lone = config.joint or len(config.scales) == 1
@@ -133,8 +157,13 @@ def _projected(
     def losses(tokens: Tensor, t: Tensor) -> dict[str, Tensor]:
         projected = project_and_run(operators, tokens, t)
         parts = {n: nats_per_token(logits, tokens) for n, logits in zip(names, projected)}
-        if config.w_src > 0:
-            parts[source_name] = nats_per_token(source(tokens), tokens)
+        if config.w_src > 0 or config.distill > 0:
+            count = config.source_batch or len(tokens)
+            own = source(tokens if config.distill > 0 else tokens[:count])
+            if config.w_src > 0:
+                parts[source_name] = nats_per_token(own[:count], tokens[:count])
+            if config.distill > 0:
+                parts |= {divergence(n): nats_from(own, logits) for n, logits in zip(names, projected)}
         return parts
 
     models = [
@@ -155,10 +184,16 @@ def _projected(
         first_batch=config.source_steps,
         module=module,
         losses=losses,
-        loss_weights=dict.fromkeys(names, 1.0) | {source_name: config.w_src},
+        loss_weights=dict.fromkeys(names, 1.0)
+        | {source_name: config.w_src}
+        | dict.fromkeys(map(divergence, names), config.distill),
         groups=[
             {"params": list(source.parameters()), "lr": config.tuning_lr},
-            {"params": [p for operator in operators for p in operator.parameters()], "lr": config.operator_lr},
+            {"params": [p for o in operators for p in o.generator.parameters()], "lr": config.operator_lr},
+            {
+                "params": [p for o in operators for p in (*o.tables.parameters(), *o.biases.parameters())],
+                "lr": config.tables_lr or config.operator_lr,
+            },
         ],
         models=[
             *models,

@@ -1,0 +1,182 @@
+"""The trainings behind each of the paper's tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+from ..models.generators import GENERATORS, count_parameters, rank_for
+from ..training.config import SOURCE_NAME
+from ..training.stages import gpt_config
+from .jobs import Job
+from .sizes import Size
+
+SCALES = (Fraction(1, 2), Fraction(1, 4), Fraction(1, 8))
+RANKS = {Fraction(1, 2): (8, 16), Fraction(1, 4): (8, 16, 32)}
+"""Inner widths r for the sources of Table 3; for M_1 it is Table 1's."""
+RATES_SEED = 100
+BRIEF_SCALE = SCALES[1]
+"""Of the comparisons of generators and recipes."""
+
+
+Rows = Iterator[tuple[str, Job]]
+"""The label of a table's row, and the job behind it."""
+
+
+class Plan:
+    """Makes the jobs of one size on one data set, each model at its own learning rates.
+
+    Args:
+        size: shapes and schedules.
+        changes: settings that the data and the machine bring.
+        folders: what stored results tell in place of the settings that name folders.
+        prefix: of the names of jobs, another one for each data set.
+    """
+
+    def __init__(self, size: Size, changes: dict[str, Any], folders: dict[str, str], prefix: str = "") -> None:
+        self.size, self.folders, self.prefix = size, folders, prefix
+        self.base = dataclasses.replace(size.base, **changes)
+
+    def job(self, name: str, stage: str, seed: int, source: Job | None = None, **changes: Any) -> Job:
+        """One training of a stage as ``training/stages.py`` names it."""
+        rates = self.size.rates.get(stage.replace("~_", "_"), {})
+        config = dataclasses.replace(self.base, **{"seed": seed, **rates, **changes})
+        return Job(f"{self.prefix}{_folder(name)}/seed-{seed}", stage, config, source, self.folders)
+
+    def source(self, seed: int) -> Job:
+        """The pretrained M_1."""
+        return self.job(SOURCE_NAME, SOURCE_NAME, seed)
+
+    def projected(self, seed: int, scale: Fraction, name: str | None = None, **changes: Any) -> Job:
+        """P_s, from the pretrained M_1."""
+        stage = f"P_{scale}"
+        return self.job(name or stage, stage, seed, self.source(seed), **{"scales": (scale,), **changes})
+
+    def brief(self, seed: int, name: str = "plain", **changes: Any) -> Job:
+        """P_s for a comparison of generators or recipes."""
+        return self.projected(seed, BRIEF_SCALE, f"brief, {name}", **{"steps": self.size.brief, **changes})
+
+    def all_steps(self) -> dict[str, int]:
+        """For a baseline that sees as many batches as a projected model and its source together."""
+        return {"source_steps": 0, "steps": self.base.source_steps + self.base.steps}
+
+
+def _folder(name: str) -> str:
+    return re.sub(r"[^\w=.~-]+", "-", name)
+
+
+def table1(plan: Plan, seed: int) -> Rows:
+    """Table 1: source, baselines, projected models, and those of all sizes on one source; and stronger baselines."""
+
+    def row(label: str, stage: str, **changes: Any) -> tuple[str, Job]:
+        return label, plan.job(label, stage, seed, **changes)
+
+    all_steps: dict[str, Any] = plan.all_steps()
+    yield SOURCE_NAME, plan.source(seed)
+    for s in SCALES:
+        yield f"P_{s}", plan.projected(seed, s)
+        yield row(f"M~_{s}", f"M~_{s}")
+    yield "P~", plan.job("P~", "P~", seed, plan.source(seed), scales=SCALES, joint=True)
+    for s in SCALES:
+        yield row(f"M_{s}", f"M_{s}")
+    yield row("M~_1", "M~_1", small_lr=plan.size.rates[SOURCE_NAME]["source_lr"])
+    for s in SCALES:
+        yield row(f"M~_{s}, all steps", f"M~_{s}", **all_steps)
+        yield row(f"M~_{s}, norms", f"M~_{s}", conditioning="norms")
+        yield row(f"M~_{s}, norms, all steps", f"M~_{s}", conditioning="norms", **all_steps)
+        yield row(f"M~_{s}, every position", f"M~_{s}", conditioning="every")
+    yield row(f"{SOURCE_NAME}, all steps", SOURCE_NAME, source_steps=all_steps["steps"])
+
+
+def table2(plan: Plan, seed: int) -> Rows:
+    """Table 2: the same on tokenised images, with an encoder's embedding as t."""
+    yield SOURCE_NAME, plan.source(seed)
+    for s in SCALES:
+        yield f"P_{s}", plan.projected(seed, s)
+        yield f"M~_{s}", plan.job(f"M~_{s}", f"M~_{s}", seed)
+    yield "M~_1", plan.job("M~_1", "M~_1", seed, small_lr=plan.size.rates[SOURCE_NAME]["source_lr"])
+
+
+def table3(plan: Plan, seed: int) -> Rows:
+    """Table 3: smaller sources, with more parameters in the operator in return."""
+    for s in SCALES[1:]:
+        yield f"P_{s} from M_1, r = {plan.base.rank}", plan.projected(seed, s)
+        for of, ranks in RANKS.items():
+            if s == of:
+                continue
+            width: dict[str, Any] = {"n_embd": int(plan.base.n_embd * of)}
+            lr = plan.size.rates[f"M_{of}"]["small_lr"]
+            source = plan.job(f"source M_{of}", SOURCE_NAME, seed, **width, source_lr=lr)
+            rates = plan.size.rates[f"P_{s}"]
+            for rank in ranks:
+                label = f"P_{s} from M_{of}, r = {rank}"
+                changes = {**rates, **width, "scales": (s / of,), "rank": rank}
+                yield label, plan.job(label, f"P_{s / of}", seed, source, **changes)
+
+
+def table4(plans: dict[str, Plan], seed: int) -> Rows:
+    """Table 4: P_1/2 trained with less of some classes.
+
+    Args:
+        plans: by the rows for which it serves, "1/8, halves" and "1/8, mod 2", say, joined by "; ": a plan on that part
+            of the training images.
+    """
+    for labels, plan in plans.items():
+        job = plan.projected(seed, SCALES[0])
+        yield from ((label, job) for label in labels.split("; "))
+
+
+def generators(plan: Plan, seed: int) -> Rows:
+    """Appendix B's weight generators, each with about as many parameters as the paper's where its kind allows it."""
+    for kind in GENERATORS:
+        if kind == "diagonal":
+            yield kind, plan.brief(seed)
+        else:
+            yield kind, plan.brief(seed, f"generator {kind}", generator=kind, rank=_equal_rank(plan, kind))
+
+
+def _equal_rank(plan: Plan, kind: str) -> int:
+    shape = gpt_config(plan.base, Fraction(1)), BRIEF_SCALE, plan.base.task_dim
+    try:
+        return rank_for(kind, count_parameters("diagonal", *shape, plan.base.rank), *shape)
+    except ValueError:  # a kind whose size is fixed, or starts above it: the table shows its parameters
+        return 1
+
+
+def recipes(plan: Plan, seed: int) -> Rows:
+    """Beyond the paper: one change at a time, against the paper's own recipe."""
+    yield "paper's", plan.brief(seed)
+    for name, changes in plan.size.recipes.items():
+        yield name, plan.brief(seed, f"recipe {name}", **changes)
+
+
+def rates(plan: Plan, seed: int) -> Rows:
+    """Learning rates: those of the size and their halves and doubles, on a seed that no table uses."""
+    seed += RATES_SEED
+
+    def around(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield values
+        for name, value in values.items():
+            yield from (values | {name: value * factor} for factor in (0.5, 2.0))
+
+    for model in (SOURCE_NAME, *(f"M~_{s}" for s in SCALES), f"P_{BRIEF_SCALE}"):
+        for changes in around(plan.size.rates[model.replace("~_", "_")]):
+            label = f"{model}, " + ", ".join(f"{name} = {value:g}" for name, value in changes.items())
+            if model.startswith("P"):
+                yield label, plan.brief(seed, label, **changes)
+            else:
+                yield label, plan.job(label, model, seed, **changes)
+
+
+ON_SYNTHMNIST: dict[str, Callable[[Plan, int], Rows]] = {
+    "table1": table1,
+    "table3": table3,
+    "figure4": table1,
+    "generators": generators,
+    "recipes": recipes,
+    "rates": rates,
+}
+ON_TOKENS = ("table2", "table4")

@@ -1,0 +1,113 @@
+"""An experiment from its plan to the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..files import locked
+from ..tokenizing import TokenizeConfig
+from ..training.data import check_data, with_shape_of_data
+from .experiments import ON_SYNTHMNIST, Plan, Rows, table2, table4
+from .ledger import write_page
+from .runner import run_jobs
+from .sizes import SIZES, Size
+from .store import Store
+from .tokens import parts, tokenised
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user chooses.
+
+    Args:
+        size: "mini", "small" or "paper".
+        out: folder of the trainings.
+        results: folder of the stored results; the page lies beside it, with the same name.
+        workers: processes.
+        seeds: how many of each training; None for the size's.
+        seconds: to stop after.
+        mnist: as ``TrainConfig.mnist``.
+        images: training and validation images, as ``projkern.tokenize`` takes them.
+        embeddings: t of each, likewise.
+        device: as ``TrainConfig.device``.
+    """
+
+    size: str
+    out: Path
+    results: Path
+    workers: int
+    seeds: int | None = None
+    seconds: float | None = None
+    mnist: str | None = None
+    images: tuple[str, str] | None = None
+    embeddings: str | None = None
+    device: str = "auto"
+
+    @property
+    def page(self) -> Path:
+        return self.results.with_suffix(".md")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How many results were there before, how many were made, and the file that holds them."""
+
+    before: int
+    made: int
+    stored: Path
+
+
+def reproduce(experiment: str, options: Options) -> Outcome:
+    """Run what the stored results of an experiment lack, store each result as it comes, and write the page.
+
+    Raises:
+        Stopped, Failed: as ``run_jobs``; the page is written all the same.
+        SetUpDiffers, ValueError: settings that cannot be met, and folders or files of something else.
+        FolderInUse: another process is at it.
+    """
+    size = SIZES[options.size]
+    root = options.out / options.size
+    with locked(root):
+        store = Store(options.results, options.size, experiment, list(_rows(experiment, size, root, options)))
+        missing = store.missing()
+        outcome = Outcome(len(store.rows) - len(missing), len(missing), store.path)
+        try:
+            run_jobs(root, missing, store.add, options.workers, options.seconds)
+        finally:
+            write_page(options.results, options.page)
+    return outcome
+
+
+def _rows(experiment: str, size: Size, root: Path, options: Options) -> Rows:
+    seeds = range(options.seeds or size.seeds)
+    machine = {"device": options.device}
+    told = {"device": "auto"}  # a result names the machine itself
+    if experiment in ON_SYNTHMNIST:
+        plan = Plan(size, {"mnist": options.mnist} | machine, told | {"mnist": "MNIST"} if options.mnist else told)
+        check_data(plan.base)
+        for seed in seeds:
+            yield from ON_SYNTHMNIST[experiment](plan, seed)
+        return
+    whole = root / "tokens"
+    tokenised(whole, _tokenizing(size, options))
+
+    def plan_on(folder: Path) -> Plan:
+        changes = with_shape_of_data({"data": str(folder)}) | size.tokens | machine
+        return Plan(size, changes, told | {"data": folder.name}, prefix=f"{folder.name}/")
+
+    if experiment == "table2":
+        plan = plan_on(whole)
+        for seed in seeds:
+            yield from table2(plan, seed)
+    else:
+        plans = {rows: plan_on(folder) for rows, folder in parts(whole).items()}
+        for seed in seeds:
+            yield from table4(plans, seed)
+
+
+def _tokenizing(size: Size, options: Options) -> TokenizeConfig | None:
+    if options.images is None or options.embeddings is None:
+        return None
+    train, validation = options.images
+    return TokenizeConfig(train=train, validation=validation, embeddings=options.embeddings, **size.tokenizer)

@@ -1,0 +1,115 @@
+"""The three sizes of every experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..training.config import PRESETS, QUICK, TrainConfig
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the models of the experiments are, and how long they are trained.
+
+    Args:
+        what: in words.
+        base: shape and schedule of Table 1.
+        rates: learning rates by model: "M_1/4" (also for its conditional forms), "P_1/4", "P~", "source M_1/2".
+        seeds: how many of each.
+        brief: steps of the comparisons of generators and recipes.
+        recipes: by name, what each changes of the paper's.
+        tokens: what the experiments on tokenised images change of ``base``, besides what the images bring.
+        tokenizer: of those images, as ``TokenizeConfig``.
+    """
+
+    what: str
+    base: TrainConfig
+    rates: dict[str, dict[str, float]]
+    seeds: int
+    brief: int
+    recipes: dict[str, dict[str, Any]]
+    tokens: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+
+
+def small(**rates: float) -> dict[str, dict[str, float]]:
+    """The same rates for the baselines of all sizes."""
+    return {f"M_{s}": rates for s in ("1/2", "1/4", "1/8")}
+
+
+def projected(**rates: float) -> dict[str, dict[str, float]]:
+    """The same rates for the projected models of all sizes."""
+    return {name: rates for name in ("P_1/2", "P_1/4", "P_1/8", "P~")}
+
+
+def recipes(base: TrainConfig, operator_lr: float) -> dict[str, dict[str, Any]]:
+    """What goes beyond the paper, one change at a time."""
+    return {
+        "start: noise": {"start": "noise"},
+        "start: random signs": {"start": "signs"},
+        "start: one row and column of each group": {"start": "one-hot"},
+        "t normalised": {"t_mean": 0.5, "t_std": 12**-0.5},
+        "first layer shared": {"shared_inner": True},
+        "p and q tied along the residual stream": {"tied": True},
+        "distillation from the source": {"distill": 0.5},
+        "w_src = 0.3": {"w_src": 0.3},
+        "w_src = 0": {"w_src": 0.0},
+        "source sees a quarter of the batch": {"source_batch": base.batch_size // 4},
+        "tables at half the rate": {"tables_lr": operator_lr / 2},
+        "tables at twice the rate": {"tables_lr": operator_lr * 2},
+    }
+
+
+_MINI = dataclasses.replace(
+    QUICK,
+    image_size=12,
+    colors=32,
+    n_layer=3,
+    n_head=2,
+    n_embd=64,
+    batch_size=8,
+    source_steps=4000,
+    steps=4000,
+    warmup=100,
+    log_every=50,
+    checkpoint_every=500,
+    eval_images=1024,
+)
+MINI = Size(
+    "12x12 pixels in 32 colours, 3 layers, d = 64: an hour for Table 1 on two CPU cores",
+    _MINI,
+    {
+        "M_1": {"source_lr": 2e-3},
+        "M_1/2": {"small_lr": 4e-3},
+        "M_1/4": {"small_lr": 8e-3},
+        "M_1/8": {"small_lr": 1.6e-2},
+        **projected(tuning_lr=2e-3, operator_lr=8e-3),
+    },
+    seeds=3,
+    brief=1500,
+    recipes=recipes(_MINI, operator_lr=8e-3),
+    tokens={"source_steps": 2000, "steps": 2000, "t_std": 128**-0.5},
+    tokenizer={"size": 24},
+)
+SMALL = Size(
+    PRESETS["small"][0],
+    PRESETS["small"][1],
+    {"M_1": {"source_lr": 1e-3}, **small(small_lr=3e-3), **projected(tuning_lr=5e-4, operator_lr=5e-3)},
+    seeds=3,
+    brief=3000,
+    recipes=recipes(PRESETS["small"][1], operator_lr=5e-3),
+    tokenizer={"size": 32},
+)
+PAPER = Size(
+    PRESETS["paper"][0],
+    PRESETS["paper"][1],
+    {"M_1": {"source_lr": 1e-3}, **small(small_lr=1e-3), **projected(tuning_lr=1e-3, operator_lr=1e-3)},
+    seeds=1,
+    brief=100_000,
+    recipes=recipes(PRESETS["paper"][1], operator_lr=1e-3),
+    tokenizer={"size": 64},
+)
+
+SIZES = {"mini": MINI, "small": SMALL, "paper": PAPER}
