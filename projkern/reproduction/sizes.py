@@ -8,6 +8,20 @@ from typing import Any
 
 from ..training.config import PRESETS, QUICK, TrainConfig
 
+PLAIN: dict[str, Any] = {
+    "generator": "diagonal",
+    "start": "constant",
+    "shared_inner": False,
+    "tied": False,
+    "t_mean": 0.0,
+    "t_std": 1.0,
+    "w_src": 1.0,
+    "source_batch": None,
+    "distill": 0.0,
+    "tables_lr": None,
+}
+"""The paper's plain recipe, by which all tables run, whichever the package's default is."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -59,11 +73,13 @@ def recipes(base: TrainConfig, operator_lr: float) -> dict[str, dict[str, Any]]:
         "source sees a quarter of the batch": {"source_batch": base.batch_size // 4},
         "tables at half the rate": {"tables_lr": operator_lr / 2},
         "tables at twice the rate": {"tables_lr": operator_lr * 2},
+        "r = 32": {"rank": 32},
     }
 
 
 _MINI = dataclasses.replace(
     QUICK,
+    **PLAIN,
     image_size=12,
     colors=32,
     n_layer=3,
@@ -77,6 +93,7 @@ _MINI = dataclasses.replace(
     checkpoint_every=500,
     eval_images=1024,
 )
+_SMALL, _PAPER = (dataclasses.replace(PRESETS[name][1], **PLAIN) for name in ("small", "paper"))
 MINI = Size(
     "12x12 pixels in 32 colours, 3 layers, d = 64: an hour for Table 1 on two CPU cores",
     _MINI,
@@ -95,20 +112,20 @@ MINI = Size(
 )
 SMALL = Size(
     PRESETS["small"][0],
-    PRESETS["small"][1],
+    _SMALL,
     {"M_1": {"source_lr": 1e-3}, **small(small_lr=3e-3), **projected(tuning_lr=5e-4, operator_lr=5e-3)},
     seeds=3,
     brief=3000,
-    recipes=recipes(PRESETS["small"][1], operator_lr=5e-3),
+    recipes=recipes(_SMALL, operator_lr=5e-3),
     tokenizer={"size": 32},
 )
 PAPER = Size(
     PRESETS["paper"][0],
-    PRESETS["paper"][1],
+    _PAPER,
     {"M_1": {"source_lr": 1e-3}, **small(small_lr=1e-3), **projected(tuning_lr=1e-3, operator_lr=1e-3)},
     seeds=1,
     brief=100_000,
-    recipes=recipes(PRESETS["paper"][1], operator_lr=1e-3),
+    recipes=recipes(_PAPER, operator_lr=1e-3),
     tokenizer={"size": 64},
 )
 
