@@ -22,6 +22,7 @@ from ..measure import free_memory
 from .blocks import Affine, Factored, Layer, assemble, transformer
 from .decode import Decoder
 from .generators import DiagonalGenerator, TaskWeights, group_of, make_generator, project_factors
+from .generators.base import MLPGenerator, unstack
 from .gpt import GPT, LINEARS, GPTConfig, Tables, check_task, check_tokens
 
 
@@ -39,6 +40,8 @@ class ProjectionOperator(nn.Module):
         generator: its kind, one of ``projkern.models.generators.GENERATORS`` (docs/generators.md).
         t_mean: the generator sees (t - t_mean) / t_std.
         t_std: above 0.
+        bias_of_t: b of b_s = P(t) b_1 + b depends on t too, by an MLP of inner width r for each linear operator. Beyond
+            the paper; the generated model is as plain as before.
         options: of the kind. diagonal: ``start``, ``shared_inner``, ``tied``; low-rank: ``delta_rank``.
 
     Raises:
@@ -56,6 +59,7 @@ class ProjectionOperator(nn.Module):
         *,
         t_mean: float = 0.0,
         t_std: float = 1.0,
+        bias_of_t: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -77,6 +81,10 @@ class ProjectionOperator(nn.Module):
         self.biases = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(self.config.n_layer, own_shapes[name][0])) for name in LINEARS}
         )
+        self.bias_of_t = None
+        if bias_of_t:
+            heads = [(self.config.n_layer, own_shapes[name][0]) for name in LINEARS]
+            self.bias_of_t = MLPGenerator(heads, task_dim, rank)
 
     @property
     def source(self) -> GPT:
@@ -86,6 +94,12 @@ class ProjectionOperator(nn.Module):
         """t as the generator sees it, in float32."""
         t = t.float()
         return t if (self.t_mean, self.t_std) == (0, 1) else (t - self.t_mean) / self.t_std
+
+    def with_biases_of_t(self, biases: list[Tensor], t: Tensor) -> list[Tensor]:
+        """Biases (U, n) of each linear operator, with what t (U, task_dim) adds to b, if it does."""
+        if self.bias_of_t is None:
+            return biases
+        return [b + of_t for b, of_t in zip(biases, unstack(self.bias_of_t.evaluate(self.normalised(t))))]
 
     def forward(self, tokens: Tensor, t: Tensor) -> Tensor:
         """Predict every token, each example with the model generated for its own t.
@@ -171,9 +185,10 @@ class ProjectionOperator(nn.Module):
         assert isinstance(self.generator, DiagonalGenerator)
         with torch.autocast(t.device.type, enabled=False):
             p, q = self.generator.factors(self.normalised(t))  # as generate_weights does
+            biases = self.with_biases_of_t(self.generator.biases(self.source, p), t)
         weights = [w for name in LINEARS for w in self.source.weights[name].unbind(0)]
         rows, cols = ([w.shape[axis] for w in weights] for axis in (0, 1))
-        biases = self.with_own_biases(self.generator.biases(self.source, p))
+        biases = self.with_own_biases(biases)
         return self._layers(list(map(Factored, weights, p.split(rows, 1), q.split(cols, 1), biases)))
 
     @torch.no_grad()
@@ -239,10 +254,11 @@ def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[Tas
         seen = [operator.normalised(t) for operator in operators]
         diagonal = [(made, of) for made, of in zip(generators, seen) if isinstance(made, DiagonalGenerator)]
         fused = iter(_fused(source, diagonal, dtype) if diagonal else [])
-        return [
-            next(fused) if isinstance(made, DiagonalGenerator) else _cast(made(source, of), dtype)
-            for made, of in zip(generators, seen)
+        made = [
+            next(fused) if isinstance(generator, DiagonalGenerator) else _cast(generator(source, of), dtype)
+            for generator, of in zip(generators, seen)
         ]
+        return [TaskWeights(w, operator.with_biases_of_t(b, t)) for operator, (w, b) in zip(operators, made)]
 
 
 def _fused(

@@ -13,6 +13,7 @@ PLAIN: dict[str, Any] = {
     "start": "constant",
     "shared_inner": False,
     "tied": False,
+    "bias_of_t": False,
     "t_mean": 0.0,
     "t_std": 1.0,
     "w_src": 1.0,
@@ -74,6 +75,8 @@ def recipes(base: TrainConfig, operator_lr: float) -> dict[str, dict[str, Any]]:
         "tables at half the rate": {"tables_lr": operator_lr / 2},
         "tables at twice the rate": {"tables_lr": operator_lr * 2},
         "r = 32": {"rank": 32},
+        "b depends on t": {"bias_of_t": True},
+        "b depends on t, t normalised": {"bias_of_t": True, "t_mean": 0.5, "t_std": 12**-0.5},
     }
 
 

@@ -16,6 +16,7 @@ SOURCE_NAME = "M_1"
 BEFORE: dict[str, Any] = {
     **dict.fromkeys(("source", "data", "tables_lr", "source_batch")),
     **{"task_dim": TASK_DIM, "generator": "diagonal", "start": "constant", "shared_inner": False, "tied": False},
+    "bias_of_t": False,
     **{"conditioning": "first", "t_mean": 0.0, "t_std": 1.0, "distill": 0.0},
 }
 """What earlier runs did where their settings name nothing."""
@@ -54,6 +55,7 @@ class TrainConfig:
     start: str = _setting("constant", f"p and q of the diagonal generator at the start: {', '.join(STARTS)}")
     shared_inner: bool = _setting(False, "one first layer t -> r for all linear operators")
     tied: bool = _setting(False, "p and q tied along the residual stream")
+    bias_of_t: bool = _setting(False, "the small models' own biases depend on t too")
     conditioning: str = _setting("first", f"how M~_s is told t: {', '.join(CONDITIONINGS)} (docs/method.md)")
     t_mean: float = _setting(0.0, "t enters every model as (t - t_mean) / t_std")
     t_std: float = _setting(1.0, "see t_mean")

@@ -125,7 +125,7 @@ def count_of(config: GPTConfig) -> int:
 
 def make_operator(source: GPT, scale: Fraction, config: TrainConfig) -> ProjectionOperator:
     """A fresh operator of a run's kind."""
-    options = {name: getattr(config, name) for name in ("t_mean", "t_std")}
+    options = {name: getattr(config, name) for name in ("t_mean", "t_std", "bias_of_t")}
     if config.generator == "diagonal":
         options |= {name: getattr(config, name) for name in ("start", "shared_inner", "tied")}
     return ProjectionOperator(source, scale, config.task_dim, config.rank, config.generator, **options)
