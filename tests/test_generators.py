@@ -241,6 +241,33 @@ def test_shared_inner_layer():
             assert torch.allclose(found[mlp], hidden @ W[mlp].T + b[mlp], atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["diagonal", "low-rank"])
+def test_biases_of_t(kind):
+    plain, made = make(kind), make(kind, bias_of_t=True, t_mean=0.5, t_std=0.3)
+    t, tokens = torch.rand(3, 3), torch.randint(11, (3, 9))
+    own = {name: tensor for name, tensor in made.state_dict().items() if not name.startswith("bias_of_t")}
+    assert own.keys() == plain.state_dict().keys()
+    randomise(made)
+    logits = made(tokens, t)
+    for i in range(3):
+        torch.testing.assert_close(made.generate(t[i])(tokens[i : i + 1])[0], logits[i])
+    (with_it,), t_seen = generate_weights([made], t), (t - 0.5) / 0.3
+    stacks = mlps(made.bias_of_t, t_seen[1])  # [L, n] of each linear operator
+    made.bias_of_t = None
+    (without,) = generate_weights([made], t)
+    for b, b_0, of_t in zip(with_it.biases, without.biases, [row for stack in stacks for row in stack]):
+        torch.testing.assert_close(b[1] - b_0[1], of_t)
+
+
+def test_biases_of_t_decode_factored():
+    made = randomise(make(bias_of_t=True))
+    t, tokens = torch.rand(2, 3), torch.randint(11, (2, 9))
+    for form in ("materialised", "factored"):
+        decoder = made.decoder(t, form=form)
+        logits = torch.stack([decoder.step(tokens[:, i - 1] if i else None) for i in range(9)], 1)
+        torch.testing.assert_close(logits, made(tokens, t), atol=1e-5, rtol=1e-5)
+
+
 def test_normalised_tasks():
     plain, made = (randomise(make(**options)) for options in ({}, {"t_mean": 0.5, "t_std": 0.25}))
     tokens, t = torch.randint(11, (3, 9)), torch.rand(3, 3)

@@ -22,7 +22,7 @@ from ..files import write_json
 from ..memory import keep_freed_memory
 from ..models import GPT
 from ..training import checkpoint
-from ..training.config import SOURCE_NAME, TrainConfig
+from ..training.config import BEFORE, SOURCE_NAME, TrainConfig
 from ..training.data import open_data
 from ..training.loop import train
 from ..training.metrics import Metrics
@@ -72,7 +72,8 @@ class Job:
 
 
 def require_same(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises SetUpDiffers, which names the settings that differ."""
+    """Raises SetUpDiffers, which names the settings that differ; one that came later counts as what was done before."""
+    found, wanted = _complete(found), _complete(wanted)
     differing = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
     if differing:
         shown = ", ".join(f"{k} = {found.get(k)} there and {wanted.get(k)} here" for k in differing[:3])
@@ -80,6 +81,11 @@ def require_same(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> N
         raise SetUpDiffers(
             f"{where} holds a result of another set-up ({shown}{more}); give another folder, or delete it"
         )
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any]:
+    source = settings.get("source")
+    return BEFORE | settings | {"source": _complete(source) if isinstance(source, dict) else source}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
