@@ -41,9 +41,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--sweep",
         nargs="*",
-        default=["scale"],
         metavar="NAME",
-        help="components of t to vary over [0, 2]; none to skip it (default: scale)",
+        help="components of SynthMNIST's t to vary over [0, 2]; none to skip it (default: scale)",
     )
     made.add_argument("--seed", type=int, help="of the images (default: the run's, which gives those that it used)")
     made.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: RUN/evaluation)")

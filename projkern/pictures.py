@@ -13,7 +13,7 @@ from torch import Tensor
 from .files import write_atomically
 
 PER_LINE = 8
-"""Samples of one task in a line of ``beside_textures``, and the most columns of a line of tasks."""
+"""Samples of one task in a line of ``beside_tasks``, and the most columns of a line of tasks."""
 INCH = 1.1
 """Side of an image."""
 
@@ -37,19 +37,19 @@ def in_rows(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> None:
     _save(path, figure)
 
 
-def beside_textures(path: Path, samples: Tensor, textures: Tensor | None, title: str) -> None:
-    """Write the samples of each task, at the right of the texture that the task means.
+def beside_tasks(path: Path, samples: Tensor, meant: Tensor | None, title: str) -> None:
+    """Write the samples of each task, at the right of what the task means.
 
     Args:
         path: of the PNG file.
         samples: (U, k, 3, S, S) in [-1, 1], k images for each of U tasks.
-        textures: (U, 3, S, S) in [-1, 1]; None where they are not known.
+        meant: (U, 3, S, S) in [-1, 1], the texture or image of each task; None where they are not known.
         title: above all.
     """
     tasks, each = samples.shape[:2]
     wide = min(each, PER_LINE)
     lines = -(-each // wide)
-    first = 0 if textures is None else 1
+    first = 0 if meant is None else 1
     across = max(1, min(tasks, PER_LINE // (first + wide)))
     down = -(-tasks // across)
     label, head, edge = 0.25, 0.4, 0.1  # inches: above each block, above all, at the edges
@@ -71,10 +71,10 @@ def beside_textures(path: Path, samples: Tensor, textures: Tensor | None, title:
         for i, image in enumerate(_pixels(images)):
             line, column = divmod(i, wide)
             _show(figure.add_subplot(grid[line, first + column]), image)
-        if textures is not None:
+        if meant is not None:
             axis = figure.add_subplot(grid[0, 0])
-            _show(axis, _pixels(textures[k : k + 1])[0])
-            axis.set_title(f"t {k}: texture", fontsize=9, loc="left", pad=2)
+            _show(axis, _pixels(meant[k : k + 1])[0])
+            axis.set_title(f"t {k} means", fontsize=9, loc="left", pad=2)
     figure.suptitle(title, fontsize=11, y=1 - edge / height, va="top")
     _save(path, figure)
 

@@ -7,12 +7,12 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-from .data.tasks import random_tasks, read_tasks, warn_outside
 from .functional import project
 from .options import add_scale_and_tasks, seed
 from .projecting import WrongModel, digest, project_tasks
 from .signals import terminate_as_interrupt
 from .training.checkpoint import CheckpointError
+from .training.data import draw_run_tasks, read_run_tasks
 from .training.trained import TrainedRun
 
 EXAMPLES = """
@@ -61,9 +61,11 @@ def main(argv: list[str] | None = None) -> int:
 def make(path: Path, s: Fraction, options: argparse.Namespace) -> int:
     """Read what the options name, and write the models; returns how many were made."""
     run = TrainedRun.open(path)
-    t = read_tasks(options.t) if options.t is not None else random_tasks(options.random, options.seed)
     operator = run.operator(s)
-    warn_outside(t)
+    if options.t is not None:
+        t = read_run_tasks(run.config, options.t)
+    else:
+        t, _ = draw_run_tasks(run.config, options.random, options.seed)
     return project_tasks(
         operator,
         t,

@@ -6,18 +6,20 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .data import TASK_DIM, Palette, texture
-from .data.tasks import random_tasks, read_tasks, warn_outside
+from .data import TASK_DIM, texture
 from .models.decode import Decoder
 from .options import add_scale_and_tasks, seed
 from .sampling import check_draws, sample
 from .signals import terminate_as_interrupt
 from .training.checkpoint import CheckpointError
+from .training.data import draw_run_tasks, read_run_tasks
 from .training.trained import TrainedRun
 
 EXAMPLES = """
@@ -33,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
         prog="python -m projkern.sample",
-        description="Draw images, each for its own task, into one picture beside the textures that the tasks mean.",
+        description="Draw images, each for its own task, into one picture beside what the tasks mean.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -83,28 +85,34 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--out must be a file in a folder that exists; it was {options.out}")
 
 
+class Asked(NamedTuple):
+    """What the options ask for."""
+
+    decoder: Decoder
+    images_of: Callable[[Tensor], Tensor]  # tokens (B, T) -> images (B, 3, S, S)
+    meant: Tensor | None  # (U, 3, S, S): what each task means, where that is known
+    tasks: int  # U; the decoder's sequences are as many for each
+
+
 def draw(options: argparse.Namespace) -> str:
     """Draw what the options ask for, and write the picture; returns the line to end with."""
-    from .pictures import beside_textures
+    from .pictures import beside_tasks
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     is_model = _is_model(options.path)
-    decoder, palette, t = (_of_model if is_model else _of_run)(options, device)
-    size = math.isqrt(decoder.positions)
-    if size**2 != decoder.positions:
-        raise ValueError(f"{options.path} must hold a model of square images; it has {decoder.positions} positions")
+    asked = (_of_model if is_model else _of_run)(options, device)
     drawn = sample(
-        decoder,
+        asked.decoder,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
         seed=options.seed,
     )
-    images = palette.to("cpu").decode(drawn.tokens.cpu())
-    beside_textures(
+    images = asked.images_of(drawn.tokens).cpu()
+    beside_tasks(
         options.out,
-        images.unflatten(0, (1 if t is None else len(t), -1)),
-        None if t is None else texture(t, size),
+        images.unflatten(0, (asked.tasks, -1)),
+        asked.meant,
         options.path.resolve().name + ("" if is_model else f", s = {options.scale}"),
     )
     return (
@@ -121,20 +129,27 @@ def _is_model(folder: Path) -> bool:
         return False
 
 
-def _of_run(options: argparse.Namespace, device: torch.device) -> tuple[Decoder, Palette, Tensor]:
+def _of_run(options: argparse.Namespace, device: torch.device) -> Asked:
     run = TrainedRun.open(options.path, device)
     if options.scale is None:
         known = ", ".join(map(str, run.config.scales))
         raise ValueError(f"--scale must be given for a run; {options.path} has {known}")
     if options.t is None and options.random is None:
         raise ValueError("--t or --random must be given for a run")
-    t = random_tasks(options.random, options.seed) if options.t is None else read_tasks(options.t).view(-1, TASK_DIM)
-    warn_outside(t)
+    tokens = None
+    if options.t is not None:
+        t = read_run_tasks(run.config, options.t).view(-1, run.config.task_dim)
+    else:
+        t, tokens = draw_run_tasks(run.config, options.random, options.seed)
+    if run.palette is not None:
+        meant = texture(t, run.config.image_size)
+    else:
+        meant = None if tokens is None else run.decode(tokens.to(device))
     rows = t.repeat_interleave(options.images or 1, 0).to(device)
-    return run.operator(options.scale).decoder(rows, form=options.form or "auto"), run.palette, t
+    return Asked(run.operator(options.scale).decoder(rows, form=options.form or "auto"), run.decode, meant, len(t))
 
 
-def _of_model(options: argparse.Namespace, device: torch.device) -> tuple[Decoder, Palette, Tensor | None]:
+def _of_model(options: argparse.Namespace, device: torch.device) -> Asked:
     from .exchange import gpt2  # transformers takes seconds to import
 
     given = [f"--{name}" for name in FROM_A_RUN if getattr(options, name) is not None]
@@ -142,10 +157,18 @@ def _of_model(options: argparse.Namespace, device: torch.device) -> tuple[Decode
         raise ValueError(f"{', '.join(given)} must be left out for a model, which was made for one task already")
     found = gpt2.load(options.path)
     if found.palette is None:
-        raise ValueError(f"{options.path} must hold a palette, the colours of its tokens; it holds none")
+        raise ValueError(
+            f"{options.path} must hold a palette, the colours of its tokens; it holds none. Where it comes from a run on "
+            "tokenised images, sample that run: it holds their tokenizer"
+        )
+    decoder = found.model.to(device).decoder(options.images or 8)
+    size = math.isqrt(decoder.positions)
+    if size**2 != decoder.positions:
+        raise ValueError(f"{options.path} must hold a model of square images; it has {decoder.positions} positions")
     t = (found.provenance or {}).get("t")
     known = t is not None and len(t) == TASK_DIM
-    return found.model.to(device).decoder(options.images or 8), found.palette, torch.tensor([t]) if known else None
+    meant = texture(torch.tensor([t]), size) if known else None
+    return Asked(decoder, found.palette.to(device).decode, meant, 1)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from projkern import sample as command
 from projkern.models.blocks import Affine, Factored
 from projkern.models.decode import Decoder
 from projkern.models.operator import ProjectionOperator
-from projkern.pictures import beside_textures
+from projkern.pictures import beside_tasks
 from projkern.sampling import probabilities, sample
 from projkern.train import main as train
 
@@ -384,7 +384,7 @@ def test_a_folder_that_holds_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(("tasks", "each", "ratio"), [(1, 1, 1.4), (8, 1, 2.8), (3, 12, 1.3), (2, 3, 4.9)])
 def test_a_picture_has_the_shape_of_what_it_shows(tmp_path, tasks, each, ratio):
     images = torch.rand(tasks, each, 3, 6, 6) * 2 - 1
-    beside_textures(tmp_path / "p.png", images, images[:, 0], "title")
+    beside_tasks(tmp_path / "p.png", images, images[:, 0], "title")
     with Image.open(tmp_path / "p.png") as picture:
         assert picture.width / picture.height == pytest.approx(ratio, rel=0.2)
 

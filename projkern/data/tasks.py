@@ -14,18 +14,22 @@ from torch import Tensor
 from .synthmnist import TASK_DIM, TASK_NAMES
 
 
-def read_tasks(path: Path) -> Tensor:
+def read_tasks(path: Path, task_dim: int = TASK_DIM) -> Tensor:
     """Read task identifiers.
 
     Args:
         path: one of
 
-            - .json: a list of 18 numbers; an object from all 18 names (``TASK_NAMES``) to numbers; or a list of either;
-            - .npy: an array (18,) or (n, 18);
-            - .csv: 18 numbers a line, after one line of their names or none.
+            - .json: a list of task_dim numbers; or a list of such;
+            - .npy: an array (task_dim,) or (n, task_dim);
+            - .csv: task_dim numbers a line.
+
+            Where task_dim is 18 the numbers have names (``TASK_NAMES``): an object of a .json file may go from all of
+            them to numbers, and the first line of a .csv file may hold them.
+        task_dim: the length of one.
 
     Returns:
-        (18,) float32 for one that stands alone, (n, 18) for a list of them.
+        (task_dim,) float32 for one that stands alone, (n, task_dim) for a list of them.
 
     Raises:
         ValueError: another format, a wrong length, or a number that is not finite; the message says where.
@@ -35,16 +39,17 @@ def read_tasks(path: Path) -> Tensor:
     if path.suffix not in readers:
         raise ValueError(f"t must be a .json, .npy or .csv file; it was {path}")
     try:
-        t = torch.from_numpy(np.array(readers[path.suffix](path), dtype=np.float32))
+        t = torch.from_numpy(np.array(readers[path.suffix](path, task_dim), dtype=np.float32))
     except (ValueError, TypeError, EOFError, OverflowError, RecursionError, csv.Error) as error:
-        raise ValueError(f"t must hold task identifiers of {TASK_DIM} numbers; {path} does not: {error}") from error
-    if t.ndim not in (1, 2) or t.shape[-1] != TASK_DIM or not t.numel():
-        raise ValueError(f"t must be ({TASK_DIM},) or (n, {TASK_DIM}); in {path} it was {tuple(t.shape)}")
-    finite = t.view(-1, TASK_DIM).isfinite()
+        raise ValueError(f"t must hold task identifiers of {task_dim} numbers; {path} does not: {error}") from error
+    if t.ndim not in (1, 2) or t.shape[-1] != task_dim or not t.numel():
+        raise ValueError(f"t must be ({task_dim},) or (n, {task_dim}); in {path} it was {tuple(t.shape)}")
+    finite = t.view(-1, task_dim).isfinite()
     if not finite.all():
         row, column = (~finite).nonzero()[0].tolist()
-        value = t.view(-1, TASK_DIM)[row, column].item()
-        raise ValueError(f"t must be finite; {TASK_NAMES[column]} of task {row} in {path} was {value}")
+        value = t.view(-1, task_dim)[row, column].item()
+        name = TASK_NAMES[column] if task_dim == TASK_DIM else f"number {column}"
+        raise ValueError(f"t must be finite; {name} of task {row} in {path} was {value}")
     return t
 
 
@@ -72,23 +77,25 @@ def warn_outside(t: Tensor) -> None:
     )
 
 
-def _from_json(path: Path) -> list[object]:
+def _from_json(path: Path, task_dim: int) -> list[object]:
     read = json.loads(path.read_text("utf-8-sig"))
     if isinstance(read, list) and any(isinstance(row, dict) for row in read):
-        return [_in_order(row) for row in read]
-    return _in_order(read) if isinstance(read, dict) else read
+        return [_in_order(row, task_dim) for row in read]
+    return _in_order(read, task_dim) if isinstance(read, dict) else read
 
 
-def _in_order(named: object) -> list[object]:
+def _in_order(named: object, task_dim: int) -> list[object]:
     if not isinstance(named, dict):
         raise ValueError("it mixes lists and objects")
+    if task_dim != TASK_DIM:
+        raise ValueError("it names its numbers, which have no names")
     if named.keys() != set(TASK_NAMES):
         missing, unknown = sorted(set(TASK_NAMES) - named.keys()), sorted(named.keys() - set(TASK_NAMES))
         raise ValueError(f"names that are missing: {missing or 'none'}; unknown: {unknown or 'none'}")
     return [named[name] for name in TASK_NAMES]
 
 
-def _from_npy(path: Path) -> np.ndarray:
+def _from_npy(path: Path, task_dim: int) -> np.ndarray:
     array = np.load(path, mmap_mode="r", allow_pickle=False)  # of what claims to be huge nothing is read
     if not isinstance(array, np.ndarray):
         raise ValueError("it is an archive of arrays")
@@ -97,11 +104,13 @@ def _from_npy(path: Path) -> np.ndarray:
     return array
 
 
-def _from_csv(path: Path) -> list[list[float]]:
+def _from_csv(path: Path, task_dim: int) -> list[list[float]]:
     with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark of their own
         rows = [row for row in csv.reader(file) if row]
     if rows and any(not _is_number(cell) for cell in rows[0]):
         names = tuple(cell.strip() for cell in rows.pop(0))
+        if task_dim != TASK_DIM:
+            raise ValueError("its first line must be numbers")
         if names != TASK_NAMES:
             raise ValueError(f"its first line must be numbers or {','.join(TASK_NAMES)}")
     return [[float(cell) for cell in row] for row in rows]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import locked, occupied, write_atomically, write_json
-from ..training.report import pretty
+from ..training.report import TOLD, pretty
 from .losses import bits_per_dimension
 from .pictures import draw_differences, draw_equivalent_sizes, draw_maps, draw_positions, draw_sweep
 from .result import FORMAT
@@ -64,16 +64,15 @@ def write_report(out: Path, result: dict[str, Any]) -> list[Path]:
 
 def report_text(result: dict[str, Any]) -> str:
     """The report, as Markdown."""
+    unit = "pixel" if result["tokens"] == "colours" else "token"
     parts = [
         "# Evaluation",
         f"Of the run {result['run']}, on {result['images']} held-out images of {result['image_size']}×"
-        f"{result['image_size']} pixels (seed {result['seed']}), the same for all models; ± one standard error over "
+        f"{result['image_size']} {unit}s (seed {result['seed']}), the same for all models; ± one standard error over "
         f"images. {result['device']}; torch {result['versions']['torch']}, Python {result['versions']['python']}.",
         losses_table(result),
-        "M is an unconditional model, M̃ one that is told the task identifier t by its first position, P one generated "
-        "for each t from a source. A token is a pixel, which is three colour values: bits per dimension are nats per "
-        "token / (3 ln 2), of the image in its palette's colours. They are not comparable to those of images in all "
-        "256 levels.",
+        f"M is an unconditional model, M̃ one that is told the task identifier t {TOLD[result['conditioning']]}, P one "
+        f"generated for each t from a source. {_meaning(result)}",
         "## Against their counterparts",
         "Differences of the losses image by image. What makes an image hard for both models cancels, so their error is "
         "smaller than the errors above suggest; it is the one to judge by. A source goes on learning while it is "
@@ -82,9 +81,9 @@ def report_text(result: dict[str, Any]) -> str:
         "## Equivalent size",
         equivalent_sizes(result),
         "## Where the loss is",
-        "Each map shows the mean loss of every pixel; images are predicted row by row, from the top left.",
-        "![Loss of each model at each pixel](maps.png)",
-        "![Projected minus conditional, at each pixel](differences.png)",
+        f"Each map shows the mean loss of every {unit}; images are predicted row by row, from the top left.",
+        f"![Loss of each model at each {unit}](maps.png)",
+        f"![Projected minus conditional, at each {unit}](differences.png)",
         "![Loss of each row](positions.png)",
     ]
     for name in result["sweeps"]:
@@ -99,13 +98,26 @@ def report_text(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _meaning(result: dict[str, Any]) -> str:
+    """What a token is, and what follows for the figures."""
+    if result["tokens"] == "codes":
+        return "A token is a code of the tokenizer: losses of runs on other tokens are not comparable to these."
+    return (
+        "A token is a pixel, which is three colour values: bits per dimension are nats per token / (3 ln 2), of the "
+        "image in its palette's colours. They are not comparable to those of images in all 256 levels."
+    )
+
+
 def losses_table(result: dict[str, Any]) -> str:
-    lines = ["| model | parameters | nats per token | bits per dimension |", "|---|--:|--:|--:|"]
+    with_bits = all("bits_per_dimension" in row for row in result["models"].values())
+    lines = ["| model | parameters | nats per token |", "|---|--:|--:|"]
+    if with_bits:
+        lines = [f"{lines[0]} bits per dimension |", f"{lines[1]}--:|"]
     for name, row in result["models"].items():
-        lines.append(
-            f"| {pretty(name)} | {row['parameters']:,} | {row['loss']:.3f} ± {row['standard_error']:.3f} "
-            f"| {row['bits_per_dimension']:.3f} ± {bits_per_dimension(row['standard_error']):.3f} |"
-        )
+        line = f"| {pretty(name)} | {row['parameters']:,} | {row['loss']:.3f} ± {row['standard_error']:.3f} |"
+        if with_bits:
+            line += f" {row['bits_per_dimension']:.3f} ± {bits_per_dimension(row['standard_error']):.3f} |"
+        lines.append(line)
     return "\n".join(lines)
 
 

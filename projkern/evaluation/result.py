@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..data import TASK_DIM, SynthMNIST
+from ..data.stream import Images
+from ..data.tokens import TokenImages
 from ..training.config import SOURCE_NAME
-from ..training.data import make_data, run_digits
+from ..training.data import open_data, require_images
 from ..training.run import describe
 from ..training.stages import Model
 from ..training.trained import TrainedRun
@@ -27,30 +28,41 @@ FORMAT: dict[str, Any] = {"format": "projkern evaluation", "version": 1}
 
 
 def evaluate_run(
-    run: TrainedRun, images: int, *, seed: int, sweeps: Sequence[str] = ("scale",), speed: bool = True
+    run: TrainedRun, images: int, *, seed: int, sweeps: Sequence[str] | None = None, speed: bool = True
 ) -> dict[str, Any]:
     """Evaluate every model of a run on the same held-out images.
 
     Args:
         run: on the device to compute on.
         images: N >= 2.
-        seed: of the images, their t, and the resampling; the run's own gives the images that it reported on.
-        sweeps: components of t to vary, each over [0, 2].
+        seed: of the images, their t, and the resampling; the run's own gives the images that it reported on. Tokenised
+            images are always the first ones held out.
+        sweeps: components of t to vary, each over [0, 2]; without it "scale" for SynthMNIST, none for tokenised images,
+            which cannot be drawn anew for another t.
         speed: also measure inference.
 
     Returns:
         What ``evaluation.json`` holds (docs/evaluation.md).
 
     Raises:
-        ValueError: too few images, a component that there is not, or digits that cannot be had.
+        ValueError: too few images or more than there are, a component that there is not, or data that cannot be had.
         IncompleteRun: a model whose training has not ended.
     """
+    if sweeps is None:
+        sweeps = ["scale"] if run.config.data is None else []
+    if sweeps and run.config.data is not None:
+        raise ValueError(
+            f"sweep must be empty for a run on tokenised images, which cannot be drawn anew for another t; it was "
+            f"{' '.join(sweeps)}"
+        )
     for name in sweeps:
         component(name)
     if images < 2:
         raise ValueError(f"images must be at least 2; it was {images}")
     config = dataclasses.replace(run.config, seed=seed, eval_images=images)
-    data = make_data(config, run.palette, run_digits(config, "validation"), "validation", run.device)
+    data = open_data(config, "validation", run.device, run.palette)
+    if isinstance(data, TokenImages):
+        require_images(data, "images", images)
     models = {model.name: model for model in run.models()}
     losses = {
         name: evaluate(model.predict, data, images)
@@ -61,8 +73,12 @@ def evaluate_run(
         "run": run.path.resolve().name,
         "images": images,
         "image_size": config.image_size,
+        "tokens": "colours" if run.palette is not None else "codes",
+        "conditioning": config.conditioning,
         "seed": seed,
-        "models": {name: _row(model, losses[name]) for name, model in models.items()},
+        "models": {
+            name: _row(model, losses[name], with_bits=run.palette is not None) for name, model in models.items()
+        },
         "differences": {name: {"to": other, **_mean(losses[name] - losses[other])} for name, other in pairs},
         "equivalent_size": _equivalent_sizes(models, losses, seed),
         "sweeps": {name: _sweep(models, data, images, name) for name in dict.fromkeys(sweeps)},
@@ -83,11 +99,11 @@ def _mean(losses: Losses) -> dict[str, float]:
     return {"loss": losses.mean, "standard_error": losses.standard_error}
 
 
-def _row(model: Model, losses: Losses) -> dict[str, Any]:
+def _row(model: Model, losses: Losses, *, with_bits: bool) -> dict[str, Any]:
     return {
         "parameters": model.parameters,
         **_mean(losses),
-        "bits_per_dimension": bits_per_dimension(losses.mean),
+        **({"bits_per_dimension": bits_per_dimension(losses.mean)} if with_bits else {}),
         "by_position": [round(loss, 5) for loss in losses.by_position.tolist()],
     }
 
@@ -108,7 +124,7 @@ def _equivalent_sizes(models: dict[str, Model], losses: dict[str, Losses], seed:
     return found
 
 
-def _sweep(models: dict[str, Model], data: SynthMNIST, images: int, name: str) -> dict[str, Any]:
+def _sweep(models: dict[str, Model], data: Images, images: int, name: str) -> dict[str, Any]:
     """Of the models that a user would run: tuned sources are left out."""
     swept = [model for model in models.values() if not model.name.startswith("source")]
     found = sweep(swept, data, images, name)
@@ -125,6 +141,6 @@ def _sweep(models: dict[str, Model], data: SynthMNIST, images: int, name: str) -
 
 
 def _speed(run: TrainedRun) -> dict[str, Any]:
-    t = torch.full((TASK_DIM,), 0.5, device=run.device)
+    t = torch.full((run.config.task_dim,), 0.5, device=run.device)
     generate = {name: partial(operator.generate, t) for name, operator in run.operators().items()}
     return measure_speed(run.source(), generate)

@@ -41,12 +41,17 @@ class Specimens:
         images: B >= 1, how many each model draws.
 
     Raises:
-        ValueError: no image, or a run that is not whole (see ``TrainedRun.operator``).
+        ValueError: no image, a run on tokenised images, or one that is not whole (see ``TrainedRun.operator``).
     """
 
     def __init__(self, run: TrainedRun, images: int) -> None:
         if images < 1:
             raise ValueError(f"images must be at least 1; it was {images}")
+        if run.config.data is not None:
+            raise ValueError(
+                f"run must be one on SynthMNIST, where each number of t has a meaning; {run.path} is on tokenised "
+                "images. python -m projkern.sample draws images of its models"
+            )
         self.run, self._images = run, images
         self._operators = run.operators()
         self.names = tuple(self._operators)
@@ -67,7 +72,7 @@ class Specimens:
             wait_for(self.run.device)
             seconds = time.perf_counter() - begun
             drawn = sample(small.decoder(self._images), seed=seed, progress=False)
-            images = self.run.palette.decode(drawn.tokens)
+            images = self.run.decode(drawn.tokens)
             yield Specimen(name, count(small), seconds, images, drawn.tokens_per_second)
 
 

@@ -1,4 +1,4 @@
-"""A run's data: the stream that it trains on, and the held-out one."""
+"""A run's data: the stream that it trains on, the held-out one, and task identifiers as they occur there."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..data import Digits, Palette, Split, SynthMNIST, load_digits, synthmnist_palette
+from ..data import TASK_DIM, Digits, Palette, Split, SynthMNIST, load_digits, synthmnist_palette
 from ..data.stream import Images
+from ..data.tasks import random_tasks, read_tasks, warn_outside
 from ..data.tokens import TokenImages
 from .config import TrainConfig
 
@@ -35,12 +37,24 @@ def open_data(config: TrainConfig, split: Split, device: torch.device, palette: 
 
 
 def check_data(config: TrainConfig) -> None:
-    """Raises ValueError where a run's data cannot be had."""
-    for split in SPLITS:
-        if config.data is not None:
-            _tokenised(config, split, torch.device("cpu"))
-        else:
+    """Raises ValueError where a run's data cannot be had, or its settings ask for what they do not have."""
+    if config.data is None:
+        if config.task_dim != TASK_DIM:
+            raise ValueError(f"task_dim must be {TASK_DIM}, the length of SynthMNIST's t; it was {config.task_dim}")
+        for split in SPLITS:
             run_digits(config, split)
+        return
+    if config.mnist is not None:
+        raise ValueError(f"mnist must be left out with data, whose images have no digits put in; it was {config.mnist}")
+    for split in SPLITS:
+        images = _tokenised(config, split, torch.device("cpu"))
+    require_images(images, "eval_images", config.eval_images)
+
+
+def require_images(images: TokenImages, name: str, count: int) -> None:
+    """Raises ValueError where more images are asked for than there are: the stream would repeat them."""
+    if count > images.count:
+        raise ValueError(f"{name} must be at most {images.count}, the held-out images; it was {count}")
 
 
 def make_data(config: TrainConfig, palette: Palette, digits: Digits, split: Split, device: torch.device) -> SynthMNIST:
@@ -76,13 +90,42 @@ def with_shape_of_data(given: dict[str, Any]) -> dict[str, Any]:
     return given | brought
 
 
+def read_run_tasks(config: TrainConfig, path: Path) -> Tensor:
+    """Task identifiers of a run's length from a file, as ``read_tasks``; SynthMNIST's are warned of beyond [0, 1]."""
+    t = read_tasks(path, config.task_dim)
+    if config.data is None:
+        warn_outside(t)
+    return t
+
+
+def draw_run_tasks(config: TrainConfig, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Task identifiers as they occur in a run's data.
+
+    Returns:
+        t (count, task_dim) float32, for SynthMNIST uniform in [0, 1] and else those of held-out images, drawn without
+        repetition; and the tokens (count, T) int64 of these images, None for SynthMNIST.
+
+    Raises:
+        ValueError: a count below 1 or above the number of held-out images, or data that cannot be had.
+    """
+    if config.data is None:
+        return random_tasks(count, seed), None
+    images = _tokenised(config, "validation", torch.device("cpu"), batch=1)
+    if not 1 <= count <= images.count:
+        raise ValueError(f"count must be from 1 to {images.count}, the held-out images; it was {count}")
+    drawn = torch.randperm(images.count, generator=torch.Generator().manual_seed(seed))[:count]
+    tokens, t = zip(*map(images.batch, drawn.tolist()))
+    return torch.cat(t), torch.cat(tokens)
+
+
 @lru_cache(maxsize=2)
 def _digits(source: str | None, split: Split) -> Digits:
     return load_digits(source, split)
 
 
-def _tokenised(config: TrainConfig, split: Split, device: torch.device) -> TokenImages:
-    images = TokenImages(Path(str(config.data)), split, config.seed, _batch(config, split), device=device)
+def _tokenised(config: TrainConfig, split: Split, device: torch.device, batch: int | None = None) -> TokenImages:
+    folder, batch = Path(str(config.data)), batch or _batch(config, split)
+    images = TokenImages(folder, split, config.seed, batch, config.examples_per_task, device)
     for name, theirs in BROUGHT.items():
         if getattr(images, theirs) != getattr(config, name):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A run's folder: made, held while it is written to, and its settings and palette read back."""
+"""A run's folder: made, held while it is written to, and its settings, and what its tokens mean, read back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..data import Palette
+from ..data import VQVAE, Palette
+from ..data.tokens import TOKENIZER
 from ..files import FolderInUse, locked, occupied, write_json
 from .config import TrainConfig
 
@@ -74,17 +75,26 @@ def read_config(run: Path) -> TrainConfig:
         raise ValueError(f"{run}/config.json cannot be used: {error}") from error
 
 
-def read_palette(run: Path, config: TrainConfig) -> Palette:
-    """The colours of a run's tokens, on the CPU.
+def read_coder(run: Path, config: TrainConfig) -> Palette | VQVAE:
+    """What makes images of a run's tokens, on the CPU: its palette, or the tokenizer of its tokenised images.
 
     Raises:
         FileNotFoundError: the run has none yet.
-        ValueError: the file is damaged, or of another number of colours.
+        ValueError: the file is damaged, or of another number of tokens.
     """
-    palette = Palette.load(run / PALETTE)
-    if len(palette.colors) != config.colors:
-        raise ValueError(f"{run / PALETTE} must hold the run's {config.colors} colours; it held {len(palette.colors)}")
-    return palette
+    if config.data is None:
+        palette = Palette.load(run / PALETTE)
+        if len(palette) != config.colors:
+            raise ValueError(f"{run / PALETTE} must hold the run's {config.colors} colours; it held {len(palette)}")
+        return palette
+    path = run / TOKENIZER
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there")
+    tokenizer = VQVAE.load(path)
+    codes = len(tokenizer.codebook.vectors)
+    if codes != config.colors:
+        raise ValueError(f"{path} must hold the run's {config.colors} codes; it held {codes}")
+    return tokenizer
 
 
 def _stored_settings(run: Path) -> dict[str, Any]:

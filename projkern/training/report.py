@@ -17,6 +17,8 @@ from .metrics import read_metrics
 from .stages import Model
 
 COLUMNS = 8
+TOLD = {"first": "by its first position", "every": "at every position", "norms": "at every position and in every norm"}
+"""How M̃ is told t, by the setting ``conditioning``."""
 
 
 def write_report(
@@ -73,7 +75,7 @@ def _report(config: TrainConfig, summary: dict[str, Any]) -> str:
             lines.append(f"- The {name} stands at {change:+.1f} % of its loss before.")
     lines += [
         "",
-        "M is an unconditional model, M̃ one conditioned on the task identifier t by its first position, and P one "
+        f"M is an unconditional model, M̃ one told the task identifier t {TOLD[config.conditioning]}, and P one "
         "generated for each t from the source (paper, Table 1). The last column shows how much a model makes of t: "
         "there each image comes with the t of another.",
         "",

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from ..data import Palette, synthmnist_palette
+from ..data import VQVAE, Palette, synthmnist_palette
 from ..data.stream import Images
+from ..data.tokens import TOKENIZER
 from ..evaluation.losses import another_task, evaluate
 from ..files import write_json
 from ..kernels.backends import available_backends
@@ -20,7 +21,7 @@ from ..models import GPT
 from . import checkpoint
 from .config import SOURCE_NAME, TrainConfig
 from .data import SPLITS, check_data, open_data, run_digits
-from .folder import PALETTE, open_run, read_palette
+from .folder import PALETTE, open_run, read_coder
 from .loop import train
 from .metrics import Metrics
 from .report import write_report
@@ -72,12 +73,13 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
     """
     machine = pick_machine(config)
     check_data(config)
-    if overwrite and config.source is not None and Path(config.source).resolve().is_relative_to(out.resolve()):
-        raise ValueError(f"source must not be in the folder that is to be overwritten, {out}; it was {config.source}")
+    for name, given in (("source", config.source), ("data", config.data)):
+        if overwrite and given is not None and Path(given).resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"{name} must not be in the folder that is to be overwritten, {out}; it was {given}")
     begun = checkpoint.latest(checkpoint.stage_folder(out, SOURCE_NAME)) is not None and not overwrite
-    given = source_of(config) if config.source is not None and not begun else None  # a checkpoint holds all of it
+    source = source_of(config) if config.source is not None and not begun else None  # a checkpoint holds all of it
     with open_run(out, config, resume=resume, overwrite=overwrite):
-        return _train_all(out, config, machine, given)
+        return _train_all(out, config, machine, source)
 
 
 def _train_all(out: Path, config: TrainConfig, machine: Machine, given: Source | None) -> dict[str, Any]:
@@ -87,7 +89,8 @@ def _train_all(out: Path, config: TrainConfig, machine: Machine, given: Source |
         keep_freed_memory()
     for note in given.notes if given else ():
         print(f"Source {config.source}: {note}")
-    palette = _palette(out, config, given.palette if given else None) if config.data is None else None
+    coder = _coder(out, config, given.coder if given else None)
+    palette = coder if isinstance(coder, Palette) else None
     training, validation = (open_data(config, split, machine.device, palette) for split in SPLITS)
     metrics = Metrics(out)
     seconds, models = 0.0, []
@@ -114,12 +117,20 @@ def _train_all(out: Path, config: TrainConfig, machine: Machine, given: Source |
     return summary
 
 
-def _palette(out: Path, config: TrainConfig, given: Palette | None) -> Palette:
-    """The run's palette: the source's, or fitted at the run's start; kept in its folder."""
-    path = out / PALETTE
+def _coder(out: Path, config: TrainConfig, given: Palette | VQVAE | None) -> Palette | VQVAE:
+    """What makes images of the run's tokens, kept in its folder.
+
+    Of tokenised images their tokenizer; else the source's palette, or one fitted at the run's start.
+    """
+    path = out / (PALETTE if config.data is None else TOKENIZER)
     if not path.exists():
-        (given or synthmnist_palette(config.image_size, config.colors, run_digits(config, "train"))).save(path)
-    return read_palette(out, config)
+        if config.data is not None:
+            VQVAE.load(Path(config.data) / TOKENIZER).save(path)
+        elif isinstance(given, Palette):
+            given.save(path)
+        else:
+            synthmnist_palette(config.image_size, config.colors, run_digits(config, "train")).save(path)
+    return read_coder(out, config)
 
 
 def _row(model: Model, data: Images, images: int) -> dict[str, Any]:

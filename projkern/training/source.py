@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..data import Palette
+from ..data import VQVAE, Palette
+from ..data.tokens import TOKENIZER
 from ..models import GPT
 from .config import TrainConfig
 from .folder import FORMAT
@@ -25,12 +27,12 @@ class Source:
 
     Args:
         model: the model.
-        palette: the colours of its tokens, which the run then uses; None where it has none.
+        coder: what makes images of its tokens; a palette is then used by the run. None where it has none.
         notes: what of it could not be kept, a sentence each.
     """
 
     model: GPT
-    palette: Palette | None
+    coder: Palette | VQVAE | None
     notes: list[str]
 
     def weights(self, positions: int) -> dict[str, Tensor]:
@@ -56,7 +58,7 @@ def read_source(folder: Path) -> Source:
         raise ValueError(f"source must be {wanted}; it was {folder}: {error}") from error
     if isinstance(values, dict) and values.get("format") == FORMAT["format"]:
         run = TrainedRun.open(folder)
-        return Source(run.source(), run.palette, [])
+        return Source(run.source(), run.coder, [])
     from ..exchange import gpt2  # needs transformers, which takes seconds to import
 
     read = gpt2.load(folder)
@@ -83,13 +85,25 @@ def source_of(config: TrainConfig) -> Source:
     if wanted != {name: getattr(found, name) for name in SHAPE}:
         shown = " ".join(f"{name}={value}" for name, value in wanted.items())
         raise ValueError(f"source must have the run's shape, {shown}; in {config.source} it was {found}")
+    brought = f", as in {config.data}" if config.data is not None else ""
     if found.vocab_size != config.colors:
         raise ValueError(
             f"colors must be the source's vocabulary, {found.vocab_size} in {config.source}; it was {config.colors}"
+            + brought
         )
     if found.n_positions < config.image_size**2:
         raise ValueError(
             f"image_size must leave no more pixels than the source has positions, {found.n_positions} in "
-            f"{config.source}; it was {config.image_size}"
+            f"{config.source}; it was {config.image_size}{brought}"
         )
+    if source.coder is not None and not _same_tokens(config, source.coder):
+        source.notes.append("Its tokens meant something else: M_1 has to learn anew what those of this run mean.")
     return source
+
+
+def _same_tokens(config: TrainConfig, coder: Palette | VQVAE) -> bool:
+    """Whether a run's tokens mean what a source's do; SynthMNIST's are made with the source's palette."""
+    if config.data is None or isinstance(coder, Palette):
+        return config.data is None and isinstance(coder, Palette)
+    own = VQVAE.load(Path(config.data) / TOKENIZER)
+    return torch.equal(own.codebook.vectors, coder.codebook.vectors)

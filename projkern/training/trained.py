@@ -1,4 +1,4 @@
-"""A finished run, read back from its folder: its settings, its palette and its models."""
+"""A finished run, read back from its folder: its settings, what its tokens mean, and its models."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ..data import Palette
+from ..data import VQVAE, Palette
 from ..models import GPT, ProjectionOperator
 from . import checkpoint
 from .config import SOURCE_NAME, TrainConfig
-from .folder import read_config, read_palette
+from .folder import read_coder, read_config
 from .stages import Model, Stage, gpt_config, make_stage, stage_names
 
 
@@ -27,18 +28,18 @@ class TrainedRun:
     Args:
         path: its folder.
         config: its settings.
-        palette: the colours of its tokens.
+        coder: what makes images of its tokens: a palette, or the tokenizer of tokenised images.
         device: where its models are put.
     """
 
     path: Path
     config: TrainConfig
-    palette: Palette
+    coder: Palette | VQVAE
     device: torch.device
 
     @classmethod
     def open(cls, path: Path, device: torch.device | str = "cpu") -> TrainedRun:
-        """Read a run's settings and palette.
+        """Read a run's settings, and its palette or tokenizer.
 
         Raises:
             ValueError: a folder without a run, or one of another version, or a damaged one.
@@ -46,10 +47,23 @@ class TrainedRun:
         """
         config = read_config(path)
         try:
-            palette = read_palette(path, config)
+            coder = read_coder(path, config)
         except FileNotFoundError:
             raise IncompleteRun(f"{path} must hold a trained run; this one has only begun. {_continue(path)}") from None
-        return cls(path, config, palette.to(device), torch.device(device))
+        return cls(path, config, coder.to(device), torch.device(device))
+
+    @property
+    def palette(self) -> Palette | None:
+        """The colours of its tokens; None where they are codes of a tokenizer."""
+        return self.coder if isinstance(self.coder, Palette) else None
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images of tokens (B, T) on the run's device: (B, 3, S, S) float32 in [-1, 1].
+
+        Raises:
+            IndexError: a token beyond the run's vocabulary.
+        """
+        return self.coder.decode(tokens)
 
     def operator(self, scale: Fraction) -> ProjectionOperator:
         """The trained operator of one scale, in evaluation mode, with its own tuned source.
