@@ -35,7 +35,7 @@ def model(loss, parameters=400, noise=0.0, **more):
     }
 
 
-def result(label, seed, models, *, default=False, **settings):
+def result(label, seed, models, **settings):
     return {
         "label": label,
         "seed": seed,
@@ -50,7 +50,7 @@ def result(label, seed, models, *, default=False, **settings):
         "parts": dict(zip(PARTS, (0.001, 0.002, 0.002, 0.01, 0.02, 0.005))),
         "device": "1 CPU thread, float32",
         "versions": {"projkern": "0.1.0", "torch": "2.0"},
-    } | ({"default": True} if default else {})
+    }
 
 
 def document(experiment, results, size="mini"):
@@ -349,14 +349,16 @@ def test_generators():
 def test_recipes_get_a_verdict_by_rule():
     plain = {0: 1.00, 1: 1.02, 2: 1.01}
     shifts = {"better": -0.1, "worse": 0.1, "no other": 0.0}
-    results = [result("paper's", s, {"P_1/4": model(loss, noise=0.01)}) for s, loss in plain.items()]
+    papers = {"tied": not QUICK.tied, "tables_lr": 4e-3, "operator_lr": 4e-3}
+    changes = {"better": {"tied": QUICK.tied}, "worse": {"tied": QUICK.tied, "distill": 7.0}, "no other": {"rank": 99}}
+    results = [result("paper's", s, {"P_1/4": model(loss, noise=0.01)}, **papers) for s, loss in plain.items()]
     results.append(result("M_1", 0, {"M_1": model(0.9)}))
     for name, shift in shifts.items():
         results += [
-            result(name, s, {"P_1/4": model(loss + shift + 0.001 * s, noise=0.01)}, default=name == "better")
+            result(name, s, {"P_1/4": model(loss + shift + 0.001 * s, noise=0.01)}, **papers | changes[name])
             for s, loss in plain.items()
         ]
-    results.append(result("lucky", 0, {"P_1/4": model(0.5)}))
+    results.append(result("lucky", 0, {"P_1/4": model(0.5)}, **papers))
     text = section(page(document("recipes", results)), TITLES["recipes"])
     verdicts = {name: line(text, name)[4].strip("*") for name in (*shifts, "lucky", "paper's")}
     assert verdicts == {
@@ -366,7 +368,7 @@ def test_recipes_get_a_verdict_by_rule():
         "lucky": "undecided: fewer than two seeds in common",
         "paper's": "the reference",
     }
-    assert line(text, "better")[5] == "default" and line(text, "worse")[5] == ""
+    assert [line(text, name)[5] for name in ("better", "worse", "no other", "paper's")] == ["default", "", "", ""]
     assert "plain recipe: better (-0.099 [" in text and "With 4 recipes tried at this level, about 0.2" in text
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..evaluation.equivalent import LEVEL
+from ..training.config import BEFORE, QUICK
 from ..training.report import pretty
 from .markdown import NOT_RUN, interval, mean_and_deviation, spread_of, table
-from .results import Document, labels, models_of, results_of
+from .results import ITS_OWN, Document, labels, models_of, results_of
 from .statistics import Difference, difference
 from .trainings import costs
 
@@ -78,11 +81,24 @@ def _lines(document: Document) -> list[str]:
 
 
 def is_default(document: Document, label: str) -> bool:
-    return any(result.get("default") for result in results_of(document, label))
+    """Whether the package does by default all that a recipe changes of the plain one."""
+    recipe, plain = (results_of(document, which) for which in (label, PLAIN_RECIPE))
+    if not recipe or not plain:
+        return False
+    ours, reference, default = map(_comparable, (recipe[0]["settings"], plain[0]["settings"], QUICK.to_json()))
+    changed = [name for name in default if name not in ITS_OWN and ours[name] != reference[name]]
+    return bool(changed) and all(ours[name] == default[name] for name in changed)
+
+
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the rate of the tables and the source's images as parts of what they are a part of."""
+    settings = BEFORE | settings
+    wholes = (("tables_lr", "operator_lr"), ("source_batch", "batch_size"))
+    return settings | {name: (settings[name] or settings[whole]) / settings[whole] for name, whole in wholes}
 
 
 def _default(document: Document) -> str:
-    chosen = [label for label in labels(document) if is_default(document, label)]
+    chosen = [label for label in _lines(document) if is_default(document, label)]
     if not chosen:
         return "None became the default."
     gains = ", ".join(f"{label} ({_against(document, label, PLAIN_RECIPE) or NOT_RUN})" for label in chosen)
