@@ -131,6 +131,12 @@ def make_operator(source: GPT, scale: Fraction, config: TrainConfig) -> Projecti
     return ProjectionOperator(source, scale, config.task_dim, config.rank, config.generator, **options)
 
 
+def _of_t(operator: ProjectionOperator) -> list[nn.Parameter]:
+    """The parameters of an operator's functions of t: all but its tables and biases."""
+    functions = (operator.generator, operator.bias_of_t)
+    return [p for module in functions if module is not None for p in module.parameters()]
+
+
 def divergence(name: str) -> str:
     """What a log calls the distillation loss of a projected model."""
     return f"{name} from the source"
@@ -189,7 +195,7 @@ def _projected(
         | dict.fromkeys(map(divergence, names), config.distill),
         groups=[
             {"params": list(source.parameters()), "lr": config.tuning_lr},
-            {"params": [p for o in operators for p in o.generator.parameters()], "lr": config.operator_lr},
+            {"params": [p for o in operators for p in _of_t(o)], "lr": config.operator_lr},
             {
                 "params": [p for o in operators for p in (*o.tables.parameters(), *o.biases.parameters())],
                 "lr": config.tables_lr or config.operator_lr,
