@@ -158,7 +158,7 @@ def _of_model(options: argparse.Namespace, device: torch.device) -> Asked:
     found = gpt2.load(options.path)
     if found.palette is None:
         raise ValueError(
-            f"{options.path} must hold a palette, the colours of its tokens; it holds none. Where it comes from a run on "
+            f"{options.path} must hold a palette, the colours of its tokens; it holds none. If it comes from a run on "
             "tokenised images, sample that run: it holds their tokenizer"
         )
     decoder = found.model.to(device).decoder(options.images or 8)
