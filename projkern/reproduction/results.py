@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..training.config import BEFORE
+
 SIZES = ("mini", "small", "paper")
 EXPERIMENTS = ("table1", "table2", "table3", "table4", "figure4", "generators", "recipes", "rates")
 FORMAT: dict[str, Any] = {"format": "projkern reproduction", "version": 1}
@@ -89,7 +91,8 @@ def _check_one_setup(results: dict[str, Any], free: Sequence[str]) -> None:
     """The seeds of one training share all settings; all trainings share their held-out images."""
     first_of: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, result in results.items():
-        settings = {key: value for key, value in result["settings"].items() if key not in free}
+        # A setting that came after a result was stored counts as what was done before.
+        settings = {key: value for key, value in (BEFORE | result["settings"]).items() if key not in free}
         for group, keys in ((f"label {result['label']}", settings.keys()), ("the experiment", SHARED)):
             other, expected = first_of.setdefault(group, (name, settings))
             apart = [key for key in keys if settings.get(key) != expected.get(key)]
