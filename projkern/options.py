@@ -26,5 +26,5 @@ def add_scale_and_tasks(to: argparse.ArgumentParser | argparse._ArgumentGroup, *
     """Add --scale, and --t or --random: which small models of a run are meant."""
     to.add_argument("--scale", type=scale, required=required, metavar="1/G", help="scale s, one that the run has")
     tasks = to.add_mutually_exclusive_group(required=required)
-    tasks.add_argument("--t", type=Path, metavar="FILE", help="task identifiers, .json, .npy or .csv: 18 numbers each")
-    tasks.add_argument("--random", type=int, metavar="N", help="N random tasks, as in training")
+    tasks.add_argument("--t", type=Path, metavar="FILE", help="task identifiers, .json, .npy or .csv")
+    tasks.add_argument("--random", type=int, metavar="N", help="N random tasks; of images made tokens, held-out ones")

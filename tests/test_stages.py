@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import projkern as pk
+from projkern.models.generators import STARTS
 from projkern.training.config import QUICK
 from projkern.training.loop import forward_backward_step, make_optimizer
-from projkern.training.stages import divergence, make_stage, nats_from, nats_per_token
+from projkern.training.stages import divergence, gpt_config, make_operator, make_stage, nats_from, nats_per_token
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,6 +44,26 @@ def gradients(module, loss):
     names, parameters = zip(*module.named_parameters())
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return {name: torch.zeros(()) if g is None else g for name, g in zip(names, found)}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_run_s_operator_and_baseline_are_as_its_settings_say(start):
+    options = {"start": start, "t_mean": 0.5, "t_std": 0.3, "shared_inner": True, "tied": True, "bias_of_t": True}
+    config = replace(CONFIG, task_dim=5, conditioning="norms", **options)
+    source, made = pk.GPT(gpt_config(config, Fraction(1))), []
+    for make in (
+        lambda: make_operator(source, Fraction(1, 2), config),
+        lambda: pk.ProjectionOperator(source, 1 / 2, task_dim=5, rank=2, **options),
+    ):
+        torch.manual_seed(0)
+        made.append(make())
+    mine, theirs = (operator.state_dict() for operator in made)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert (made[0].t_mean, made[0].t_std) == (0.5, 0.3)
+    shape = {"vocab_size": 7, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    told = {"task_dim": 5, "conditioning": "norms", "t_mean": 0.5, "t_std": 0.3}
+    assert gpt_config(config, Fraction(1, 2), conditional=True) == pk.GPTConfig(**shape, **told)
+    assert gpt_config(config, Fraction(1, 2)) == pk.GPTConfig(**shape)
 
 
 def test_divergence_is_kullback_leibler_s():
