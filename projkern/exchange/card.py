@@ -38,7 +38,7 @@ tokens = model.generate()[:, 1:]  # draws a whole sequence; the first token is t
 _ORIGIN = """
 ## Where it comes from
 
-Generated in one shot, without fine-tuning, by a projection operator, W_s = P(t) W_1 Q(t)
+Generated in one shot, without fine-tuning, by a projection operator
 ([Projectable Models](https://arxiv.org/abs/2506.05641)), and checked: what transformers reads from this folder gives
 the logits of the training-time forward.
 
