@@ -141,10 +141,9 @@ def _of_run(options: argparse.Namespace, device: torch.device) -> Asked:
         t = read_run_tasks(run.config, options.t).view(-1, run.config.task_dim)
     else:
         t, tokens = draw_run_tasks(run.config, options.random, options.seed)
-    if run.palette is not None:
+    meant = None if tokens is None else run.decode(tokens.to(device))
+    if run.config.data is None:
         meant = texture(t, run.config.image_size)
-    else:
-        meant = None if tokens is None else run.decode(tokens.to(device))
     rows = t.repeat_interleave(options.images or 1, 0).to(device)
     return Asked(run.operator(options.scale).decoder(rows, form=options.form or "auto"), run.decode, meant, len(t))
 
