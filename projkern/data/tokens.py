@@ -26,13 +26,14 @@ from .vqvae import VQVAE
 
 FORMAT: dict[str, Any] = {"format": "projkern tokens", "version": 1}
 TOKENIZER = "tokenizer.safetensors"
+HELD_OUT_SEED = 0
 
 
 class TokenImages:
     """Batches of tokenised images, each with its own t; a batch is a function of (seed, split, step) alone.
 
-    "train" goes through the images in a new random order each epoch; "validation" in their own order, from the
-    first at step 0, over and over. The files are mapped into memory, not read as a whole.
+    "train" goes through the images in a new random order each epoch; "validation" in one random
+    order that is always the same, from step 0 over and over. The files are mapped into memory, not read as a whole.
 
     Args:
         folder: made by ``python -m projkern.tokenize``, or by :func:`subset`.
@@ -108,8 +109,8 @@ class TokenImages:
         if step < 0:
             raise ValueError(f"step must be at least 0; it was {step}")
         position = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        if self.split == "validation":
-            return position % self.count
+        if self.split == "validation":  # collections are sorted by class; the first images are to be of all
+            return _permutation(HELD_OUT_SEED, 0, self.count)[position % self.count]
         epoch = position // self.count
         return torch.cat(
             [
