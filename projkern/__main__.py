@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-VERBS = ("tokenize", "train", "project", "sample", "evaluate", "explore", "env")
+VERBS = ("tokenize", "train", "project", "sample", "evaluate", "explore", "reproduce", "env")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         if value is not None and not value > 0:
             made.error(f"--{name} must be above 0; it was {value:g}")
     terminate_as_interrupt()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, in the workers, else writes into the bar
     options = Options(
         size=given.size,
         out=given.out,
@@ -104,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"projkern.reproduce: error: {error}", file=sys.stderr)
         return 1
     print(
-        f"{outcome.made} trainings run, {outcome.before} results were there before. "
+        f"{outcome.added} results added, {outcome.before} were there before. "
         f"Wrote {outcome.stored} and {options.page}."
     )
     return 0

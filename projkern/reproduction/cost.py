@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    flop_registry,
+    register_flop_formula,
+    sdpa_backward_flop,
+    sdpa_flop,
+)
 
 from ..data.stream import Images
 from ..kernels import ops  # registers the operators that are counted
@@ -22,12 +29,14 @@ PARTS = ("data", "generation", "projection", "forward", "backward", "optimiser")
 WARM_UP, STEPS = 3, 12
 
 assert ops  # imported for what it registers
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes across the progress bar
 
 
 def flops_per_step(stage: Stage, data: Images) -> int:
     """Floating-point operations of one step's forward and backward: those of matrix products, attention and projection.
 
-    Counted by torch's ``FlopCounterMode`` from the shapes; a multiply-add is two. The optimizer's are left out.
+    Counted by torch's ``FlopCounterMode`` from the shapes; a multiply-add is two. Attention counts as if it were not
+    causal. The optimizer's are left out.
     """
     tokens, t = data.batch(0)
     with FlopCounterMode(display=False) as counter:
@@ -93,3 +102,10 @@ def _project_backward(
 ) -> int:
     # T again, dW and dp go over all of W; U and dq over one in g of it.
     return sum(2 * len(p) * size * (3 * group + 2) // group for size, group in _sizes(weights, entries))
+
+
+# torch has formulas for attention's kernels on cards alone.
+for _kernel, _formula in (("", sdpa_flop), ("_backward", sdpa_backward_flop)):
+    _attention = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{_kernel}")
+    if _attention not in flop_registry:
+        register_flop_formula(_attention, get_raw=True)(_formula)

@@ -9,11 +9,11 @@ from ..files import locked
 from ..tokenizing import TokenizeConfig
 from ..training.data import check_data, with_shape_of_data
 from .experiments import ON_SYNTHMNIST, Plan, Rows, table2, table4
-from .ledger import write_page
+from .ledger import read_results, write_page
 from .runner import run_jobs
 from .sizes import SIZES, Size
 from .store import Store
-from .tokens import parts, tokenised
+from .tokens import fingerprint, parts, tokenised
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How many results were there before, how many were made, and the file that holds them."""
+    """How many results were there before, how many were added, and the file that holds them."""
 
     before: int
-    made: int
+    added: int
     stored: Path
 
 
@@ -68,19 +68,19 @@ def reproduce(experiment: str, options: Options) -> Outcome:
     """
     size = SIZES[options.size]
     root = options.out / options.size
+    read_results(options.results)  # what the page could not be made of is found before the trainings, not after
     with locked(root):
         store = Store(options.results, options.size, experiment, list(_rows(experiment, size, root, options)))
-        missing = store.missing()
-        outcome = Outcome(len(store.rows) - len(missing), len(missing), store.path)
+        before = store.count()
         try:
-            run_jobs(root, missing, store.add, options.workers, options.seconds)
+            run_jobs(root, store.missing(), store.add, options.workers, options.seconds)
         finally:
             write_page(options.results, options.page)
-    return outcome
+    return Outcome(before, store.count() - before, store.path)
 
 
 def _rows(experiment: str, size: Size, root: Path, options: Options) -> Rows:
-    seeds = range(options.seeds or size.seeds)
+    seeds = range(options.seeds or (1 if experiment == "rates" else size.seeds))
     machine = {"device": options.device}
     told = {"device": "auto"}  # a result names the machine itself
     if experiment in ON_SYNTHMNIST:
@@ -91,10 +91,11 @@ def _rows(experiment: str, size: Size, root: Path, options: Options) -> Rows:
         return
     whole = root / "tokens"
     tokenised(whole, _tokenizing(size, options))
+    images = fingerprint(whole)
 
     def plan_on(folder: Path) -> Plan:
         changes = with_shape_of_data({"data": str(folder)}) | size.tokens | machine
-        return Plan(size, changes, told | {"data": folder.name}, prefix=f"{folder.name}/")
+        return Plan(size, changes, told | {"data": f"{folder.name} {images}"}, prefix=f"{folder.name}/")
 
     if experiment == "table2":
         plan = plan_on(whole)
@@ -107,7 +108,9 @@ def _rows(experiment: str, size: Size, root: Path, options: Options) -> Rows:
 
 
 def _tokenizing(size: Size, options: Options) -> TokenizeConfig | None:
-    if options.images is None or options.embeddings is None:
+    if (options.images is None) != (options.embeddings is None):
+        raise ValueError("images and embeddings must be given together: t of each image is in the embeddings")
+    if options.images is None:
         return None
     train, validation = options.images
     return TokenizeConfig(train=train, validation=validation, embeddings=options.embeddings, **size.tokenizer)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import queue
+import signal
+import threading
 import time
 from collections.abc import Callable, Container
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -87,14 +90,19 @@ def run_jobs(root: Path, jobs: list[Job], store: Store, workers: int, seconds: f
                         bar.finish(job)
                     except (Interrupted, KeyboardInterrupt):
                         stop.set()
+                    except BrokenExecutor:  # all workers end with the one that was killed
+                        stop.set()
+                        errors[job.name] = "a worker was killed; this goes on from its last checkpoint"
                     except Exception as error:
                         errors[job.name] = f"{type(error).__name__}: {error}"
         except KeyboardInterrupt:
             stop.set()  # the pool's exit waits for the workers, which save what they have
+    state = f"{len(done)} of {len(jobs)} trainings done"
     if errors:
-        raise Failed("; ".join(f"{name}: {error}" for name, error in errors.items()))
-    if stop.is_set():
-        raise Stopped(f"stopped with {len(done)} of {len(jobs)} trainings done")
+        names = {error: [name for name in errors if errors[name] == error] for error in errors.values()}
+        raise Failed(f"{state}; " + "; ".join(f"{', '.join(names[error])}: {error}" for error in names))
+    if len(done) < len(jobs):
+        raise Stopped(f"stopped with {state}")
 
 
 def _with_sources(jobs: list[Job]) -> list[Job]:
@@ -120,7 +128,7 @@ def _require_time(root: Path, pending: list[Job], seconds: float) -> None:
     needed = job_seconds(root, shortest)
     if needed > seconds:
         raise ValueError(
-            f"minutes must be at least {needed / 60:.1f}, which the shortest training left, {shortest.name}, takes "
+            f"minutes must be at least {math.ceil(needed / 6) / 10}, which the shortest training left, {shortest.name}, takes "
             f"here; it was {seconds / 60:g}"
         )
 
@@ -171,8 +179,19 @@ def _begin(steps: Any, stop: Event) -> None:
     """Set up a worker."""
     global _steps, _stop
     _steps, _stop = steps, stop
+    for number in (signal.SIGINT, signal.SIGTERM):  # these reach the parent too, which asks all to stop
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """A killed parent no longer holds the folder; whoever goes on there must not meet its workers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(root: Path, job: Job) -> dict[str, Any]:

@@ -34,16 +34,20 @@ class Store:
             if key in self.document["results"]:
                 require_same(f"{key} in {self.path}", self.document["results"][key]["settings"], job.settings())
 
+    def count(self) -> int:
+        """How many of the rows have a result."""
+        return sum(key in self.document["results"] for key in self.rows)
+
     def missing(self) -> list[Job]:
         """The jobs that have no stored result."""
         found = {job.name: job for key, (_, job) in self.rows.items() if key not in self.document["results"]}
         return list(found.values())
 
     def add(self, job: Job, result: dict[str, Any]) -> None:
-        """Store a result in all rows that the job stands behind."""
+        """Store a result in all rows that the job stands behind and that have none."""
         for key, (label, behind) in self.rows.items():
             if behind.name == job.name:
-                self.document["results"][key] = {"label": label} | result
+                self.document["results"].setdefault(key, {"label": label} | result)
         order = {key: n for n, key in enumerate(self.rows)}
         kept = sorted(self.document["results"].items(), key=lambda item: order.get(item[0], len(order)))
         self.document["results"] = dict(kept)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import shutil
 from pathlib import Path
 
 import torch
@@ -39,14 +41,26 @@ def tokenised(folder: Path, config: TokenizeConfig | None) -> None:
         run(folder, TokenizeConfig.read(folder), resume=True)
 
 
+def fingerprint(folder: Path) -> str:
+    """Eight digits that tell the held-out images, their tokens and their t from others."""
+    return hashlib.blake2b((folder / "validation.safetensors").read_bytes(), digest_size=4).hexdigest()
+
+
 def parts(whole: Path) -> dict[str, Path]:
-    """Folders with the parts of the training images that the rows of Table 4 are trained on, made if need be."""
+    """Folders with the parts of the training images that the rows of Table 4 are trained on, made if need be.
+
+    Raises:
+        SetUpDiffers: a part that is there was made of other images.
+    """
     keep = masks(TokenImages(whole, "train").all_labels)
     folders = {}
     for rows, part in PARTS.items():
         folders[rows] = whole if part == "all" else whole.with_name(f"{whole.name}, {part}")
-        if not occupied(folders[rows]):
+        if not (folders[rows] / "config.json").exists():  # it is written last
+            shutil.rmtree(folders[rows], ignore_errors=True)
             subset(whole, folders[rows], keep[part].nonzero()[:, 0])
+        theirs, ours = ({"images": fingerprint(folder)} for folder in (folders[rows], whole))
+        require_same(str(folders[rows]), theirs, ours)
     return folders
 
 

@@ -59,9 +59,17 @@ def step_parts(document: Document) -> str:
         if not results:
             lines.append([pretty(label), *[""] * len(PARTS), NOT_RUN, ""])
             continue
-        means = {part: spread([r["parts"].get(part, 0.0) for r in results]).mean for part in PARTS}
-        whole = spread([1e3 * sum(r["parts"].get(part, 0.0) for part in PARTS) for r in results])
+        taken = [_parts(r["parts"]) for r in results]
+        means = {part: spread([parts[part] for parts in taken]).mean for part in PARTS}
+        whole = spread([1e3 * sum(parts.values()) for parts in taken])
         share = 100 * (means["generation"] + means["projection"]) / sum(means.values())
         shown = [f"{1e3 * means[part]:.1f}" for part in PARTS]
         lines.append([pretty(label), *shown, mean_and_deviation(whole, 1), f"{share:.1f} %"])
     return table(["step of", *(f"{part}, ms" for part in PARTS), "all, ms", "generation + projection"], lines)
+
+
+def _parts(stored: dict[str, float]) -> dict[str, float]:
+    """Seconds of each part, the projection's both ways."""
+    parts = {part: stored.get(part, 0.0) for part in PARTS}
+    parts["projection"] += stored.get("projection, backward", 0.0)
+    return parts
