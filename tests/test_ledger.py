@@ -333,7 +333,7 @@ def test_figure4():
 
 
 def test_generators():
-    kinds = {"diagonal": 1.0, "blocks": 1.2, "local tangent": 1.5}
+    kinds = {"diagonal": 1.0, "blocks": 1.2}
     results = [
         result(kind, seed, {"P_1/4": model(loss + 0.01 * seed, operator_parameters=99)})
         for kind, loss in kinds.items()
@@ -343,7 +343,31 @@ def test_generators():
     text = section(page(document("generators", results)), TITLES["generators"])
     assert line(text, "blocks")[1:5] == ["400", "99", "1.210 ± 0.010", "3"]
     assert line(text, "blocks")[5].startswith("+0.200 [")
-    assert "The local tangent (Eq. 3) is not trained" in text
+    assert "local tangent" not in text
+
+
+def test_the_local_tangent_is_set_beside_its_base_alone():
+    def tangent(seed, loss):
+        tasks = {"by_image": [loss - 0.1, loss + 0.1], "loss": loss}
+        base = {"by_image": [loss + 0.3, loss + 0.7 + 0.04 * seed], "loss": loss + 0.5}
+        more = {"damping": 1.0, "radius": 0.25, "dampings": [1.0, 10.0], "residuals": [[2.0, 0.1], [2.0, 0.5, 0.01]]}
+        return model(loss) | tasks | more | {"base": base, "base_everyday": model(1.75), "seconds_per_task": 4.2}
+
+    how = {"tasks": 2, "images": 64, "training_images": 128, "other_tasks": 3}
+    results = [result("diagonal", seed, {"P_1/4": model(1.0, operator_parameters=99)}) for seed in (0, 1)]
+    results += [result("local tangent", seed, {"tangent": tangent(seed, 1.5)}, tangents=how) for seed in (0, 1)]
+    text = section(page(document("generators", results)), TITLES["generators"])
+    shown = line(text, "local tangent")
+    assert shown[1:5] == ["400", "", "1.500 ± 0.000", "2"]
+    assert shown[5].startswith("-0.510 [") and shown[5].endswith("] minus its base")
+    for words in (
+        "from 128 images of that task in 4 seconds",
+        "64 images of each of 2 held-out tasks",
+        "2.000 ± 0.000 on its images, 1.750 ± 0.000 on those of the other lines",
+        "chosen on 3 other tasks: 1 and 0.25. Of 4 tangents, 2 needed more damping",
+        "left at most 5 % of the right-hand side",
+    ):
+        assert words in text, words
 
 
 def test_recipes_get_a_verdict_by_rule():

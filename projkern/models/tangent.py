@@ -25,6 +25,10 @@ from ..data import SynthMNIST
 from .gpt import GPT
 
 
+class NegativeCurvature(ValueError):
+    """The Hessian has a direction whose negative curvature the damping does not make up for."""
+
+
 class Tangent(NamedTuple):
     """A model's tangent towards one task. One of these serves every radius."""
 
@@ -84,7 +88,8 @@ def tangent(
         iterations: of conjugate gradients, at most.
 
     Raises:
-        ValueError: a conditional model, no batches, a negative damping or one that is too small, or no iterations.
+        ValueError: a conditional model, no batches, a negative damping, or no iterations.
+        NegativeCurvature: a damping that is too small; a ValueError too.
     """
     if model.config.task_dim is not None:
         raise ValueError(f"model must be unconditional; it took a t of {model.config.task_dim} numbers")
@@ -156,7 +161,7 @@ def _conjugate_gradients(
         image = apply(along)
         curvature = float(along @ image / (along @ along))
         if not curvature > 0:
-            raise ValueError(
+            raise NegativeCurvature(
                 f"damping must be above {damping - curvature:.3g}, for H has a direction of that negative curvature; "
                 f"it was {damping:g}"
             )

@@ -13,6 +13,7 @@ from ..training.config import SOURCE_NAME
 from ..training.stages import gpt_config
 from .jobs import Job
 from .sizes import Size
+from .tangents import Tangents
 
 SCALES = (Fraction(1, 2), Fraction(1, 4), Fraction(1, 8))
 RANKS = {Fraction(1, 2): (8, 16), Fraction(1, 4): (8, 16, 32)}
@@ -136,6 +137,9 @@ def generators(plan: Plan, seed: int) -> Rows:
             yield kind, plan.brief(seed)
         else:
             yield kind, plan.brief(seed, f"generator {kind}", generator=kind, rank=_equal_rank(plan, kind))
+    steps = plan.base.source_steps + plan.size.brief
+    base = plan.job("local tangent", f"M_{BRIEF_SCALE}", seed, source_steps=0, steps=steps)
+    yield "local tangent", dataclasses.replace(base, tangents=Tangents())
 
 
 def _equal_rank(plan: Plan, kind: str) -> int:

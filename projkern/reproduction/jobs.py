@@ -13,11 +13,13 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..data import SynthMNIST
 from ..files import write_json
 from ..memory import keep_freed_memory
 from ..models import GPT
@@ -30,6 +32,7 @@ from ..training.run import package_version, pick_machine
 from ..training.stages import Stage, count_of, gpt_config, make_stage
 from .cost import flops_per_step, seconds_of_parts
 from .measures import measure
+from .tangents import Tangents, measure_tangents
 
 HELD_OUT_SEED = 0
 """Every model of every seed is evaluated on the same images, so that only its training differs."""
@@ -53,6 +56,7 @@ class Job:
         config: all its settings.
         source: the job that trains the M_1 that it starts from.
         folders: settings of ``config`` that name folders, and what is told of them instead.
+        tangents: measured in place of the model, which then is an unconditional one of SynthMNIST.
     """
 
     name: str
@@ -60,11 +64,13 @@ class Job:
     config: TrainConfig
     source: Job | None = None
     folders: Mapping[str, str] = field(default_factory=dict)
+    tangents: Tangents | None = None
 
     def settings(self) -> dict[str, Any]:
         """All that determines the result, as JSON that names no folder of this machine."""
         told = {k: self.folders.get(k, v) for k, v in self.config.to_json().items()}
-        return told | {"stage": self.stage, "source": self.source and self.source.settings()}
+        told |= {"stage": self.stage, "source": self.source and self.source.settings()}
+        return told if self.tangents is None else told | {"tangents": self.tangents.to_json()}
 
     @property
     def steps(self) -> int:
@@ -145,10 +151,18 @@ def run_job(root: Path, job: Job, on_step: Callable[[int], bool]) -> dict[str, A
         stage, training, config, machine.dtype, checkpoint.stage_folder(folder, job.stage), Metrics(folder), on_step
     )
     stage.module.eval()
+    if job.tangents is None:
+        models = {model.name: measure(model, held_out, config.eval_images) for model in stage.models}
+    else:
+        assert isinstance(stage.module, GPT) and isinstance(training, SynthMNIST) and isinstance(held_out, SynthMNIST)
+        stopped = partial(on_step, stage.steps)
+        base = measure(stage.models[0], held_out, config.eval_images)
+        tangents = measure_tangents(stage.module, training, held_out, job.tangents, stopped)
+        models = {"tangent": tangents | {"base_everyday": base}}
     result = {
         "seed": config.seed,
         "settings": job.settings(),
-        "models": {model.name: measure(model, held_out, config.eval_images) for model in stage.models},
+        "models": models,
         "steps": stage.steps,
         "images": stage.steps * config.batch_size,
         "flops": stage.steps * flops,

@@ -22,7 +22,7 @@ SWEEP_IMAGES = 192
 def measure(model: Model, data: Images, images: int) -> dict[str, Any]:
     """The loss on the first ``images`` held-out images, as a whole and of each, and what the data allow besides."""
     losses = evaluate(model.predict, data, images)
-    row = _summary(losses.by_image) | {"parameters": model.parameters}
+    row = summary(losses.by_image) | {"parameters": model.parameters}
     if model.operator_parameters is not None:
         row["operator_parameters"] = model.operator_parameters
     if model.takes_task:
@@ -53,10 +53,11 @@ def by_part(by_image: Tensor, data: TokenImages) -> dict[str, dict[str, Any]]:
     labels = labels[: len(by_image)].cpu()
     in_order, even = labels < (int(labels.max()) + 1) // 2, labels % 2 == 0
     masks = {"halves, C1": in_order, "halves, C2": ~in_order, "mod 2, C1": even, "mod 2, C2": ~even}
-    return {name: _summary(by_image[mask]) for name, mask in masks.items()}
+    return {name: summary(by_image[mask]) for name, mask in masks.items()}
 
 
-def _summary(by_image: Tensor) -> dict[str, Any]:
+def summary(by_image: Tensor) -> dict[str, Any]:
+    """Losses (N,) as the results hold them."""
     error = by_image.std() / len(by_image) ** 0.5
     return {
         "loss": round(by_image.mean().item(), 5),
