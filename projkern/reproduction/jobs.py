@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..data import SynthMNIST
-from ..files import write_json
+from ..files import occupied, write_json
 from ..memory import keep_freed_memory
 from ..models import GPT
 from ..training import checkpoint
@@ -101,9 +101,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete it to have it made again") from error
+        raise ValueError(f"{path} cannot be read ({error}); delete {path.parent} to have it made again") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold an object; it held {type(found).__name__}. Delete it to have it made again")
+        raise ValueError(
+            f"{path} must hold an object; it held {type(found).__name__}. Delete {path.parent} to have it made again"
+        )
     return found
 
 
@@ -114,10 +116,13 @@ def result_of(root: Path, job: Job) -> dict[str, Any] | None:
         SetUpDiffers: the folder is another job's.
         ValueError: a damaged file.
     """
-    begun = read_json(root / job.name / "job.json")
+    folder = root / job.name
+    begun = read_json(folder / "job.json")
     if begun is not None:
-        require_same(str(root / job.name), begun, job.settings())
-    return read_json(root / job.name / "result.json")
+        require_same(str(folder), begun, job.settings())
+    elif occupied(folder):
+        raise ValueError(f"{folder} must have a job.json, the set-up of what it holds; delete it to have it made again")
+    return read_json(folder / "result.json")
 
 
 def run_job(root: Path, job: Job, on_step: Callable[[int], bool]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ SWEEP_IMAGES = 192
 
 def measure(model: Model, data: Images, images: int) -> dict[str, Any]:
     """The loss on the first ``images`` held-out images, as a whole and of each, and what the data allow besides."""
+    if isinstance(data, TokenImages):
+        images = min(images, data.count)  # the stream would begin again, and count images twice
     losses = evaluate(model.predict, data, images)
     row = summary(losses.by_image) | {"parameters": model.parameters}
     if model.operator_parameters is not None:
@@ -51,7 +53,8 @@ def by_part(by_image: Tensor, data: TokenImages) -> dict[str, dict[str, Any]]:
     """
     labels = torch.cat([data.labels(step) for step in range(-(-len(by_image) // data.batch_size))])
     labels = labels[: len(by_image)].cpu()
-    in_order, even = labels < (int(labels.max()) + 1) // 2, labels % 2 == 0
+    last = int(TokenImages(data.folder, "train").all_labels.max())  # the held-out images may lack the last classes
+    in_order, even = labels < (last + 1) // 2, labels % 2 == 0
     masks = {"halves, C1": in_order, "halves, C2": ~in_order, "mod 2, C1": even, "mod 2, C2": ~even}
     return {name: summary(by_image[mask]) for name, mask in masks.items()}
 

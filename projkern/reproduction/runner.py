@@ -127,9 +127,10 @@ def _require_time(root: Path, pending: list[Job], seconds: float) -> None:
     shortest = min((j for j in pending if j.source is None or result_of(root, j.source)), key=work)
     needed = job_seconds(root, shortest)
     if needed > seconds:
+        minutes = math.ceil(needed / 6) / 10
         raise ValueError(
-            f"minutes must be at least {math.ceil(needed / 6) / 10}, which the shortest training left, {shortest.name}, takes "
-            f"here; it was {seconds / 60:g}"
+            f"minutes must be at least {minutes}, which the shortest training left, {shortest.name}, takes here; "
+            f"it was {seconds / 60:g}"
         )
 
 
