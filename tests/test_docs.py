@@ -24,6 +24,7 @@ GENERATED = "docs/api.md"  # its blocks are signatures
 ELSEWHERE = {
     "python3 -m venv": ".ci/run runs the README's test command word for word",
     "python -m projkern.explore": "it serves until it is stopped; tests/test_explore.py runs it",
+    "python -m projkern.reproduce": "an experiment takes long; tests/test_reproduce.py runs tiny ones",
     "pip install -e '.[": "the README's test command installs the same",
     "benchmarks/gpu.sh": "it needs a CUDA card",
 }

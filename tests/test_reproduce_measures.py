@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 B, T, V, DIM, D, G, LAYERS, HEADS, RANK = 4, 16, 16, 3, 32, 4, 2, 2, 2
 RATES = Path(__file__).parent.parent / "docs/reproduction/mini/rates.json"
 NEAR = 0.01
-"""Nats that a sweep on one seed cannot tell apart: losses of several seeds are spread more widely."""
+"""Nats within which a rate counts as the best: a sweep has one seed, and seeds differ by thousandths to hundredths."""
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_parts_of_a_step_make_up_the_step(name, setup, monkeypatch):
 
 
 def test_mini_trains_at_the_best_rates_of_its_sweep():
-    """Up to ``NEAR``, below which the choice is one of chance."""
+    """Up to ``NEAR``."""
     if not RATES.exists():
         pytest.skip("no learning rates have been swept at the size mini")
     sweeps: dict[str, list] = {}
