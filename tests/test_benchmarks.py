@@ -223,7 +223,9 @@ def test_a_cards_orders(tmp_path):
     assert found["red"] == [] and found["failed"] == {}
     assert found["input_sets"] == 1 and found["fused"] == ["cpu", "cpu, graph"]
     assert all(graph.released for graph in card.graphs) and len(card.graphs) == 2
-    assert len(found["seconds"]["cpu"]["both"]) == 2 * 3 * 2 and len(found["seconds"]["einsum"]["both"]) == 2 * 2
+    assert len(found["seconds"]["cpu"]["both"]) == 2 * 3 * 2
+    # A baseline that a busy machine held up in the first round may be left out of the second; the best one is not.
+    assert max(len(found["seconds"][name]["both"]) for name in providers.BASELINES) == 2 * 2
     assert set(found["seconds"]["cpu, graph"]) == {"forward", "both"}
     assert set(found["host_seconds"]) == set(found["seconds"])
     assert len(found["bfloat16_gemm_flops_per_second"]) == 6
