@@ -35,6 +35,6 @@ def draw_figure4(path: Path, document: Document) -> None:
         axis.set(title=f"s = {s}", xlabel="t_scale (trained up to 1)")
         axis.grid(alpha=0.3)
         if axis.lines[:-1]:
-            axis.legend(fontsize=9)
+            axis.legend(fontsize=8, loc="lower right")
     axes[0].set_ylabel("loss, nats per token")
     write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))

@@ -38,7 +38,19 @@ def read_results(folder: Path) -> dict[str, dict[str, Document]]:
                 here = f"{document['experiment']} at {document['size']}"
                 raise ValueError(f"{path} must hold {path.stem} at {size}; it was {here}")
             found.setdefault(size, {})[path.stem] = document
+        if (table1 := found.get(size, {}).get("table1")) is not None:
+            found[size].setdefault("figure4", _figure4(table1))
     return found
+
+
+def _figure4(table1: Document) -> Document:
+    """Figure 4's results: those of Table 1 that were measured against t_scale."""
+    swept = {
+        name: result
+        for name, result in table1["results"].items()
+        if any("by_scale" in model for model in result["models"].values())
+    }
+    return table1 | {"experiment": "figure4", "results": swept}
 
 
 def read_experiment(path: Path) -> Document:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..files import locked
 from ..tokenizing import TokenizeConfig
 from ..training.data import check_data, with_shape_of_data
-from .experiments import ON_SYNTHMNIST, Plan, Rows, table2, table4
+from .experiments import ON_SYNTHMNIST, STORED_IN, Plan, Rows, table2, table4
 from .ledger import read_results, write_page
 from .runner import run_jobs
 from .sizes import SIZES, Size
@@ -70,7 +70,8 @@ def reproduce(experiment: str, options: Options) -> Outcome:
     root = options.out / options.size
     read_results(options.results)  # what the page could not be made of is found before the trainings, not after
     with locked(root):
-        store = Store(options.results, options.size, experiment, list(_rows(experiment, size, root, options)))
+        rows = list(_rows(experiment, size, root, options))
+        store = Store(options.results, options.size, STORED_IN.get(experiment, experiment), rows)
         before = store.count()
         try:
             run_jobs(root, store.missing(), store.add, options.workers, options.seconds)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..files import write_atomically
 from .jobs import Job, require_same
 from .results import FORMAT, read_experiment
 
@@ -52,4 +53,10 @@ class Store:
         kept = sorted(self.document["results"].items(), key=lambda item: order.get(item[0], len(order)))
         self.document["results"] = dict(kept)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, self.document)
+        write_atomically(self.path, lambda p: p.write_text(self._text()))
+
+    def _text(self) -> str:
+        """JSON with one result a line, so that a difference of two versions shows which results are new."""
+        head = json.dumps(self.document | {"results": {}}, indent=2)
+        lines = [f"    {json.dumps(key)}: {json.dumps(result)}" for key, result in self.document["results"].items()]
+        return head.replace('"results": {}', '"results": {\n' + ",\n".join(lines) + "\n  }") + "\n"
