@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from .reproduction.ledger import write_page
+from .reproduction.page.ledger import write_page
 from .reproduction.results import EXPERIMENTS
 from .reproduction.run import Options, reproduce
 from .reproduction.runner import Failed, Stopped, default_workers

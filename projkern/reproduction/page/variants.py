@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..evaluation.equivalent import LEVEL
-from ..training.config import BEFORE, QUICK
-from ..training.report import pretty
+from ...evaluation.equivalent import LEVEL
+from ...training.config import BEFORE, QUICK
+from ...training.report import pretty
+from ..results import ITS_OWN, Document, labels, models_of, results_of
 from .markdown import NOT_RUN, Models, interval, mean_and_deviation, spread_of, table
-from .results import ITS_OWN, Document, labels, models_of, results_of
 from .statistics import Difference, difference
 from .trainings import costs
 

@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ..training.config import PRESETS, TrainConfig
+from ...training.config import PRESETS, TrainConfig
+from ..results import ITS_OWN, Document, labels, results_of
 from . import paper
 from .markdown import table
-from .results import ITS_OWN, Document, labels, results_of
 
 NOT_THE_RESULT = {*ITS_OWN, "scales", "log_every", "checkpoint_every", "mnist", "data"}
 """Settings that change no result, are part of a training's name, or are shown otherwise."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files import write_atomically
+from ...files import write_atomically
+from ..results import EXPERIMENTS, SIZES, Document, read_results
 from .comparison import section as comparison
 from .deviations import deviations, left_open
 from .figures import draw_figure4
 from .further import figure4, picture, table3, table4
-from .results import EXPERIMENTS, SIZES, Document, read_results
 from .trainings import step_parts
 from .variants import generators, rates, recipes
 

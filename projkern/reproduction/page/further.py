@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..training.report import pretty
+from ...training.report import pretty
+from ..results import Document, labels, models_of
 from . import paper
 from .markdown import (
     NOT_RUN,
@@ -18,7 +19,6 @@ from .markdown import (
     sign_verdict,
     table,
 )
-from .results import Document, labels, models_of
 from .statistics import difference, spread
 from .trainings import costs
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from ..evaluation.equivalent import LEVEL, RESAMPLES, EquivalentSize, NoFit, size_of_loss
+from ...evaluation.equivalent import LEVEL, RESAMPLES, EquivalentSize, NoFit, size_of_loss
 
 Model = Mapping[str, Any]
 """A model's stored figures: at the least its loss, and ``by_image``, the losses of N held-out images."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..training.report import pretty
+from ...training.report import pretty
 from .statistics import Difference, Spread, difference, spread
 
 NOT_RUN = "not run"

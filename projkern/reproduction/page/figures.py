@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..files import write_atomically
-from ..training.report import pretty
+from ...files import write_atomically
+from ...training.report import pretty
+from ..results import Document, models_of
 from .further import by_scale, swept
 from .paper import SCALES
-from .results import Document, models_of
 
 STYLES = {"M": ("0.4", ":"), "M~": ("C0", "--"), "P": ("C1", "-"), "P~": ("C2", "-.")}
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.equivalent import NoFit, size_of_loss
-from ..training.report import pretty
+from ...evaluation.equivalent import NoFit, size_of_loss
+from ...training.report import pretty
+from ..results import SOURCE, Document, labels, models_of
 from . import paper
 from .markdown import NOT_RUN, Cell, Claim, Models, apart, claims_table, losses_table, not_above, spread_of, table
-from .results import SOURCE, Document, labels, models_of
 from .statistics import equivalent_size_over_seeds, spread
 from .trainings import costs
 
