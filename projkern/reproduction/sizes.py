@@ -69,6 +69,7 @@ def recipes(base: TrainConfig, operator_lr: float) -> dict[str, dict[str, Any]]:
         "first layer shared": {"shared_inner": True},
         "p and q tied along the residual stream": {"tied": True},
         "distillation from the source": {"distill": 0.5},
+        "distillation from the source, twice as strong": {"distill": 1.0},
         "w_src = 0.3": {"w_src": 0.3},
         "w_src = 0": {"w_src": 0.0},
         "source sees a quarter of the batch": {"source_batch": base.batch_size // 4},
@@ -77,6 +78,10 @@ def recipes(base: TrainConfig, operator_lr: float) -> dict[str, dict[str, Any]]:
         "r = 32": {"rank": 32},
         "b depends on t": {"bias_of_t": True},
         "b depends on t, t normalised": {"bias_of_t": True, "t_mean": 0.5, "t_std": 12**-0.5},
+        "b depends on t, t normalised, distillation": {
+            **{"bias_of_t": True, "t_mean": 0.5, "t_std": 12**-0.5},
+            "distill": 0.5,
+        },
     }
 
 
