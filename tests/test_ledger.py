@@ -453,7 +453,7 @@ def test_page_and_text_agree(tmp_path):
     write_page(results, written)
     assert written.read_text() == render(read_results(results))
     assert (tmp_path / "images" / "figure4_mini.png").stat().st_size > 10_000
-    for name in ("method.md", "evaluation.md", "synthmnist.md"):
+    for name in ("method.md", "evaluation.md", "synthmnist.md", "generators.md"):
         shutil.copy(ROOT / "docs" / name, tmp_path)
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", written.read_text()):
         assert (tmp_path / target).exists(), target
@@ -495,3 +495,14 @@ def test_results_of_two_setups_or_without_figures_are_refused(tmp_path, spoil, m
     spoil(spoilt["results"])
     with pytest.raises(ValueError, match=message):
         read_results(store(tmp_path, spoilt))
+
+
+def test_baselines_that_did_not_train_well_are_named():
+    def at(label, loss):
+        return result(label, 0, {label.partition(",")[0]: model(loss)})
+
+    good = [at("M_1/4", 1.9), at("M~_1/4", 1.8), at("M~_1/4, norms", 1.7)]
+    assert "Beware" not in section(page(document("table1", good)), TITLES["table1"])
+    bad = [at("M_1/4", 1.7), at("M~_1/4", 1.8), at("M~_1/4, norms", 1.9)]
+    shown = section(page(document("table1", bad)), TITLES["table1"])
+    assert "no better than what they should beat are M̃_1/4 (against M_1/4); M̃_1/4, norms (against M̃_1/4)." in shown

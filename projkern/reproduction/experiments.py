@@ -136,19 +136,27 @@ def table4(plans: dict[str, Plan], seed: int) -> Rows:
 
 
 def generators(plan: Plan, seed: int) -> Rows:
-    """Appendix B's weight generators, each with about as many parameters as the paper's where its kind allows it."""
+    """Appendix B's weight generators, each with about as many parameters as the paper's where its kind allows it.
+
+    A kind that refuses a source of this size is left out.
+    """
     for kind in GENERATORS:
         if kind == "diagonal":
             yield kind, plan.brief(seed)
-        else:
-            yield kind, plan.brief(seed, f"generator {kind}", generator=kind, rank=_equal_rank(plan, kind))
+        elif (rank := _equal_rank(plan, kind)) is not None:
+            yield kind, plan.brief(seed, f"generator {kind}", generator=kind, rank=rank)
     steps = plan.base.source_steps + plan.size.brief
     base = plan.job("local tangent", f"M_{BRIEF_SCALE}", seed, source_steps=0, steps=steps)
     yield "local tangent", dataclasses.replace(base, tangents=Tangents())
 
 
-def _equal_rank(plan: Plan, kind: str) -> int:
+def _equal_rank(plan: Plan, kind: str) -> int | None:
+    """The rank with the paper's number of parameters, or 1 where none comes near; None where the kind is refused."""
     shape = gpt_config(plan.base, Fraction(1)), BRIEF_SCALE, plan.base.task_dim
+    try:
+        count_parameters(kind, *shape, 1)
+    except ValueError:
+        return None
     try:
         return rank_for(kind, count_parameters("diagonal", *shape, plan.base.rank), *shape)
     except ValueError:  # a kind whose size is fixed, or starts above it: the table shows its parameters

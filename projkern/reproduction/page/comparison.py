@@ -26,11 +26,30 @@ def section(document: Document) -> str:
     parts = [
         losses_table(cells(document, base), pretty(base)),
         claims_table(claims(document)),
+        *weak_baselines(document),
         "**Equivalent sizes**",
         equivalent_sizes(document),
         costs(document),
     ]
     return "\n\n".join(parts)
+
+
+def weak_baselines(document: Document) -> list[str]:
+    """A warning of conditional baselines that are no better than what they should beat, where there are any."""
+    weak = []
+    for name in labels(document):
+        if name.startswith("M~_"):
+            plain, _, form = name.partition(", ")
+            beaten = f"M_{plain.removeprefix('M~_')}" if not form else plain
+            ours, theirs = models_of(document, name), models_of(document, beaten)
+            if theirs and spread_of(ours).mean >= spread_of(theirs).mean:
+                weak.append(f"{pretty(name)} (against {pretty(beaten)})")
+    if not weak:
+        return []
+    return [
+        f"**Beware:** no better than what they should beat are {'; '.join(weak)}. They did not train well at their "
+        "learning rate and length, and what is claimed or read off against them proves little."
+    ]
 
 
 def cells(document: Document, base: str) -> list[Cell]:

@@ -72,12 +72,15 @@ odd (mod 2). "1/8 and 1" has 1/8 of C1 and all of C2 (appendix D.2). The effect 
     "figure4": """The scale component of t goes from 0 to 2, where training drew it from [0, 1]; images are drawn anew
 at each value (appendix D.3). The paper has a plot and no numbers, so there is no ratio. Textures get finer with the
 scale, hence harder for all models.""",
-    "generators": """Every generator with about as many parameters in its operator, as far as its form allows. The paper
-describes them and gives no figures.""",
+    "generators": """Every generator with about as many parameters in its operator, as far as its form allows; `general`
+is left out where it would have more parameters than [generators.md](generators.md) allows. The paper describes them and
+gives no figures.""",
     "recipes": """Each recipe departs from the paper's plain one, "paper's". By rule it wins or loses where the 95 %
 interval of its difference to that, paired by seed and image, lies on one side of zero.""",
-    "rates": """Those of the tables, and each halved and doubled, on a seed that no table uses. Where the lowest loss of
-a model is not on its first line, the tables do it less than justice.""",
+    "rates": """A model's first line has the tables' rates, the next ones each of them halved and doubled; some have
+more. Trained on a seed that no table uses, and evaluated on the tables' held-out images. Where the lowest loss is not
+on the first line, the tables do the model less than justice. M̃_s with "norms", "every position" or "all steps" takes the
+rate of M̃_s, and P_1/2, P_1/8 and P̃ that of P_1/4: these were not swept.""",
 }
 
 SECTIONS: dict[str, Callable[[Document], str]] = {
