@@ -79,8 +79,8 @@ gives no figures.""",
 interval of its difference to that, paired by seed and image, lies on one side of zero.""",
     "rates": """A model's first line has the tables' rates, the next ones each of them halved and doubled; some have
 more. Trained on a seed that no table uses, and evaluated on the tables' held-out images. Where the lowest loss is not
-on the first line, the tables do the model less than justice. M̃_s with "norms", "every position" or "all steps" takes the
-rate of M̃_s, and P_1/2, P_1/8 and P̃ that of P_1/4: these were not swept.""",
+on the first line, the tables do the model less than justice. M̃_s with "norms", "every position" or "all steps" takes
+the rate of M̃_s, and P_1/2, P_1/8 and P̃ that of P_1/4: these were not swept.""",
 }
 
 SECTIONS: dict[str, Callable[[Document], str]] = {
