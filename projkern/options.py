@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 
 def scale(text: str) -> Fraction:
@@ -28,3 +29,13 @@ def add_scale_and_tasks(to: argparse.ArgumentParser | argparse._ArgumentGroup, *
     tasks = to.add_mutually_exclusive_group(required=required)
     tasks.add_argument("--t", type=Path, metavar="FILE", help="task identifiers, .json, .npy or .csv")
     tasks.add_argument("--random", type=int, metavar="N", help="N random tasks; of images made tokens, held-out ones")
+
+
+def require_unchanged(config: object, given: dict[str, Any], out: Path) -> None:
+    """Raises ValueError where an option given with --resume asks for another setting than what is continued has."""
+    for name, value in given.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"--{name.replace('_', '-')} must be left out with --resume, or be {getattr(config, name)} as in "
+                f"{out}/config.json; it was {value}"
+            )

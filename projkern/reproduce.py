@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -80,7 +79,6 @@ def main(argv: list[str] | None = None) -> int:
         if value is not None and not value > 0:
             made.error(f"--{name} must be above 0; it was {value:g}")
     terminate_as_interrupt()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, in the workers, else writes into the bar
     options = Options(
         size=given.size,
         out=given.out,

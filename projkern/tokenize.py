@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .data.images import DamagedFile
+from .options import require_unchanged
 from .signals import terminate_as_interrupt
 from .tokenizing import TokenizeConfig, run
 from .training.checkpoint import CheckpointError
@@ -67,7 +68,11 @@ def main(argv: list[str] | None = None) -> int:
     terminate_as_interrupt()
     out = options.out
     try:
-        config = resumed(out, given) if options.resume else TokenizeConfig(**given)
+        if options.resume:
+            config = TokenizeConfig.read(out)
+            require_unchanged(config, given, out)
+        else:
+            config = TokenizeConfig(**given)
         made = run(out, config, resume=options.resume, overwrite=options.overwrite)
     except KeyboardInterrupt:
         begun = (out / "config.json").exists()
@@ -83,18 +88,6 @@ def main(argv: list[str] | None = None) -> int:
         f"to {out} ({used:.0%} of {made['vocabulary']} codes used); see {out}/report.md."
     )
     return 0
-
-
-def resumed(out: Path, given: dict[str, Any]) -> TokenizeConfig:
-    """The settings of what is to be continued; raises ValueError where an option asks for another."""
-    config = TokenizeConfig.read(out)
-    for name, value in given.items():
-        if getattr(config, name) != value:
-            raise ValueError(
-                f"--{name.replace('_', '-')} must be left out with --resume, or be {getattr(config, name)} as in "
-                f"{out}/config.json; it was {value}"
-            )
-    return config
 
 
 if __name__ == "__main__":

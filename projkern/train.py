@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from .options import scale
+from .options import require_unchanged, scale
 from .signals import terminate_as_interrupt
 from .training.checkpoint import CheckpointError
 from .training.config import PRESETS, QUICK, TrainConfig
@@ -83,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     out = options.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     try:
         if options.resume:
-            config = resumed(out, given)
+            config = read_config(out)
+            require_unchanged(config, given, out)
         else:
             if "source" in given:
                 given = with_shape_of_source(given)
@@ -105,18 +106,6 @@ def main(argv: list[str] | None = None) -> int:
 
     print(f"\n{table(summary)}\n\nWrote {out}/report.md, {out}/samples.png and {out}/summary.json.")
     return 0
-
-
-def resumed(out: Path, given: dict[str, Any]) -> TrainConfig:
-    """The settings of the run to continue; raises ValueError where an option asks for another."""
-    config = read_config(out)
-    for name, value in given.items():
-        if getattr(config, name) != value:
-            raise ValueError(
-                f"--{name.replace('_', '-')} must be left out with --resume, or be {getattr(config, name)} as in "
-                f"{out}/config.json; it was {value}"
-            )
-    return config
 
 
 if __name__ == "__main__":

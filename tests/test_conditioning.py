@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from decoding import assert_same, decoded
 
 import projkern as pk
 from projkern.models.gpt import CONDITIONINGS, LINEARS
@@ -42,19 +43,6 @@ def batch(size=4):
 def loss(model):
     tokens, t = batch()
     return F.cross_entropy(model(tokens, t).flatten(0, 1), tokens.flatten())
-
-
-def decoded(decoder, tokens):
-    """The logits (B, T, vocabulary) that a decoder gives when it is fed these tokens."""
-    found = [decoder.step(None)]
-    found += [decoder.step(tokens[:, i]) for i in range(tokens.shape[1] - 1)]
-    return torch.stack(found, 1)
-
-
-def assert_same(found, expected):
-    """Up to what float32 rounds: a few units in the last place of the largest."""
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
 # ---------------------------------------------------------------- the paper's form

@@ -11,10 +11,9 @@ import pytest
 
 from projkern.reproduction.page import paper
 from projkern.reproduction.page.further import SPLITS
-from projkern.reproduction.page.ledger import TITLES, read_results, render, write_page
+from projkern.reproduction.page.ledger import TITLES, render, write_page
 from projkern.reproduction.page.statistics import difference, equivalent_size_over_seeds, spread
-from projkern.reproduction.page.trainings import PARTS
-from projkern.reproduction.results import EXPERIMENTS, read_experiment
+from projkern.reproduction.results import EXPERIMENTS, PARTS, read_experiment, read_results
 from projkern.training.config import QUICK
 
 ROOT = Path(__file__).parent.parent

@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from decoding import assert_same, decoded
 from PIL import Image
 
 import projkern as pk
@@ -45,19 +46,6 @@ def operator(head_width=8, group=2):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-def decoded(decoder, tokens):
-    """The logits (B, T, vocabulary) that a decoder gives when it is fed these tokens."""
-    found = [decoder.step(None)]
-    found += [decoder.step(tokens[:, i]) for i in range(tokens.shape[1] - 1)]
-    return torch.stack(found, 1)
-
-
-def assert_same(found, expected):
-    """Up to what float32 rounds: a few units in the last place of the largest."""
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("head_width", [4, 8, 16, 24])

@@ -8,7 +8,7 @@ to 6.3 on the former, because loss falls ever slower with log(parameters) (docs/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,20 +73,40 @@ def equivalent_size(
     Raises:
         NoFit: fewer than two baselines, or a larger one that is no better than a smaller one.
     """
+    together = np.concatenate([baselines, projected[None]])  # [K + 1, N]
+    rng, count = np.random.default_rng(seed), together.shape[1]
+
+    def resample() -> np.ndarray:
+        return np.stack([together[:, rng.integers(count, size=count)].mean(1) for _ in range(RESAMPLES)])
+
+    return read_off(sizes, together.mean(1), resample, parameters)
+
+
+def read_off(
+    sizes: Sequence[int], mean: np.ndarray, resample: Callable[[], np.ndarray], parameters: int
+) -> EquivalentSize:
+    """The size that goes with mean losses (K + 1,), of the baselines and then the projected model.
+
+    Args:
+        sizes: (K,) parameters of the conditional baselines, rising.
+        mean: their losses, and last the projected model's.
+        resample: gives (R, K + 1), the same of R resamplings, for the interval.
+        parameters: of the projected model.
+
+    Raises:
+        NoFit: as ``equivalent_size``.
+    """
     if len(sizes) < 2:
         raise NoFit(f"it takes at least two conditional baselines; there was {len(sizes)}")
-    together = np.concatenate([baselines, projected[None]])  # [K + 1, N]
 
     def read(means: np.ndarray) -> np.ndarray:
         return size_of_loss(sizes, means[..., :-1], means[..., -1])
 
-    mean = together.mean(1)
     size = float(read(mean))
     if np.isnan(size):
         shown = ", ".join(f"{loss:.3f}" for loss in mean[:-1])
         raise NoFit(f"the losses of the conditional baselines must fall with their size; they were {shown}")
-    rng, count = np.random.default_rng(seed), together.shape[1]
-    resampled = read(np.stack([together[:, rng.integers(count, size=count)].mean(1) for _ in range(RESAMPLES)]))
+    resampled = read(resample())
     # A resampling without a fit may be anything, so it counts against both ends.
     low = np.quantile(np.nan_to_num(resampled, nan=0.0, posinf=np.inf), (1 - LEVEL) / 2, method="lower")
     high = np.quantile(np.nan_to_num(resampled, nan=np.inf, posinf=np.inf), (1 + LEVEL) / 2, method="higher")

@@ -23,9 +23,8 @@ from ..measure import wait_for
 from ..training.config import TrainConfig
 from ..training.loop import forward_backward_step, make_optimizer
 from ..training.stages import Stage
+from .results import PARTS
 
-PARTS = ("data", "generation", "projection", "forward", "backward", "optimiser")
-"""Names of the ranges that ``training/loop.py`` and ``models/operator.py`` record."""
 WARM_UP, STEPS = 3, 12
 
 assert ops  # imported for what it registers

@@ -54,9 +54,15 @@ def by_part(by_image: Tensor, data: TokenImages) -> dict[str, dict[str, Any]]:
     labels = torch.cat([data.labels(step) for step in range(-(-len(by_image) // data.batch_size))])
     labels = labels[: len(by_image)].cpu()
     last = int(TokenImages(data.folder, "train").all_labels.max())  # the held-out images may lack the last classes
-    in_order, even = labels < (last + 1) // 2, labels % 2 == 0
-    masks = {"halves, C1": in_order, "halves, C2": ~in_order, "mod 2, C1": even, "mod 2, C2": ~even}
-    return {name: summary(by_image[mask]) for name, mask in masks.items()}
+    found = {}
+    for split, in_c1 in first_parts(labels, last).items():
+        found[f"{split}, C1"], found[f"{split}, C2"] = summary(by_image[in_c1]), summary(by_image[~in_c1])
+    return found
+
+
+def first_parts(labels: Tensor, last: int) -> dict[str, Tensor]:
+    """Which labels (n,) are of C1, by each way to split the classes 0 .. ``last``; the others are of C2."""
+    return {"halves": labels < (last + 1) // 2, "mod 2": labels % 2 == 0}
 
 
 def summary(by_image: Tensor) -> dict[str, Any]:

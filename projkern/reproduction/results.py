@@ -15,6 +15,8 @@ FORMAT: dict[str, Any] = {"format": "projkern reproduction", "version": 1}
 KEYS = ["label", "seed", "settings", "models", "steps", "images", "flops", "seconds", "parts", "device", "versions"]
 SOURCE = "source after co-training"
 FIGURES = ("loss", "standard_error", "by_image", "parameters")
+PARTS = ("data", "generation", "projection", "forward", "backward", "optimiser")
+"""Of a training step: the ranges that ``training/loop.py`` and ``models/operator.py`` record for profilers."""
 ITS_OWN = ("seed", "source", "pretrained source", "device")
 """Settings that the seeds of one training need not share."""
 SHARED = ("image_size", "colors", "task_dim", "data", "mnist", "eval_images")

@@ -9,7 +9,8 @@ from ..files import locked
 from ..tokenizing import TokenizeConfig
 from ..training.data import check_data, with_shape_of_data
 from .experiments import ON_SYNTHMNIST, STORED_IN, Plan, Rows, table2, table4
-from .page.ledger import read_results, write_page
+from .page.ledger import write_page
+from .results import read_results
 from .runner import run_jobs
 from .sizes import SIZES, Size
 from .store import Store

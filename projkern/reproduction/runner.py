@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..training.loop import Interrupted
 from .jobs import Job, job_seconds, result_of, run_job, work
 
-Store = Callable[[Job, dict[str, Any]], None]
+OnResult = Callable[[Job, dict[str, Any]], None]
 POLL = 0.5  # seconds
 
 
@@ -33,7 +33,7 @@ class Failed(RuntimeError):
     """Some jobs could not be done; the others were."""
 
 
-def run_jobs(root: Path, jobs: list[Job], store: Store, workers: int, seconds: float | None = None) -> None:
+def run_jobs(root: Path, jobs: list[Job], store: OnResult, workers: int, seconds: float | None = None) -> None:
     """Run all jobs that have no result yet, each as soon as its source is there, with one progress bar over all.
 
     Args:

@@ -14,6 +14,7 @@ from ..data.tokens import TokenImages, read_settings, subset
 from ..files import occupied
 from ..tokenizing import TokenizeConfig, run
 from .jobs import require_same
+from .measures import first_parts
 
 PARTS = {
     "all, halves; all, mod 2": "all",
@@ -70,9 +71,9 @@ def masks(labels: Tensor) -> dict[str, Tensor]:
     for label in labels.unique():
         of_class = (labels == label).nonzero()[:, 0]
         eighth[of_class[: -(-len(of_class) // 8)]] = True
-    middle = (int(labels.max()) + 1) // 2
+    in_c1 = first_parts(labels, int(labels.max()))
     return {
         "an eighth": eighth,
-        "an eighth of the first half": eighth | (labels >= middle),
-        "an eighth of the even classes": eighth | (labels % 2 == 1),
+        "an eighth of the first half": eighth | ~in_c1["halves"],
+        "an eighth of the even classes": eighth | ~in_c1["mod 2"],
     }

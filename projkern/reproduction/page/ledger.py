@@ -14,8 +14,6 @@ from .further import figure4, picture, table3, table4
 from .trainings import step_parts
 from .variants import generators, rates, recipes
 
-__all__ = ["read_results", "render", "write_page"]
-
 Results = dict[str, dict[str, Document]]
 """By size and experiment."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from ...evaluation.equivalent import LEVEL, RESAMPLES, EquivalentSize, NoFit, size_of_loss
+from ...evaluation.equivalent import LEVEL, RESAMPLES, EquivalentSize, read_off
 
 Model = Mapping[str, Any]
 """A model's stored figures: at the least its loss, and ``by_image``, the losses of N held-out images."""
@@ -109,26 +109,12 @@ def equivalent_size_over_seeds(
     Raises:
         NoFit: fewer than two baselines, or a larger one that is no better than a smaller one.
     """
-    if len(baselines) < 2:
-        raise NoFit(f"it takes at least two conditional baselines; there was {len(baselines)}")
     sizes = [next(iter(models.values()))["parameters"] for models in baselines]
     parameters = next(iter(projected.values()))["parameters"]
     losses = [np.array([m["by_image"] for m in models.values()], float) for models in (*baselines, projected)]
     mean = np.array([of_model.mean() for of_model in losses])
-    size = float(size_of_loss(sizes, mean[:-1], mean[-1]))
-    if np.isnan(size):
-        shown = ", ".join(f"{loss:.3f}" for loss in mean[:-1])
-        raise NoFit(f"the losses of the conditional baselines must fall with their size; they were {shown}")
-    resampled = np.stack(_resampled(losses, np.random.default_rng(seed)), -1)
-    found = size_of_loss(sizes, resampled[:, :-1], resampled[:, -1]) / parameters
-    # A resampling without a fit may be anything, so it counts against both ends.
-    low = float(np.quantile(np.nan_to_num(found, nan=0.0, posinf=np.inf), (1 - LEVEL) / 2, method="lower"))
-    high = float(np.quantile(np.nan_to_num(found, nan=np.inf, posinf=np.inf), (1 + LEVEL) / 2, method="higher"))
-    return EquivalentSize(
-        size,
-        size / parameters,
-        (low, high) if low > 0 and np.isfinite(high) else None,
-        "largest" if mean[-1] < mean[-2] else "smallest" if mean[-1] > mean[0] else None,
+    return read_off(
+        sizes, mean, lambda: np.stack(_resampled(losses, np.random.default_rng(seed)), -1), parameters
     )
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 
 from ...training.report import pretty
-from ..results import Document, labels, results_of
+from ..results import PARTS, Document, labels, results_of
 from . import paper
 from .markdown import NOT_RUN, mean_and_deviation, table
 from .statistics import spread
-
-PARTS = ("data", "generation", "projection", "forward", "backward", "optimiser")
 
 
 def costs(document: Document) -> str:
