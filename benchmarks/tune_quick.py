@@ -1,7 +1,7 @@
 """Tune the learning rates of the quick preset: ``python -m benchmarks.tune_quick OUT.json [--threads N]``.
 
-Every model of the comparison gets its own sweep, on another seed than the preset's. Results go into OUT.json as they
-come, and a sweep that was interrupted goes on where it stopped.
+Every model of the comparison gets its own sweep, by the paper's plain recipe, on another seed than the preset's.
+Results go into OUT.json as they come, and a sweep that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from projkern.data import load_digits, synthmnist_palette
 from projkern.evaluation.losses import evaluate
 from projkern.files import write_json
 from projkern.models import GPT
-from projkern.training.config import QUICK, SOURCE_NAME
+from projkern.training.config import PLAIN, QUICK, SOURCE_NAME
 from projkern.training.data import make_data
 from projkern.training.loop import train
 from projkern.training.metrics import Metrics
 from projkern.training.stages import Stage, make_stage, nats_per_token
 
-BASE = dataclasses.replace(QUICK, seed=1, checkpoint_every=10**9, log_every=100)
+BASE = dataclasses.replace(QUICK, **PLAIN, seed=1, checkpoint_every=10**9, log_every=100)
 SWEEPS: dict[str, list[dict[str, float]]] = {
     SOURCE_NAME: [{"source_lr": lr} for lr in (5e-4, 1e-3, 2e-3, 4e-3)],
     "M_1/4": [{"small_lr": lr} for lr in (3e-3, 6e-3, 1.2e-2, 2.4e-2)],

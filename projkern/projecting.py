@@ -92,7 +92,7 @@ def project_tasks(
 
 def digest(operator: ProjectionOperator) -> str:
     """16 hexadecimal digits that tell an operator and its source from any other."""
-    made = hashlib.sha256()
+    made = hashlib.sha256(f"{operator.kind} {operator.t_mean} {operator.t_std}".encode())
     for module in (operator.source, operator):
         for name, tensor in module.state_dict().items():
             made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -22,8 +22,10 @@ page that compares ours with the paper's.
   table3       smaller sources, with more parameters in the operator in return
   table4       transfer between tasks: with an eighth of the images of some classes
   figure4      loss against t_scale in [0, 2] (measured with table1)
+  lengths      table1's models after shorter and longer trainings
   generators   the weight generators of appendix B, at equal parameters
   recipes      beyond the paper: one change at a time
+  rates        learning rates around those in use; token_rates: those of table2 and table4
   page         only write the page from what is stored
 """
 EXAMPLES = """

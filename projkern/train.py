@@ -14,7 +14,7 @@ from .options import require_unchanged, scale
 from .signals import terminate_as_interrupt
 from .training.checkpoint import CheckpointError
 from .training.config import PRESETS, QUICK, TrainConfig
-from .training.data import with_shape_of_data
+from .training.data import with_settings_of_data
 from .training.folder import read_config
 from .training.loop import Diverged, Interrupted
 from .training.run import run
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
             if "source" in given:
                 given = with_shape_of_source(given)
             if "data" in given:
-                given = with_shape_of_data(given)
+                given = with_settings_of_data(given)
             config = dataclasses.replace(PRESETS[options.preset or "quick"][1], **given)
         summary = run(out, config, resume=options.resume, overwrite=options.overwrite)
     except (Interrupted, KeyboardInterrupt) as stop:

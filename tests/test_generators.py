@@ -388,7 +388,9 @@ SOURCE = pk.GPT(CONFIG)
         ({"generator": "linear", "start": "signs"}, r"options of the generator 'linear' .*\(none\); one was 'start'"),
         ({"delta_rank": 2}, r"'diagonal' .* \(start, shared_inner, tied\); one was 'delta_rank'"),
         ({"start": "zero"}, "start must be one of constant, noise, signs, one-hot; it was 'zero'"),
-        ({"t_std": 0.0}, "t_std must be above 0; it was 0.0"),
+        ({"t_std": 0.0}, "t_std must be finite and above 0; it was 0.0"),
+        ({"t_std": float("inf")}, "t_std must be finite and above 0; it was inf"),
+        ({"t_mean": float("nan")}, "t_mean must be finite; it was nan"),
         ({"generator": "low-rank", "delta_rank": 0}, "delta_rank must be at least 1; it was 0"),
     ],
 )

@@ -15,7 +15,7 @@ from token_folder import write_tokens
 from projkern.data import TokenImages
 from projkern.reproduction import cost
 from projkern.reproduction.sizes import MINI
-from projkern.training.data import with_shape_of_data
+from projkern.training.data import with_settings_of_data
 from projkern.training.stages import make_stage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,8 +31,9 @@ NEAR = 0.01
 def setup(tmp_path_factory):
     """Settings of the shape above, and images."""
     folder = write_tokens(tmp_path_factory.mktemp("data") / "tokens", vocabulary=V, grid=4, task_dim=DIM)
-    shape = with_shape_of_data({"data": str(folder)}) | {"n_layer": LAYERS, "n_embd": D, "rank": RANK, "batch_size": B}
-    return replace(TINY.base, **shape), TokenImages(folder, "train", batch=B)
+    shape = {"n_layer": LAYERS, "n_embd": D, "rank": RANK, "batch_size": B}
+    settings = with_settings_of_data({"data": str(folder)}) | shape
+    return replace(TINY.base, **settings), TokenImages(folder, "train", batch=B)
 
 
 def stage_of(name, config):

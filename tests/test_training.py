@@ -260,7 +260,7 @@ def fails(capsys, *arguments):
         ("--scales 2/3", "scales must be fractions 1/g"),
         ("--n-embd 33", "n_embd must be a multiple of n_head = 2; it was 33"),
         ("--batch-size 0", "batch_size must be at least 1; it was 0"),
-        ("--small-lr 0", "small_lr must be above 0; it was 0.0"),
+        ("--small-lr 0", "small_lr must be finite and above 0; it was 0.0"),
         ("--dropout 1", "dropout must be in [0, 1); it was 1.0"),
         ("--examples-per-task 3", "examples_per_task must be a divisor of batch_size = 8; it was 3"),
         ("--device tpu", "device must be auto, cpu, cuda or cuda:N; it was tpu"),

@@ -27,6 +27,7 @@ from .vqvae import VQVAE
 FORMAT: dict[str, Any] = {"format": "projkern tokens", "version": 1}
 TOKENIZER = "tokenizer.safetensors"
 HELD_OUT_SEED = 0
+_SAMPLE = 4096  # images that the moments of t are taken of
 
 
 class TokenImages:
@@ -100,6 +101,11 @@ class TokenImages:
     def all_labels(self) -> Tensor:
         """The labels of the split's images in their own order: (n,) int64."""
         return self._labels
+
+    def task_moments(self) -> tuple[float, float]:
+        """Mean and standard deviation over the components of t, of up to 4096 of the split's images, to 4 digits."""
+        t = self._t[:: -(-len(self._t) // _SAMPLE)].double()
+        return float(f"{t.mean():.4g}"), float(f"{t.std():.4g}")
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images of tokens (B, T): (B, 3, S, S) float32 in [-1, 1], on the tokens' device."""

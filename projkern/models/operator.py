@@ -8,6 +8,7 @@ do not depend on t.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -38,8 +39,8 @@ class ProjectionOperator(nn.Module):
         task_dim: length of t.
         rank: inner width r of the generator's MLPs.
         generator: its kind, one of ``projkern.models.generators.GENERATORS`` (docs/generators.md).
-        t_mean: the generator sees (t - t_mean) / t_std.
-        t_std: above 0.
+        t_mean: the generator sees (t - t_mean) / t_std; finite.
+        t_std: finite and above 0.
         bias_of_t: b of b_s = P(t) b_1 + b depends on t too, by an MLP of inner width r for each linear operator. Beyond
             the paper; the generated model is as plain as before.
         options: of the kind. diagonal: ``start``, ``shared_inner``, ``tied``; low-rank: ``delta_rank``.
@@ -66,8 +67,10 @@ class ProjectionOperator(nn.Module):
         for name, value in (("task_dim", task_dim), ("rank", rank)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; it was {value}")
-        if not t_std > 0:
-            raise ValueError(f"t_std must be above 0; it was {t_std}")
+        if not math.isfinite(t_mean):
+            raise ValueError(f"t_mean must be finite; it was {t_mean}")
+        if not 0 < t_std < math.inf:
+            raise ValueError(f"t_std must be finite and above 0; it was {t_std}")
         if source.config.task_dim is not None:
             raise ValueError(f"source must be unconditional; it took a t of {source.config.task_dim} numbers")
         self._source = (source,)

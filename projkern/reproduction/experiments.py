@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from ..models.generators import GENERATORS, count_parameters, rank_for
-from ..training.config import SOURCE_NAME
+from ..training.config import PLAIN, QUICK, SOURCE_NAME
 from ..training.stages import gpt_config
 from .jobs import Job
 from .sizes import Size
@@ -19,6 +19,9 @@ SCALES = (Fraction(1, 2), Fraction(1, 4), Fraction(1, 8))
 RANKS = {Fraction(1, 2): (8, 16), Fraction(1, 4): (8, 16, 32)}
 """Inner widths r for the sources of Table 3; for M_1 it is Table 1's."""
 RATES_SEED = 100
+ALL_STEPS = ", all steps"
+LENGTHS = (Fraction(1, 4), Fraction(1), Fraction(4))
+"""Of trainings, in those of Table 1."""
 BRIEF_SCALE = SCALES[1]
 """Of the comparisons of generators and recipes."""
 
@@ -43,9 +46,13 @@ class Plan:
 
     def job(self, name: str, stage: str, seed: int, source: Job | None = None, **changes: Any) -> Job:
         """One training of a stage as ``training/stages.py`` names it."""
-        rates = self.size.rates.get(stage.replace("~_", "_"), {})
-        config = dataclasses.replace(self.base, **{"seed": seed, **rates, **changes})
+        config = dataclasses.replace(self.base, **{"seed": seed, **self.rates(name, stage), **changes})
         return Job(f"{self.prefix}{_folder(name)}/seed-{seed}", stage, config, source, self.folders)
+
+    def rates(self, name: str, stage: str) -> dict[str, float]:
+        """The learning rates of a training: its own, or those of its stage."""
+        known = self.size.rates
+        return known.get(name.removesuffix(ALL_STEPS)) or known.get(stage.replace("~_", "_"), {})
 
     def source(self, seed: int) -> Job:
         """The pretrained M_1."""
@@ -85,11 +92,20 @@ def table1(plan: Plan, seed: int) -> Rows:
         yield row(f"M_{s}", f"M_{s}")
     yield row("M~_1", "M~_1", small_lr=plan.size.rates[SOURCE_NAME]["source_lr"])
     for s in SCALES:
-        yield row(f"M~_{s}, all steps", f"M~_{s}", **all_steps)
+        yield row(f"M~_{s}{ALL_STEPS}", f"M~_{s}", **all_steps)
         yield row(f"M~_{s}, norms", f"M~_{s}", conditioning="norms")
-        yield row(f"M~_{s}, norms, all steps", f"M~_{s}", conditioning="norms", **all_steps)
+        yield row(f"M~_{s}, norms{ALL_STEPS}", f"M~_{s}", conditioning="norms", **all_steps)
         yield row(f"M~_{s}, every position", f"M~_{s}", conditioning="every")
-    yield row(f"{SOURCE_NAME}, all steps", SOURCE_NAME, source_steps=all_steps["steps"])
+    yield row(f"{SOURCE_NAME}{ALL_STEPS}", SOURCE_NAME, source_steps=all_steps["steps"])
+    yield from _default_recipe(plan, seed)
+
+
+def _default_recipe(plan: Plan, seed: int) -> Rows:
+    """P_s by what the package does where nobody says otherwise, t as the data bring it."""
+    recipe = {name: getattr(QUICK, name) for name in PLAIN if plan.base.data is None or name not in ("t_mean", "t_std")}
+    for s in SCALES:
+        label = f"P_{s}, default recipe"
+        yield label, plan.projected(seed, s, label, **recipe)
 
 
 def figure4(plan: Plan, seed: int) -> Rows:
@@ -104,6 +120,9 @@ def table2(plan: Plan, seed: int) -> Rows:
         yield f"P_{s}", plan.projected(seed, s)
         yield f"M~_{s}", plan.job(f"M~_{s}", f"M~_{s}", seed)
     yield "M~_1", plan.job("M~_1", "M~_1", seed, small_lr=plan.size.rates[SOURCE_NAME]["source_lr"])
+    for s in SCALES:
+        yield f"M~_{s}{ALL_STEPS}", plan.job(f"M~_{s}{ALL_STEPS}", f"M~_{s}", seed, None, **plan.all_steps())
+    yield from _default_recipe(plan, seed)
 
 
 def table3(plan: Plan, seed: int) -> Rows:
@@ -117,6 +136,8 @@ def table3(plan: Plan, seed: int) -> Rows:
             lr = plan.size.rates[f"M_{of}"]["small_lr"]
             source = plan.job(f"source M_{of}", SOURCE_NAME, seed, **width, source_lr=lr)
             rates = plan.size.rates[f"P_{s}"]
+            # A smaller source takes a higher rate, when it is tuned no less than when it was pretrained.
+            rates = rates | {"tuning_lr": lr * rates["tuning_lr"] / plan.size.rates[SOURCE_NAME]["source_lr"]}
             for rank in ranks:
                 label = f"P_{s} from M_{of}, r = {rank}"
                 changes = {**rates, **width, "scales": (s / of,), "rank": rank}
@@ -144,7 +165,8 @@ def generators(plan: Plan, seed: int) -> Rows:
         if kind == "diagonal":
             yield kind, plan.brief(seed)
         elif (rank := _equal_rank(plan, kind)) is not None:
-            yield kind, plan.brief(seed, f"generator {kind}", generator=kind, rank=rank)
+            rates = plan.size.rates.get(f"generator {kind}", {})
+            yield kind, plan.brief(seed, f"generator {kind}", generator=kind, rank=rank, **rates)
     steps = plan.base.source_steps + plan.size.brief
     base = plan.job("local tangent", f"M_{BRIEF_SCALE}", seed, source_steps=0, steps=steps)
     yield "local tangent", dataclasses.replace(base, tangents=Tangents())
@@ -170,22 +192,60 @@ def recipes(plan: Plan, seed: int) -> Rows:
         yield name, plan.brief(seed, f"recipe {name}", **changes)
 
 
-def rates(plan: Plan, seed: int) -> Rows:
-    """Learning rates: those of the size and their halves and doubles, on a seed that no table uses."""
+def _around(values: dict[str, Any], *factors: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The values, and each in turn multiplied by the factors, with words for them."""
+    one_changed = (values | {name: value * factor} for name, value in values.items() for factor in factors)
+    for changes in (values, *one_changed):
+        yield ", ".join(f"{name} = {value:g}" for name, value in changes.items()), changes
+
+
+def _baseline_rates(plan: Plan, seed: int, form: str, conditioning: str) -> Rows:
+    for s in SCALES:
+        model = f"M~_{s}"
+        for how, changes in _around(plan.rates(model + form, model), 0.5, 2):
+            label = f"{model}{form}, {how}"
+            yield label, plan.job(label, model, seed, conditioning=conditioning, **changes)
+
+
+def token_rates(plan: Plan, seed: int) -> Rows:
+    """Learning rates: those of the size and others around them, on a seed that no table uses."""
     seed += RATES_SEED
+    for how, changes in _around(plan.size.rates[SOURCE_NAME], 0.5, 2):
+        yield f"{SOURCE_NAME}, {how}", plan.job(f"{SOURCE_NAME}, {how}", SOURCE_NAME, seed, **changes)
+    yield from _baseline_rates(plan, seed, "", "first")
+    for how, changes in _around(plan.size.rates[f"P_{BRIEF_SCALE}"], 0.5, 2):
+        label = f"P_{BRIEF_SCALE}, {how}"
+        yield label, plan.brief(seed, label, **changes)
 
-    def around(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        yield values
-        for name, value in values.items():
-            yield from (values | {name: value * factor} for factor in (0.5, 2.0))
 
-    for model in (SOURCE_NAME, *(f"M~_{s}" for s in SCALES), f"P_{BRIEF_SCALE}"):
-        for changes in around(plan.size.rates[model.replace("~_", "_")]):
-            label = f"{model}, " + ", ".join(f"{name} = {value:g}" for name, value in changes.items())
-            if model.startswith("P"):
-                yield label, plan.brief(seed, label, **changes)
-            else:
-                yield label, plan.job(label, model, seed, **changes)
+def rates(plan: Plan, seed: int) -> Rows:
+    """The same for SynthMNIST, with those of stronger baselines and of other generators."""
+    yield from token_rates(plan, seed)
+    seed += RATES_SEED
+    yield from _baseline_rates(plan, seed, ", norms", "norms")
+    yield from _baseline_rates(plan, seed, ", every position", "every")
+    for kind in GENERATORS:
+        if kind != "diagonal" and (rank := _equal_rank(plan, kind)) is not None:
+            usual = {"operator_lr": plan.size.rates[f"P_{BRIEF_SCALE}"]["operator_lr"]}
+            for how, changes in _around(plan.size.rates.get(f"generator {kind}", usual), 0.25, 4):
+                label = f"generator {kind}, {how}"
+                yield label, plan.brief(seed, label, generator=kind, rank=rank, **changes)
+
+
+def lengths(plan: Plan, seed: int) -> Rows:
+    """Table 1's models after shorter and longer trainings, the source's and their own."""
+    for factor in LENGTHS:
+        steps = {name: int(getattr(plan.base, name) * factor) for name in ("source_steps", "steps")}
+        told = "" if factor == 1 else f", {steps['steps']} steps"
+        source = plan.job(SOURCE_NAME + told, SOURCE_NAME, seed, None, **steps)
+        yield f"{SOURCE_NAME}, {steps['source_steps']} steps", source
+        for s in SCALES:
+            model = f"M~_{s}"
+            yield f"{model}, {steps['steps']} steps", plan.job(model + told, model, seed, None, **steps)
+        for s in SCALES[1:]:
+            model = f"P_{s}"
+            job = plan.job(model + told, model, seed, source, scales=(s,), **steps)
+            yield f"{model}, {steps['steps']} steps", job
 
 
 ON_SYNTHMNIST: dict[str, Callable[[Plan, int], Rows]] = {
@@ -195,7 +255,8 @@ ON_SYNTHMNIST: dict[str, Callable[[Plan, int], Rows]] = {
     "generators": generators,
     "recipes": recipes,
     "rates": rates,
+    "lengths": lengths,
 }
 STORED_IN = {"figure4": "table1"}
 """Experiments whose results are another one's."""
-ON_TOKENS = ("table2", "table4")
+ON_TOKENS = ("table2", "table4", "token_rates")

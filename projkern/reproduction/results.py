@@ -10,7 +10,10 @@ from typing import Any
 from ..training.config import BEFORE
 
 SIZES = ("mini", "small", "paper")
-EXPERIMENTS = ("table1", "table2", "table3", "table4", "figure4", "generators", "recipes", "rates")
+EXPERIMENTS = (
+    *("table1", "table2", "table3", "table4", "figure4", "lengths"),
+    *("generators", "recipes", "rates", "token_rates"),
+)
 FORMAT: dict[str, Any] = {"format": "projkern reproduction", "version": 1}
 KEYS = ["label", "seed", "settings", "models", "steps", "images", "flops", "seconds", "parts", "device", "versions"]
 SOURCE = "source after co-training"

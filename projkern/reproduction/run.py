@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import locked
 from ..tokenizing import TokenizeConfig
-from ..training.data import check_data, with_shape_of_data
-from .experiments import ON_SYNTHMNIST, STORED_IN, Plan, Rows, table2, table4
+from ..training.data import check_data, with_settings_of_data
+from .experiments import ON_SYNTHMNIST, STORED_IN, Plan, Rows, table2, table4, token_rates
 from .page.ledger import write_page
 from .results import read_results
 from .runner import run_jobs
 from .sizes import SIZES, Size
 from .store import Store
 from .tokens import fingerprint, parts, tokenised
+
+ONE_SEED = ("rates", "token_rates", "lengths")
+"""Experiments that take one seed where nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def reproduce(experiment: str, options: Options) -> Outcome:
 
 
 def _rows(experiment: str, size: Size, root: Path, options: Options) -> Rows:
-    seeds = range(options.seeds or (1 if experiment == "rates" else size.seeds))
+    seeds = range(options.seeds or (1 if experiment in ONE_SEED else size.seeds))
     machine = {"device": options.device}
     told = {"device": "auto"}  # a result names the machine itself
     if experiment in ON_SYNTHMNIST:
@@ -94,15 +98,17 @@ def _rows(experiment: str, size: Size, root: Path, options: Options) -> Rows:
     whole = root / "tokens"
     tokenised(whole, _tokenizing(size, options))
     images = fingerprint(whole)
+    own_rates = dataclasses.replace(size, rates=size.rates | size.token_rates)
+    of_whole = with_settings_of_data({"data": str(whole)})
 
     def plan_on(folder: Path) -> Plan:
-        changes = with_shape_of_data({"data": str(folder)}) | size.tokens | machine
-        return Plan(size, changes, told | {"data": f"{folder.name} {images}"}, prefix=f"{folder.name}/")
+        changes = of_whole | {"data": str(folder)} | size.tokens | machine
+        return Plan(own_rates, changes, told | {"data": f"{folder.name} {images}"}, prefix=f"{folder.name}/")
 
-    if experiment == "table2":
+    if experiment != "table4":
         plan = plan_on(whole)
         for seed in seeds:
-            yield from table2(plan, seed)
+            yield from (table2 if experiment == "table2" else token_rates)(plan, seed)
     else:
         plans = {rows: plan_on(folder) for rows, folder in parts(whole).items()}
         for seed in seeds:

@@ -6,22 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..training.config import PRESETS, QUICK, TrainConfig
-
-PLAIN: dict[str, Any] = {
-    "generator": "diagonal",
-    "start": "constant",
-    "shared_inner": False,
-    "tied": False,
-    "bias_of_t": False,
-    "t_mean": 0.0,
-    "t_std": 1.0,
-    "w_src": 1.0,
-    "source_batch": None,
-    "distill": 0.0,
-    "tables_lr": None,
-}
-"""The paper's plain recipe, by which all tables run, whichever the package's default is."""
+from ..training.config import PLAIN, PRESETS, QUICK, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -31,10 +16,12 @@ class Size:
     Args:
         what: in words.
         base: shape and schedule of Table 1.
-        rates: learning rates by model: "M_1/4" (also for its conditional forms), "P_1/4", "P~", "source M_1/2".
+        rates: learning rates by model: "M_1/4" (also for its conditional forms), "M~_1/4, norms" (for one of these),
+            "P_1/4", "P~", "generator linear".
         seeds: how many of each.
         brief: steps of the comparisons of generators and recipes.
         recipes: by name, what each changes of the paper's.
+        token_rates: those of ``rates`` that are others on tokenised images.
         tokens: what the experiments on tokenised images change of ``base``, besides what the images bring.
         tokenizer: of those images, as ``TokenizeConfig``.
     """
@@ -45,6 +32,7 @@ class Size:
     seeds: int
     brief: int
     recipes: dict[str, dict[str, Any]]
+    token_rates: dict[str, dict[str, float]] = field(default_factory=dict)
     tokens: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
 
@@ -70,6 +58,7 @@ def recipes(base: TrainConfig, operator_lr: float) -> dict[str, dict[str, Any]]:
         "p and q tied along the residual stream": {"tied": True},
         "distillation from the source": {"distill": 0.5},
         "distillation from the source, twice as strong": {"distill": 1.0},
+        "distillation from the source, four times as strong": {"distill": 2.0},
         "w_src = 0.3": {"w_src": 0.3},
         "w_src = 0": {"w_src": 0.0},
         "source sees a quarter of the batch": {"source_batch": base.batch_size // 4},
@@ -81,6 +70,14 @@ def recipes(base: TrainConfig, operator_lr: float) -> dict[str, dict[str, Any]]:
         "b depends on t, t normalised, distillation": {
             **{"bias_of_t": True, "t_mean": 0.5, "t_std": 12**-0.5},
             "distill": 0.5,
+        },
+        "b depends on t, t normalised, distillation twice as strong": {
+            **{"bias_of_t": True, "t_mean": 0.5, "t_std": 12**-0.5},
+            "distill": 1.0,
+        },
+        "b depends on t, t normalised, distillation four times as strong": {
+            **{"bias_of_t": True, "t_mean": 0.5, "t_std": 12**-0.5},
+            "distill": 2.0,
         },
     }
 
@@ -111,12 +108,18 @@ MINI = Size(
         "M_1/2": {"small_lr": 4e-3},
         "M_1/4": {"small_lr": 1.6e-2},
         "M_1/8": {"small_lr": 3.2e-2},
+        "M~_1/4, norms": {"small_lr": 4e-3},
+        "M~_1/8, norms": {"small_lr": 1.6e-2},
+        "M~_1/4, every position": {"small_lr": 8e-3},
+        "M~_1/8, every position": {"small_lr": 1.6e-2},
+        "generator linear": {"operator_lr": 2e-3},
         **projected(tuning_lr=2e-3, operator_lr=8e-3),
     },
     seeds=3,
     brief=1500,
     recipes=recipes(_MINI, operator_lr=8e-3),
-    tokens={"source_steps": 2000, "steps": 2000, "t_std": 128**-0.5},
+    token_rates=small(small_lr=8e-3) | {"M_1/8": {"small_lr": 3.2e-2}},
+    tokens={"source_steps": 2000, "steps": 2000, "eval_images": 5000},
     tokenizer={"size": 24},
 )
 SMALL = Size(

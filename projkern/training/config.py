@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,6 +21,21 @@ BEFORE: dict[str, Any] = {
     **{"conditioning": "first", "t_mean": 0.0, "t_std": 1.0, "distill": 0.0},
 }
 """What earlier runs did where their settings name nothing."""
+
+PLAIN: dict[str, Any] = {
+    "generator": "diagonal",
+    "start": "constant",
+    "shared_inner": False,
+    "tied": False,
+    "bias_of_t": False,
+    "t_mean": 0.0,
+    "t_std": 1.0,
+    "w_src": 1.0,
+    "source_batch": None,
+    "distill": 0.0,
+    "tables_lr": None,
+}
+"""The paper's plain recipe, whichever the default is; what it leaves open as simple as can be."""
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -55,10 +71,10 @@ class TrainConfig:
     start: str = _setting("constant", f"p and q of the diagonal generator at the start: {', '.join(STARTS)}")
     shared_inner: bool = _setting(False, "one first layer t -> r for all linear operators")
     tied: bool = _setting(False, "p and q tied along the residual stream")
-    bias_of_t: bool = _setting(False, "the small models' own biases depend on t too")
+    bias_of_t: bool = _setting(True, "the small models' own biases depend on t too")
     conditioning: str = _setting("first", f"how M~_s is told t: {', '.join(CONDITIONINGS)} (docs/method.md)")
-    t_mean: float = _setting(0.0, "t enters every model as (t - t_mean) / t_std")
-    t_std: float = _setting(1.0, "see t_mean")
+    t_mean: float = _setting(0.5, "t enters every model as (t - t_mean) / t_std; data bring theirs")
+    t_std: float = _setting(12**-0.5, "see t_mean")
     joint: bool = _setting(False, "co-train all scales on one source (the paper's P~) instead of one source each")
     unconditional: bool = _setting(True, "also train the unconditional small models M_s")
     # training
@@ -75,7 +91,7 @@ class TrainConfig:
     clip: float = _setting(1.0, "largest norm of the gradient")
     w_src: float = _setting(1.0, "weight of the source's own loss while co-training (Eq. 2)")
     source_batch: int | None = _setting(None, "images of a batch that the source's own loss sees; without it all")
-    distill: float = _setting(0.0, "weight of the divergence of P_s from the source's predictions")
+    distill: float = _setting(0.5, "weight of the divergence of P_s from the source's predictions")
     # run
     seed: int = _setting(0, "of the initial weights, the data and dropout")
     device: str = _setting("auto", "auto, cpu or cuda")
@@ -93,7 +109,12 @@ class TrainConfig:
         for name in ("source_steps", "steps", "warmup", "seed", "weight_decay", "w_src", "distill"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("source_lr", "small_lr", "tuning_lr", "operator_lr", "clip", "t_std"):
-            self._check(name, getattr(self, name) > 0, "above 0")
+            self._check(name, 0 < getattr(self, name) < math.inf, "finite and above 0")
+        self._check("t_mean", math.isfinite(self.t_mean), "finite")
+        if self.generator != "diagonal":
+            for name in ("start", "shared_inner", "tied"):
+                usual = PLAIN[name]
+                self._check(name, getattr(self, name) == usual, f"{usual} with generator {self.generator}")
         self._check("tables_lr", self.tables_lr is None or self.tables_lr > 0, "above 0")
         self._check(
             "source_batch",
@@ -176,6 +197,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "32x32, 512 colours, 24 layers, d = 512, s = 1/2, 1/4, 1/8: the paper's set-up, for a large GPU",
         dataclasses.replace(
             QUICK,
+            **PLAIN,
             image_size=32,
             colors=512,
             n_layer=24,

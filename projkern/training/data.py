@@ -80,14 +80,19 @@ def run_digits(config: TrainConfig, split: Split) -> Digits:
         raise ValueError(f"mnist must be {wanted}; it was {config.mnist}: {error}") from error
 
 
-def with_shape_of_data(given: dict[str, Any]) -> dict[str, Any]:
-    """Settings that name a folder of tokenised images, with its shape; raises ValueError where they ask for another."""
+def with_settings_of_data(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings that name a folder of tokenised images, with its shape and, unless they say otherwise, its t normalised.
+
+    Raises:
+        ValueError: they ask for another shape.
+    """
     images = TokenImages(Path(given["data"]), "train")
     brought = {name: getattr(images, theirs) for name, theirs in BROUGHT.items()}
     for name, value in brought.items():
         if given.get(name, value) != value:
             raise ValueError(f"{name} must be left out, or be {value} as in {given['data']}; it was {given[name]}")
-    return given | brought
+    mean, std = images.task_moments()
+    return {"t_mean": mean, "t_std": std or 1.0} | given | brought
 
 
 def read_run_tasks(config: TrainConfig, path: Path) -> Tensor:

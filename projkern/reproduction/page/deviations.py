@@ -6,13 +6,22 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ...training.config import PRESETS, TrainConfig
+from ...training.config import PRESETS, SOURCE_NAME, TrainConfig
 from ..results import ITS_OWN, Document, labels, results_of
 from . import paper
 from .markdown import table
 
 NOT_THE_RESULT = {*ITS_OWN, "scales", "log_every", "checkpoint_every", "mnist", "data"}
 """Settings that change no result, are part of a training's name, or are shown otherwise."""
+OF_STAGE = {
+    "source": ("source_steps", "source_lr"),
+    "M": ("steps", "small_lr", "conditioning", "t_mean", "t_std"),
+    "P": (
+        *("steps", "tuning_lr", "operator_lr", "tables_lr", "w_src", "source_batch", "distill", "joint"),
+        *("rank", "generator", "start", "shared_inner", "tied", "bias_of_t", "t_mean", "t_std"),
+    ),
+}
+"""Settings that only some stages read: of a source, of M_s and M̃_s, of projected models."""
 HELP = {field.name: field.metadata["help"] for field in dataclasses.fields(TrainConfig)}
 OPEN = """The paper leaves open, and the results above stand on these choices:
 
@@ -55,7 +64,14 @@ def left_open(results: dict[str, dict[str, Document]]) -> str:
 
 def _settings(document: Document) -> list[dict[str, Any]]:
     own = set(paper.LABELS.get(document["experiment"], ())) & set(labels(document))
-    return [result["settings"] for label in sorted(own) for result in results_of(document, label)]
+    return [_read(result["settings"]) for label in sorted(own) for result in results_of(document, label)]
+
+
+def _read(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without those settings that a training of its stage does not read."""
+    kind = "source" if settings["stage"] == SOURCE_NAME else settings["stage"][0]
+    others = {name for of, names in OF_STAGE.items() if of != kind for name in names}
+    return {name: value for name, value in settings.items() if name not in others - set(OF_STAGE[kind])}
 
 
 def _values(settings: list[dict[str, Any]], name: str) -> list[str]:

@@ -10,6 +10,7 @@ from ...training.report import pretty
 from .statistics import Difference, Spread, difference, spread
 
 NOT_RUN = "not run"
+ONE_SEED = "undecided: one seed"
 
 Models = Mapping[int, Mapping[str, Any]]
 """A model's stored figures, by seed; empty where it was not run."""
@@ -113,7 +114,7 @@ def apart(statement: str, low: Models, high: Models) -> Claim:
     a, b = spread_of(low), spread_of(high)
     evidence = f"{range_of(low)} against {range_of(high)}"
     if min(a.seeds, b.seeds) == 1:
-        return Claim(statement, "undecided: one seed", evidence)
+        return Claim(statement, ONE_SEED, evidence)
     return Claim(statement, "holds" if a.high < b.low else "fails", evidence)
 
 
@@ -128,6 +129,8 @@ def not_above(statement: str, low: Models, high: Models, digits: int = 3) -> Cla
 
 def sign_verdict(of: Difference) -> str:
     """Whether a difference that ought to be at or below zero is, and whether its interval leaves that open."""
+    if not of.over_seeds:
+        return ONE_SEED
     low, high = of.interval
     sure = high < 0 if of.mean <= 0 else low > 0
     return ("holds" if of.mean <= 0 else "fails") + ("" if sure else ", within noise")

@@ -41,12 +41,16 @@ class Difference:
         error: its standard error.
         freedom: degrees of freedom of ``error`` (Welch and Satterthwaite).
         over_seeds: whether seeds are in it; if not, it is of the choice of images alone.
+        by_seed: the differences of seeds that both models have, if there are two or more.
+        of_images: variance of the mean by the choice of images, and its degrees of freedom.
     """
 
     mean: float
     error: float
     freedom: float
     over_seeds: bool
+    by_seed: Mapping[int, float]
+    of_images: tuple[float, float]
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -54,9 +58,15 @@ class Difference:
         return self.mean - half, self.mean + half
 
     def __sub__(self, other: Difference) -> Difference:
-        """Of two differences on other images."""
+        """Of two differences: seeds are paired where they are the same, images count as others."""
+        mean, (error, freedom) = self.mean - other.mean, _pooled([self.of_images, other.of_images])
+        by_seed: dict[int, float] = {}
         sources = [(d.error**2, d.freedom) for d in (self, other)]
-        return Difference(self.mean - other.mean, *_pooled(sources), self.over_seeds and other.over_seeds)
+        if self.by_seed and self.by_seed.keys() == other.by_seed.keys():
+            by_seed = {seed: self.by_seed[seed] - other.by_seed[seed] for seed in self.by_seed}
+            sources = [_over_seeds(list(by_seed.values())), self.of_images, other.of_images]
+        both = self.over_seeds and other.over_seeds
+        return Difference(mean, *_pooled(sources), both, by_seed, (error**2, freedom))
 
 
 def difference(a: Mapping[int, Model], b: Mapping[int, Model]) -> Difference:
@@ -76,8 +86,10 @@ def difference(a: Mapping[int, Model], b: Mapping[int, Model]) -> Difference:
     if len(common) > 1:
         each = np.stack([x[seed] - y[seed] for seed in common])
         by_image = each.mean(0)
-        sources = [(each.mean(1).var(ddof=1) / len(common), len(common) - 1)]
+        by_seed = dict(zip(common, each.mean(1).tolist()))
+        sources = [_over_seeds(list(by_seed.values()))]
     else:
+        by_seed = {}
         by_image = np.mean(list(x.values()), 0) - np.mean(list(y.values()), 0)
         sources = []
         freedom = len(x) + len(y) - 2
@@ -85,8 +97,13 @@ def difference(a: Mapping[int, Model], b: Mapping[int, Model]) -> Difference:
             squares = sum(np.var([losses.mean() for losses in side.values()]) * len(side) for side in (x, y))
             sources = [(squares / freedom * (1 / len(x) + 1 / len(y)), freedom)]
     over_seeds = bool(sources)
-    sources.append((by_image.var(ddof=1) / len(by_image), len(by_image) - 1))
-    return Difference(float(by_image.mean()), *_pooled(sources), over_seeds)
+    of_images = (float(by_image.var(ddof=1)) / len(by_image), len(by_image) - 1)
+    return Difference(float(by_image.mean()), *_pooled([*sources, of_images]), over_seeds, by_seed, of_images)
+
+
+def _over_seeds(values: Sequence[float]) -> tuple[float, float]:
+    """Variance of the mean of one value a seed, and its degrees of freedom."""
+    return float(np.var(values, ddof=1)) / len(values), len(values) - 1
 
 
 def _pooled(sources: Sequence[tuple[float, float]]) -> tuple[float, float]:

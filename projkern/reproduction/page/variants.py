@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ...evaluation.equivalent import LEVEL
 from ...training.config import BEFORE, QUICK
 from ...training.report import pretty
 from ..results import ITS_OWN, Document, labels, models_of, results_of
-from .markdown import NOT_RUN, Models, interval, mean_and_deviation, spread_of, table
+from .markdown import NOT_RUN, Models, claims_table, interval, mean_and_deviation, not_above, spread_of, table
 from .statistics import Difference, difference
 from .trainings import costs
 
 PLAIN_GENERATOR = "diagonal"
 PLAIN_RECIPE = "paper's"
 LOCAL_TANGENT = "local tangent"
+LENGTH_CLAIMS = (
+    ("P_1/4 is at or below M̃_1/4", "P_1/4", "M~_1/4"),
+    ("P_1/8 is at or below M̃_1/8", "P_1/8", "M~_1/8"),
+    ("P_1/4 is at or below M̃_1/2, about four times its size", "P_1/4", "M~_1/2"),
+    ("P_1/8 is at or below M̃_1/4, about four times its size", "P_1/8", "M~_1/4"),
+)
+"""Of ``lengths``: statement, and the models that are to be lower and higher."""
 
 
 def generators(document: Document) -> str:
@@ -96,11 +104,33 @@ def rates(document: Document) -> str:
     spreads = {label: spread_of(models_of(document, label)) for label in labels(document)}
     lines = []
     for label, spread in spreads.items():
-        model = label.partition(",")[0]
-        best = min((x for x in spreads if x.partition(",")[0] == model), key=lambda x: spreads[x].mean)
+        best = min((x for x in spreads if _model_of(x) == _model_of(label)), key=lambda x: spreads[x].mean)
         shown = mean_and_deviation(spread)
         lines.append([pretty(label), f"**{shown}**" if label == best else shown, str(spread.seeds)])
     return "\n\n".join([table(["model and rates", "loss", "seeds"], lines), costs(document)])
+
+
+def _model_of(label: str) -> str:
+    """What a line of ``rates`` trains: "M~_1/4, norms" of "M~_1/4, norms, small_lr = 0.008"."""
+    return re.split(r", \w+ = ", label, maxsplit=1)[0]
+
+
+def lengths(document: Document) -> str:
+    """One line a model and one column a length; then what is claimed of Table 1, at each length."""
+    found = {label: models_of(document, label) for label in labels(document)}
+    steps = sorted({int(label.split(", ")[1].removesuffix(" steps")) for label in found})
+    models = list(dict.fromkeys(label.partition(",")[0] for label in found))
+
+    def at(model: str, count: int) -> Models:
+        return found.get(f"{model}, {count} steps", {})
+
+    rows = [[pretty(m), *(mean_and_deviation(spread_of(at(m, n))) if at(m, n) else "" for n in steps)] for m in models]
+    claims = []
+    for n in steps:
+        for statement, low, high in LENGTH_CLAIMS:
+            claims.append(not_above(f"{n:,} steps: {statement}", at(low, n), at(high, n)))
+    head = ["model", *(f"{n:,} steps" for n in steps)]
+    return "\n\n".join([table(head, rows), claims_table(claims), costs(document)])
 
 
 def _lines(document: Document) -> list[str]:
