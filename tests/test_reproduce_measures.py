@@ -14,6 +14,7 @@ from token_folder import write_tokens
 
 from projkern.data import TokenImages
 from projkern.reproduction import cost
+from projkern.reproduction.page.variants import model_of_rates
 from projkern.reproduction.sizes import MINI
 from projkern.training.data import with_settings_of_data
 from projkern.training.stages import make_stage
@@ -101,11 +102,14 @@ def test_mini_trains_at_the_best_rates_of_its_sweep():
         pytest.skip("no learning rates have been swept at the size mini")
     sweeps: dict[str, list] = {}
     for result in json.loads(RATES.read_text())["results"].values():
-        sweeps.setdefault(result["label"].partition(",")[0], []).append(result)
-    assert set(sweeps) == {"M_1", "M~_1/2", "M~_1/4", "M~_1/8", "P_1/4"}
+        sweeps.setdefault(model_of_rates(result["label"]), []).append(result)
+    baselines = {f"M~_1/{g}{form}" for g in (2, 4, 8) for form in ("", ", norms", ", every position")}
+    others = {f"generator {kind}" for kind in ("blocks", "linear", "modular", "low-rank")}
+    assert set(sweeps) == {"M_1", "P_1/4"} | baselines | others
     for model, results in sweeps.items():
-        losses = {json.dumps(result["settings"]): result["models"][model]["loss"] for result in results}
-        chosen = MINI.rates[model.replace("~_", "_")]
+        trained = "P_1/4" if model in others else model.partition(",")[0]
+        losses = {json.dumps(result["settings"]): result["models"][trained]["loss"] for result in results}
+        chosen = MINI.rates.get(model) or MINI.rates[trained.replace("~_", "_")]
         ours = [loss for s, loss in losses.items() if chosen.items() <= json.loads(s).items()]
         assert len(ours) == 1, f"{chosen} of {model} must be in its sweep"
         assert ours[0] <= min(losses.values()) + NEAR, f"{model} has a better rate than {chosen}"

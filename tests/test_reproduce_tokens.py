@@ -15,8 +15,11 @@ from image_files import encoded, pack, pictures
 from projkern import reproduce
 from projkern.data import TokenImages
 from projkern.reproduction import cost, runner, sizes
+from projkern.reproduction.experiments import SCALES
 from projkern.reproduction.measures import by_part
 from projkern.reproduction.tokens import PARTS, masks
+from projkern.training.config import TrainConfig
+from projkern.training.data import with_settings_of_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,9 +79,15 @@ def test_tables_2_and_4(capsys, tmp_path):
     report = json.loads((MINI / "tokens" / "config.json").read_text())
     assert report["skipped"] == {"train": 1, "validation": 1} and report["counts"] == {"train": 20, "validation": 8}
     labels = ["M_1", "P_1/2", "M~_1/2", "P_1/4", "M~_1/4", "P_1/8", "M~_1/8", "M~_1"]
+    labels += [f"M~_{s}, all steps" for s in SCALES] + [f"P_{s}, default recipe" for s in SCALES]
     assert [result["label"] for result in stored("table2").values()] == labels
     settings = stored("table2")["P_1/2/seed-0"]["settings"]
-    assert settings["data"].startswith("tokens ") and settings["t_std"] == tiny.TINY.base.t_std
+    assert settings["data"].startswith("tokens ") and settings["distill"] == 0
+    # t is normalised by what the images bring, whichever the recipe.
+    brought = with_settings_of_data({"data": str(MINI / "tokens")})
+    ours = stored("table2")["P_1/2, default recipe/seed-0"]["settings"]
+    assert {(s["t_mean"], s["t_std"]) for s in (settings, ours)} == {(brought["t_mean"], brought["t_std"])}
+    assert 0 < brought["t_std"] != TrainConfig().t_std and ours["distill"] == TrainConfig().distill > 0
     assert (settings["image_size"], settings["colors"], settings["task_dim"], settings["steps"]) == (4, 16, 3, 3)
 
     for split in COUNTS:  # the images have served

@@ -104,13 +104,13 @@ def rates(document: Document) -> str:
     spreads = {label: spread_of(models_of(document, label)) for label in labels(document)}
     lines = []
     for label, spread in spreads.items():
-        best = min((x for x in spreads if _model_of(x) == _model_of(label)), key=lambda x: spreads[x].mean)
+        best = min((x for x in spreads if model_of_rates(x) == model_of_rates(label)), key=lambda x: spreads[x].mean)
         shown = mean_and_deviation(spread)
         lines.append([pretty(label), f"**{shown}**" if label == best else shown, str(spread.seeds)])
     return "\n\n".join([table(["model and rates", "loss", "seeds"], lines), costs(document)])
 
 
-def _model_of(label: str) -> str:
+def model_of_rates(label: str) -> str:
     """What a line of ``rates`` trains: "M~_1/4, norms" of "M~_1/4, norms, small_lr = 0.008"."""
     return re.split(r", \w+ = ", label, maxsplit=1)[0]
 
