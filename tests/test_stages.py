@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 import projkern as pk
 from projkern.models.generators import STARTS
-from projkern.training.config import QUICK
+from projkern.training.config import PLAIN, QUICK
 from projkern.training.loop import forward_backward_step, make_optimizer
 from projkern.training.stages import divergence, gpt_config, make_operator, make_stage, nats_from, nats_per_token
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIG = replace(QUICK, image_size=4, colors=7, n_layer=1, n_head=2, n_embd=16, rank=2, batch_size=4)
+CONFIG = replace(QUICK, **PLAIN, image_size=4, colors=7, n_layer=1, n_head=2, n_embd=16, rank=2, batch_size=4)
 CPU = torch.device("cpu")
 P, SOURCE = "P_1/4", "source after co-training"
 

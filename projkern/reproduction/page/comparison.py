@@ -263,7 +263,7 @@ def _times(baselines: list[Models], projected: Models) -> list[str]:
     own = next(iter(projected.values()))["parameters"]
     end = next(iter(baselines[-1 if size.beyond == "largest" else 0].values()))["parameters"]
     bound = "above" if size.beyond == "largest" else "below"
-    return [f"{bound} {end / own:.1f}; {size.times:.1f} by extending the line", "none: beyond the baselines"]
+    return [f"{bound} {end / own:.1f}", "none: beyond the baselines"]
 
 
 def _papers_times(experiment: str, s: str) -> float:

@@ -86,10 +86,10 @@ held-out ones. The default's recipe is trained again in Table 1, for longer and 
     "lengths": """Table 1's models after shorter and longer trainings: the number is that of the source's steps, and of
 each small model's own. The paper trains a hundred times longer. If its claims fail at this size because trainings are
 short, then they come nearer from left to right; if the differences stay, the reason is another.""",
-    "rates": """A model's first line has the tables' rates, the next ones have others around them; some have more.
-Trained on a seed that no table uses, and evaluated on the tables' held-out images, the same for all models. Where the
-lowest loss is not on the first line, the tables do the model less than justice. Not swept: "all steps", which take the
-rates of the same model with fewer, and P_1/2, P_1/8 and P̃, which take that of P_1/4.""",
+    "rates": """Each model at the tables' rates, and at others around them. Trained on a seed that no table uses, and
+evaluated on the tables' held-out images, the same for all models. Where the lowest loss is not at the tables' rate, the
+tables do the model less than justice: so it is with M̃_s, "norms" and "every position", which have the rate of
+M̃_s in Table 1. Not swept: "all steps", which take the rates of the same model with fewer, and P_1/2, P_1/8 and P̃, which take that of P_1/4.""",
     "token_rates": """The same for Tables 2 and 4, as far as it was done for them.""",
 }
 
