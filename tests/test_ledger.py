@@ -449,8 +449,9 @@ def test_the_local_tangent_is_set_beside_its_base_alone():
 def test_recipes_get_a_verdict_by_rule():
     plain = {0: 1.00, 1: 1.02, 2: 1.01}
     shifts = {"better": -0.1, "worse": 0.1, "no other": 0.0}
-    papers = {"tied": not QUICK.tied, "tables_lr": 4e-3, "operator_lr": 4e-3}
-    changes = {"better": {"tied": QUICK.tied}, "worse": {"tied": QUICK.tied, "distill": 7.0}, "no other": {"rank": 99}}
+    papers = {"tied": not QUICK.tied, "distill": 0.0, "tables_lr": 4e-3, "operator_lr": 4e-3}
+    default = {"tied": QUICK.tied, "distill": QUICK.distill}
+    changes = {"better": default, "worse": default | {"distill": 7.0}, "no other": {"tied": QUICK.tied}}
     results = [result("paper's", s, {"P_1/4": model(loss, noise=0.01)}, **papers) for s, loss in plain.items()]
     results.append(result("M_1", 0, {"M_1": model(0.9)}))
     for name, shift in shifts.items():

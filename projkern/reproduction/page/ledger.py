@@ -82,14 +82,15 @@ is left out where it would have more parameters than [generators.md](generators.
 gives no figures.""",
     "recipes": """Each recipe departs from the paper's plain one, "paper's". By rule it wins or loses where the 95 %
 interval of its difference to that, paired by seed and image, lies on one side of zero. The images are the tables'
-held-out ones. The default's recipe is trained again in Table 1, for longer and at every s.""",
+held-out ones. "P_s, default recipe" in the tables above has the default's, for longer and at every s.""",
     "lengths": """Table 1's models after shorter and longer trainings: the number is that of the source's steps, and of
 each small model's own. The paper trains a hundred times longer. If its claims fail at this size because trainings are
 short, then they come nearer from left to right; if the differences stay, the reason is another.""",
     "rates": """Each model at the tables' rates, and at others around them. Trained on a seed that no table uses, and
 evaluated on the tables' held-out images, the same for all models. Where the lowest loss is not at the tables' rate, the
 tables do the model less than justice: so it is with M̃_s, "norms" and "every position", which have the rate of
-M̃_s in Table 1. Not swept: "all steps", which take the rates of the same model with fewer, and P_1/2, P_1/8 and P̃, which take that of P_1/4.""",
+M̃_s in Table 1. Not swept: "all steps", which take the rates of the same model with fewer, and
+P_1/2, P_1/8 and P̃, which take that of P_1/4.""",
     "token_rates": """The same for Tables 2 and 4, as far as it was done for them.""",
 }
 

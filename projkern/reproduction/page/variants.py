@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from ...evaluation.equivalent import LEVEL
-from ...training.config import BEFORE, QUICK
+from ...training.config import BEFORE, PLAIN, QUICK
 from ...training.report import pretty
 from ..results import ITS_OWN, Document, labels, models_of, results_of
 from .markdown import NOT_RUN, Models, claims_table, interval, mean_and_deviation, not_above, spread_of, table
@@ -139,13 +139,13 @@ def _lines(document: Document) -> list[str]:
 
 
 def is_default(document: Document, label: str) -> bool:
-    """Whether the package does by default all that a recipe changes of the plain one."""
+    """Whether the package does by default what a recipe changes of the plain one, and changes nothing else of it."""
     recipe, plain = (results_of(document, which) for which in (label, PLAIN_RECIPE))
     if not recipe or not plain:
         return False
     ours, reference, default = map(_comparable, (recipe[0]["settings"], plain[0]["settings"], QUICK.to_json()))
     changed = [name for name in default if name not in ITS_OWN and ours[name] != reference[name]]
-    return bool(changed) and all(ours[name] == default[name] for name in changed)
+    return bool(changed) and all(ours[name] == default[name] for name in {*changed, *PLAIN})
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
