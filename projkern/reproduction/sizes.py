@@ -47,13 +47,17 @@ def projected(**rates: float) -> dict[str, dict[str, float]]:
     return {name: rates for name in ("P_1/2", "P_1/4", "P_1/8", "P~")}
 
 
+_NORMALISED: dict[str, Any] = {"t_mean": 0.5, "t_std": 12**-0.5}
+_TOLD_T = {"bias_of_t": True, **_NORMALISED}
+
+
 def recipes(base: TrainConfig, operator_lr: float) -> dict[str, dict[str, Any]]:
     """What goes beyond the paper, one change at a time."""
     return {
         "start: noise": {"start": "noise"},
         "start: random signs": {"start": "signs"},
         "start: one row and column of each group": {"start": "one-hot"},
-        "t normalised": {"t_mean": 0.5, "t_std": 12**-0.5},
+        "t normalised": _NORMALISED,
         "first layer shared": {"shared_inner": True},
         "p and q tied along the residual stream": {"tied": True},
         "distillation from the source": {"distill": 0.5},
@@ -66,19 +70,10 @@ def recipes(base: TrainConfig, operator_lr: float) -> dict[str, dict[str, Any]]:
         "tables at twice the rate": {"tables_lr": operator_lr * 2},
         "r = 32": {"rank": 32},
         "b depends on t": {"bias_of_t": True},
-        "b depends on t, t normalised": {"bias_of_t": True, "t_mean": 0.5, "t_std": 12**-0.5},
-        "b depends on t, t normalised, distillation": {
-            **{"bias_of_t": True, "t_mean": 0.5, "t_std": 12**-0.5},
-            "distill": 0.5,
-        },
-        "b depends on t, t normalised, distillation twice as strong": {
-            **{"bias_of_t": True, "t_mean": 0.5, "t_std": 12**-0.5},
-            "distill": 1.0,
-        },
-        "b depends on t, t normalised, distillation four times as strong": {
-            **{"bias_of_t": True, "t_mean": 0.5, "t_std": 12**-0.5},
-            "distill": 2.0,
-        },
+        "b depends on t, t normalised": _TOLD_T,
+        "b depends on t, t normalised, distillation": {**_TOLD_T, "distill": 0.5},
+        "b depends on t, t normalised, distillation twice as strong": {**_TOLD_T, "distill": 1.0},
+        "b depends on t, t normalised, distillation four times as strong": {**_TOLD_T, "distill": 2.0},
     }
 
 
@@ -108,6 +103,10 @@ MINI = Size(
         "M_1/2": {"small_lr": 4e-3},
         "M_1/4": {"small_lr": 1.6e-2},
         "M_1/8": {"small_lr": 3.2e-2},
+        "M~_1/4, norms": {"small_lr": 4e-3},
+        "M~_1/8, norms": {"small_lr": 1.6e-2},
+        "M~_1/4, every position": {"small_lr": 8e-3},
+        "M~_1/8, every position": {"small_lr": 1.6e-2},
         "generator linear": {"operator_lr": 2e-3},
         **projected(tuning_lr=2e-3, operator_lr=8e-3),
     },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -121,13 +123,22 @@ def claims(document: Document) -> list[Claim]:
         for larger, s in pairwise(SMALL):
             for rival in (f"M~_{larger}", *(name for name in stronger if name.startswith(f"M~_{larger},"))):
                 statement = f"{pretty(f'P_{s}')} is at or below {pretty(rival)}, about four times its size"
-                found.append(not_above(statement, models(f"P_{s}"), models(rival)))
+                claim = not_above(statement, models(f"P_{s}"), models(rival))
+                found.append(_beside_papers(claim, f"P_{s}", rival, PAPER["table1"]))
         for s in SMALL:
             found.append(_joint(document, s))
     found += _variants(document)
     tuned = [f"{SOURCE} with P_{s}" for s in SMALL] + [SOURCE] * (document["experiment"] == "table1")
     alone = [label for label in labels(document) if label.startswith("M_1,")]
     return found + [_source_keeps(document, name, before) for before in ("M_1", *alone) for name in tuned]
+
+
+def _beside_papers(claim: Claim, low: str, high: str, theirs: Mapping[str, float]) -> Claim:
+    """With the paper's own figures, where it has them."""
+    if not claim.evidence or high not in theirs:
+        return claim
+    shown = f"{claim.evidence}; the paper's {theirs[low]:g} against {theirs[high]:g}"
+    return dataclasses.replace(claim, evidence=shown)
 
 
 def _variants(document: Document) -> list[Claim]:

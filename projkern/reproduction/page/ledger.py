@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...files import write_atomically
+from ..experiments import ON_TOKENS
 from ..results import EXPERIMENTS, SIZES, Document, read_results
 from .comparison import section as comparison
 from .deviations import deviations, left_open
@@ -88,8 +89,7 @@ each small model's own. The paper trains a hundred times longer. If its claims f
 short, then they come nearer from left to right; if the differences stay, the reason is another.""",
     "rates": """Each model at the tables' rates, and at others around them. Trained on a seed that no table uses, and
 evaluated on the tables' held-out images, the same for all models. Where the lowest loss is not at the tables' rate, the
-tables do the model less than justice: so it is with M̃_s, "norms" and "every position", which have the rate of
-M̃_s in Table 1. Not swept: "all steps", which take the rates of the same model with fewer, and
+tables do the model less than justice. Not swept: "all steps", which take the rates of the same model with fewer, and
 P_1/2, P_1/8 and P̃, which take that of P_1/4.""",
     "token_rates": """The same for Tables 2 and 4, as far as it was done for them.""",
 }
@@ -160,7 +160,7 @@ def _at_each_size(results: Results, experiment: str, show: Callable[[Document], 
         if document is not None and document["results"]:
             parts += [f"### {size}", show(document)]
         else:
-            data = DATA["tokens" if experiment in ("table2", "table4", "token_rates") else "synthmnist"]
+            data = DATA["tokens" if experiment in ON_TOKENS else "synthmnist"]
             missing.append(f"{size} (`python -m projkern.reproduce {experiment} --size {size} {data}`)")
     return [*parts, *([f"Not run: {', '.join(missing)}."] if missing else [])]
 
