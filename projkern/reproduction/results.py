@@ -20,7 +20,7 @@ SOURCE = "source after co-training"
 FIGURES = ("loss", "standard_error", "by_image", "parameters")
 PARTS = ("data", "generation", "projection", "forward", "backward", "optimiser")
 """Of a training step: the ranges that ``training/loop.py`` and ``models/operator.py`` record for profilers."""
-ITS_OWN = ("seed", "source", "pretrained source", "device")
+ITS_OWN = ("seed", "source", "device")
 """Settings that the seeds of one training need not share."""
 SHARED = ("image_size", "colors", "task_dim", "data", "mnist", "eval_images")
 """Settings that fix the held-out images, hence whether losses can be compared."""

@@ -17,7 +17,7 @@ from .sizes import SIZES, Size
 from .store import Store
 from .tokens import fingerprint, parts, tokenised
 
-ONE_SEED = ("rates", "token_rates", "lengths")
+ONE_SEED = ("rates", "token_rates")
 """Experiments that take one seed where nobody says otherwise."""
 
 

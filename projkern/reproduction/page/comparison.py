@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -11,10 +10,12 @@ import numpy as np
 
 from ...evaluation.equivalent import NoFit, size_of_loss
 from ...training.report import pretty
+from ..experiments import ALL_STEPS
 from ..results import SOURCE, Document, labels, models_of
 from . import paper
 from .markdown import (
     NOT_RUN,
+    ONE_SEED,
     Cell,
     Claim,
     Models,
@@ -22,6 +23,7 @@ from .markdown import (
     claims_table,
     interval,
     losses_table,
+    marked_difference,
     mean_and_deviation,
     not_above,
     sign_verdict,
@@ -33,19 +35,23 @@ from .trainings import costs
 
 SMALL = paper.SCALES[1:]
 SOURCE_LIMIT = 0.03
+_VERDICTS = ("holds", "holds, within noise", "fails, within noise", "fails", ONE_SEED, NOT_RUN)
 PAPER = {"table1": paper.TABLE_1, "table2": paper.TABLE_2}
 
 
 def section(document: Document) -> str:
     """All that the page says of Table 1 or 2 at one size."""
     base = "M_1" if "M_1" in PAPER[document["experiment"]] else "M~_1"
+    found = claims(document)
     parts = [
         losses_table(cells(document, base), pretty(base)),
-        claims_table(claims(document)),
+        "**What the paper claims.** " + in_brief(found),
+        claims_table(found),
         *weak_baselines(document),
-        "**How losses rise as s falls.** A claim that fails here and not in the paper does so on one side of this.",
+        *against_every_baseline(document),
+        "**How losses rise as s falls.** A P_s that is level with a larger M̃_s rises less than M̃_s does.",
         rises(document),
-        "**Equivalent sizes**",
+        "**Equivalent sizes k,** with bootstrap intervals.",
         equivalent_sizes(document),
         "**How much t matters:** the loss where each image comes with the t of another one.",
         another_t(document),
@@ -60,16 +66,61 @@ def weak_baselines(document: Document) -> list[str]:
     for name in labels(document):
         if name.startswith("M~_"):
             plain, _, form = name.partition(", ")
-            beaten = f"M_{plain.removeprefix('M~_')}" if not form else plain
-            ours, theirs = models_of(document, name), models_of(document, beaten)
-            if theirs and spread_of(ours).mean >= spread_of(theirs).mean:
-                weak.append(f"{pretty(name)} (against {pretty(beaten)})")
+            beaten = [f"M_{plain.removeprefix('M~_')}"]
+            beaten += [plain] * bool(form) + [name.removesuffix(ALL_STEPS)] * name.endswith(f", norms{ALL_STEPS}")
+            loss = spread_of(models_of(document, name)).mean
+            no_better = [pretty(x) for x in beaten if (m := models_of(document, x)) and spread_of(m).mean <= loss]
+            weak += [f"{pretty(name)} (against {' and '.join(no_better)})"] if no_better else []
     if not weak:
         return []
     return [
         f"**Beware:** no better than what they should beat are {'; '.join(weak)}. They did not train well at their "
         "learning rate and length, and what is claimed or read off against them proves little."
     ]
+
+
+def in_brief(claims: list[Claim]) -> str:
+    """How many hold, and which do not."""
+    by: dict[str, list[str]] = {}
+    for claim in claims:
+        by.setdefault(claim.verdict, []).append(claim.statement.partition(";")[0])
+    counts = "; ".join(f"{verdict}: {len(by[verdict])}" for verdict in sorted(by, key=_VERDICTS.index))
+    failing = "; ".join(statement for verdict in by if verdict.startswith("fails") for statement in by[verdict])
+    return f"Of {len(claims)} claims, {counts}." + (f" Those that fail: {failing}." if failing else "")
+
+
+def against_every_baseline(document: Document) -> list[str]:
+    """Tables of differences to all forms of M̃ of a projected model's own size, and of about four times that."""
+    shifts = {"of its own size": 0}
+    if document["experiment"] == "table1":
+        shifts["of about four times its size"] = 1
+    forms, parts = _forms(document), []
+    for which, shift in shifts.items():
+        rows = []
+        for rival, s in zip(SMALL, SMALL[shift:]):
+            for name in (f"P_{s}", *_variants_of(document, s)):
+                ours = models_of(document, name)
+                papers = "" if name == f"P_{s}" else marked_difference(ours, models_of(document, f"P_{s}"))
+                apart = [marked_difference(ours, models_of(document, f"M~_{rival}{form}")) for form in forms]
+                rows.append([name, *apart, papers])
+        parts += [
+            f"**Against every baseline {which}:** loss of the projected model minus that of the baseline. Bold: the "
+            "projected model is lower, beyond noise; italic: the baseline is.",
+            table(["model", *(f"minus {pretty('M~')}{form}" for form in forms), "minus P_s"], rows),
+        ]
+    return parts
+
+
+def _forms(document: Document) -> list[str]:
+    """What follows s in the names of conditional baselines: nothing, and the forms that several sizes have."""
+    names = [name.partition(",") for name in labels(document) if name.startswith("M~_") and "," in name]
+    forms = [comma + form for _, comma, form in names]
+    return ["", *(form for form in dict.fromkeys(forms) if forms.count(form) > 1)]
+
+
+def _variants_of(document: Document, s: str) -> list[str]:
+    """Projected models of that size that were trained otherwise than by the paper's recipe."""
+    return [name for name in labels(document) if name.startswith(f"P_{s},")]
 
 
 def cells(document: Document, base: str) -> list[Cell]:
@@ -83,15 +134,20 @@ def cells(document: Document, base: str) -> list[Cell]:
                 found.append(Cell(name, models, theirs.get(name), base))
         more = [name for name in labels(document) if name.startswith(kind) and "," in name]
         found += [Cell(name, models_of(document, name), None, base) for name in more]
-    after = [f"{SOURCE} with P_{s}" for s in SMALL]
-    tuned = [models_of(document, name) for name in after]
-    found += [Cell(name, models, None, base) for name, models in zip(after, tuned) if models]
+    after = [f"{SOURCE} with {name}" for name in _tuning(document)]
+    tuned = [models_of(document, f"{SOURCE} with P_{s}") for s in SMALL]
+    found += [Cell(name, models, None, base) for name in after if (models := models_of(document, name))]
     if paper.SOURCE_MEAN in theirs:
         found.append(Cell(paper.SOURCE_MEAN, _mean_source(tuned), theirs[paper.SOURCE_MEAN], base))
     joint = models_of(document, SOURCE)
     if joint or SOURCE in theirs:
         found.append(Cell(f"{SOURCE} with P~", joint, theirs.get(SOURCE), base))
     return found
+
+
+def _tuning(document: Document) -> list[str]:
+    """Projected models with a source of their own."""
+    return [f"P_{s}" for s in SMALL] + [name for s in SMALL for name in _variants_of(document, s)]
 
 
 def _mean_source(tuned: list[dict[int, dict[str, Any]]]) -> Models:
@@ -112,49 +168,26 @@ def claims(document: Document) -> list[Claim]:
     def models(name: str) -> Models:
         return models_of(document, name)
 
-    stronger = [name for name in labels(document) if name.startswith("M~_") and "," in name]
     found = []
     for s in SMALL:
-        for rival in (f"M~_{s}", *(name for name in stronger if name.startswith(f"M~_{s},"))):
-            statement = f"{pretty(f'P_{s}')} is below {pretty(rival)}; ranges over seeds do not overlap"
-            found.append(apart(statement, models(f"P_{s}"), models(rival)))
+        statement = f"{pretty(f'P_{s}')} is below {pretty(f'M~_{s}')}; ranges over seeds do not overlap"
+        found.append(apart(statement, models(f"P_{s}"), models(f"M~_{s}")))
     found += _lead_grows(document)
     if document["experiment"] == "table1":
-        for larger, s in pairwise(SMALL):
-            for rival in (f"M~_{larger}", *(name for name in stronger if name.startswith(f"M~_{larger},"))):
-                statement = f"{pretty(f'P_{s}')} is at or below {pretty(rival)}, about four times its size"
-                claim = not_above(statement, models(f"P_{s}"), models(rival))
-                found.append(_beside_papers(claim, f"P_{s}", rival, PAPER["table1"]))
-        for s in SMALL:
-            found.append(_joint(document, s))
-    found += _variants(document)
-    tuned = [f"{SOURCE} with P_{s}" for s in SMALL] + [SOURCE] * (document["experiment"] == "table1")
+        found += [_four_times(document, f"P_{s}", f"M~_{larger}") for larger, s in pairwise(SMALL)]
+        found += [_joint(document, s) for s in SMALL]
+    tuned = [f"{SOURCE} with {name}" for name in _tuning(document)] + [SOURCE] * (document["experiment"] == "table1")
     alone = [label for label in labels(document) if label.startswith("M_1,")]
     return found + [_source_keeps(document, name, before) for before in ("M_1", *alone) for name in tuned]
 
 
-def _beside_papers(claim: Claim, low: str, high: str, theirs: Mapping[str, float]) -> Claim:
-    """With the paper's own figures, where it has them."""
-    if not claim.evidence or high not in theirs:
-        return claim
-    shown = f"{claim.evidence}; the paper's {theirs[low]:g} against {theirs[high]:g}"
-    return dataclasses.replace(claim, evidence=shown)
-
-
-def _variants(document: Document) -> list[Claim]:
-    """Projected models that were trained otherwise: against the paper's recipe, and for the paper's claims."""
-    found = []
-    for larger, s in pairwise(paper.SCALES):
-        plain, rival = models_of(document, f"P_{s}"), models_of(document, f"M~_{s}")
-        for name in (label for label in labels(document) if label.startswith(f"P_{s},")):
-            models = models_of(document, name)
-            found.append(not_above(f"{name}, is at or below P_{s}", models, plain))
-            statement = f"{name}, is below {pretty(f'M~_{s}')}; ranges over seeds do not overlap"
-            found.append(apart(statement, models, rival))
-            if document["experiment"] == "table1" and larger != "1":
-                statement = f"{name}, is at or below {pretty(f'M~_{larger}')}, about four times its size"
-                found.append(not_above(statement, models, models_of(document, f"M~_{larger}")))
-    return found
+def _four_times(document: Document, low: str, high: str) -> Claim:
+    """The paper says "roughly comparable" (section 3.3.2); that one is at or below the other is more."""
+    theirs = PAPER["table1"]
+    statement = f"{pretty(low)} is at or below {pretty(high)}, about four times its size"
+    claim = not_above(statement, models_of(document, low), models_of(document, high))
+    shown = f"; the paper's {theirs[low]:g} against {theirs[high]:g}"
+    return dataclasses.replace(claim, evidence=claim.evidence and claim.evidence + shown)
 
 
 def _lead_grows(document: Document) -> list[Claim]:
@@ -225,28 +258,15 @@ def another_t(document: Document) -> str:
 
 def equivalent_sizes(document: Document) -> str:
     """How many times larger a conditional model with a projected one's loss is, in ours and in the paper's figures."""
-    lines = []
+    experiment, forms, lines = document["experiment"], _forms(document), []
     for s in SMALL:
-        theirs = [f"{_papers_times(document['experiment'], s):.1f}"]
-        theirs.append(paper.TIMES[document["experiment"]].get(f"P_{s}", ""))
-        for name in (f"P_{s}", f"P~_{s}"):
-            projected = models_of(document, name)
-            if projected or name in PAPER[document["experiment"]]:
-                last = theirs if name.startswith("P_") else ["", ""]
-                lines.append([pretty(name), "M̃_s", *_times(_baselines(document, ""), projected), *last])
-        for name in (label for label in labels(document) if label.startswith(f"P_{s},")):
-            lines.append([name, "M̃_s", *_times(_baselines(document, ""), models_of(document, name)), "", ""])
-        for form in _stronger_forms(document):
-            against = _times(_baselines(document, form), models_of(document, f"P_{s}"))
-            lines.append([f"P_{s}", f"M̃_s{form}", *against, "", ""])
-    return table(["model", "against", "k", "95 % interval", "from the paper's losses", "in the paper's words"], lines)
-
-
-def _stronger_forms(document: Document) -> list[str]:
-    """What follows s in the names of stronger baselines, of forms that several sizes have."""
-    names = [name.partition(",") for name in labels(document) if name.startswith("M~_") and "," in name]
-    forms = [comma + form for _, comma, form in names]
-    return [form for form in dict.fromkeys(forms) if forms.count(form) > 1]
+        of_paper = [f"{_papers_times(experiment, s):.1f}", paper.TIMES[experiment].get(f"P_{s}", "")]
+        for name in (f"P_{s}", *_variants_of(document, s), f"P~_{s}"):
+            if (models := models_of(document, name)) or name in PAPER[experiment]:
+                times = [_times(_baselines(document, form), models) for form in forms]
+                lines.append([pretty(name), *times, *(of_paper if name == f"P_{s}" else ["", ""])])
+    against = [f"{pretty('M~_s')}{form}" for form in forms]
+    return table(["model", *against, "from the paper's losses", "in the paper's words"], lines)
 
 
 def _baselines(document: Document, form: str) -> list[Models]:
@@ -260,21 +280,19 @@ def _baselines(document: Document, form: str) -> list[Models]:
     return found
 
 
-def _times(baselines: list[Models], projected: Models) -> list[str]:
+def _times(baselines: list[Models], projected: Models) -> str:
     if not projected:
-        return [NOT_RUN, ""]
+        return NOT_RUN
     try:
         size = equivalent_size_over_seeds(baselines, projected)
     except NoFit as reason:
-        return [f"none: {reason}", ""]
+        return f"none: {reason}"
     if size.beyond is None:
-        low, high = size.interval or (None, None)
-        shown = "none: too many resamplings have no fit" if low is None else f"{low:.1f} to {high:.1f}"
-        return [f"{size.times:.1f}", shown]
+        shown = "too many resamplings have no fit" if size.interval is None else "{:.1f}, {:.1f}".format(*size.interval)
+        return f"{size.times:.1f} [{shown}]"
     own = next(iter(projected.values()))["parameters"]
     end = next(iter(baselines[-1 if size.beyond == "largest" else 0].values()))["parameters"]
-    bound = "above" if size.beyond == "largest" else "below"
-    return [f"{bound} {end / own:.1f}", "none: beyond the baselines"]
+    return f"{'above' if size.beyond == 'largest' else 'below'} {end / own:.1f}"
 
 
 def _papers_times(experiment: str, s: str) -> float:

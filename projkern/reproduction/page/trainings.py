@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from ...training.report import pretty
 from ..results import PARTS, Document, labels, results_of
@@ -41,11 +42,16 @@ def made_on(document: Document) -> str:
         f"{r['device']}; {', '.join(f'{name} {version}' for name, version in r['versions'].items())}"
         for r in document["results"].values()
     )
-    # One training may stand behind several lines.
-    seconds = {json.dumps([r["settings"], r["seed"], r["seconds"]]): r["seconds"] for r in document["results"].values()}
-    hours = sum(seconds.values()) / 3600
-    trainings = f"{len(seconds)} training{'s' * (len(seconds) > 1)}"
-    return f"{trainings}, {hours:.1f} hours in all. On {'. On '.join(found)}."
+    trainings = distinct(document)
+    hours = sum(result["seconds"] for result in trainings) / 3600
+    count = f"{len(trainings)} training{'s' * (len(trainings) > 1)}"
+    return f"{count}, {hours:.1f} hours in all, sources that are no line left out. On {'. On '.join(found)}."
+
+
+def distinct(document: Document) -> list[dict[str, Any]]:
+    """The trainings behind the stored results: one may stand behind several lines."""
+    found = {json.dumps([r["settings"], r["seed"], r["seconds"]]): r for r in document["results"].values()}
+    return list(found.values())
 
 
 def step_parts(document: Document) -> str:

@@ -8,21 +8,16 @@ from typing import Any
 from ...evaluation.equivalent import LEVEL
 from ...training.config import BEFORE, PLAIN, QUICK
 from ...training.report import pretty
-from ..results import ITS_OWN, Document, labels, models_of, results_of
-from .markdown import NOT_RUN, Models, claims_table, interval, mean_and_deviation, not_above, spread_of, table
+from ..results import ITS_OWN, SOURCE, Document, labels, models_of, results_of
+from .markdown import NOT_RUN, Models, interval, marked_difference, mean_and_deviation, spread_of, table
 from .statistics import Difference, difference
 from .trainings import costs
 
 PLAIN_GENERATOR = "diagonal"
 PLAIN_RECIPE = "paper's"
 LOCAL_TANGENT = "local tangent"
-LENGTH_CLAIMS = (
-    ("P_1/4 is at or below M̃_1/4", "P_1/4", "M~_1/4"),
-    ("P_1/8 is at or below M̃_1/8", "P_1/8", "M~_1/8"),
-    ("P_1/4 is at or below M̃_1/2, about four times its size", "P_1/4", "M~_1/2"),
-    ("P_1/8 is at or below M̃_1/4, about four times its size", "P_1/8", "M~_1/4"),
-)
-"""Of ``lengths``: statement, and the models that are to be lower and higher."""
+LENGTH_RIVALS = (("P_1/4", "M~_1/4"), ("P_1/8", "M~_1/8"), ("P_1/4", "M~_1/2"), ("P_1/8", "M~_1/4"))
+"""Models that ``lengths`` holds against each other: of one size, then of about four times the size."""
 
 
 def generators(document: Document) -> str:
@@ -87,9 +82,12 @@ def recipes(document: Document) -> str:
         verdict = "the reference" if label == PLAIN_RECIPE else f"**{_verdict(document, label)}**"
         default = "default" if is_default(document, label) else ""
         against = _against(document, label, PLAIN_RECIPE)
-        lines.append([label, mean_and_deviation(spread), str(spread.seeds), against, verdict, default])
+        tuned = models_of(document, f"{SOURCE} with {label}")
+        source = f"{spread_of(tuned).mean:.3f}" if tuned else ""
+        cells = [mean_and_deviation(spread), str(spread.seeds), against, source, verdict, default]
+        lines.append([label, *cells])
     others = len(lines) - (PLAIN_RECIPE in labels(document))
-    head = ["recipe", "loss of P_1/4", "seeds", "minus paper's, 95 %", "verdict", ""]
+    head = ["recipe", "loss of P_1/4", "seeds", "minus paper's, 95 %", "its source", "verdict", ""]
     parts = [
         table(head, lines),
         f"With {others} recipes tried at this level, about {(1 - LEVEL) * others:.1f} would stand out by chance alone.",
@@ -116,7 +114,7 @@ def model_of_rates(label: str) -> str:
 
 
 def lengths(document: Document) -> str:
-    """One line a model and one column a length; then what is claimed of Table 1, at each length."""
+    """One line a model and one column a length; then how far projected models are below others, at each length."""
     found = {label: models_of(document, label) for label in labels(document)}
     steps = sorted({int(label.split(", ")[1].removesuffix(" steps")) for label in found})
     models = list(dict.fromkeys(label.partition(",")[0] for label in found))
@@ -125,12 +123,12 @@ def lengths(document: Document) -> str:
         return found.get(f"{model}, {count} steps", {})
 
     rows = [[pretty(m), *(mean_and_deviation(spread_of(at(m, n))) if at(m, n) else "" for n in steps)] for m in models]
-    claims = []
-    for n in steps:
-        for statement, low, high in LENGTH_CLAIMS:
-            claims.append(not_above(f"{n:,} steps: {statement}", at(low, n), at(high, n)))
-    head = ["model", *(f"{n:,} steps" for n in steps)]
-    return "\n\n".join([table(head, rows), claims_table(claims), costs(document)])
+    apart = [
+        [f"{low} minus {pretty(high)}", *(marked_difference(at(low, n), at(high, n)) for n in steps)]
+        for low, high in LENGTH_RIVALS
+    ]
+    by_length = [f"{n:,} steps" for n in steps]
+    return "\n\n".join([table(["model", *by_length], rows), table(["difference", *by_length], apart), costs(document)])
 
 
 def _lines(document: Document) -> list[str]:
