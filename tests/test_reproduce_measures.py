@@ -14,6 +14,7 @@ from token_folder import write_tokens
 
 from projkern.data import TokenImages
 from projkern.reproduction import cost
+from projkern.reproduction.experiments import Plan, rates, token_rates
 from projkern.reproduction.page.variants import model_of_rates
 from projkern.reproduction.sizes import MINI
 from projkern.training.data import with_settings_of_data
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 B, T, V, DIM, D, G, LAYERS, HEADS, RANK = 4, 16, 16, 3, 32, 4, 2, 2, 2
-RATES = Path(__file__).parent.parent / "docs/reproduction/mini/rates.json"
+RESULTS = Path(__file__).parent.parent / "docs/reproduction/mini"
 NEAR = 0.01
 """Nats within which a rate counts as the best: a sweep has one seed, and seeds differ by thousandths to hundredths."""
 
@@ -96,22 +97,27 @@ def test_parts_of_a_step_make_up_the_step(name, setup, monkeypatch):
     assert all(part > 0 for part in made) if name == "P_1/4" else made == [0, 0, 0]
 
 
-def test_mini_trains_at_the_best_rates_of_its_sweep():
-    """Up to ``NEAR``."""
-    if not RATES.exists():
+@pytest.mark.parametrize(
+    ("plan_of", "size"),
+    [(rates, MINI), (token_rates, replace(MINI, rates=MINI.rates | MINI.token_rates))],
+    ids=["rates", "token_rates"],
+)
+def test_mini_trains_at_the_best_rates_of_its_sweep(plan_of, size):
+    """Up to ``NEAR``, with a swept rate on either side of each."""
+    stored = RESULTS / f"{plan_of.__name__}.json"
+    if not stored.exists():
         pytest.skip("no learning rates have been swept at the size mini")
-    sweeps: dict[str, list] = {}
-    for result in json.loads(RATES.read_text())["results"].values():
-        sweeps.setdefault(model_of_rates(result["label"]), []).append(result)
-    baselines = {f"M~_1/{g}{form}" for g in (2, 4, 8) for form in ("", ", norms", ", every position")}
-    others = {f"generator {kind}" for kind in ("blocks", "linear", "modular", "low-rank")}
-    assert set(sweeps) == {"M_1", "P_1/4"} | baselines | others
-    for model, results in sweeps.items():
-        trained = "P_1/4" if model in others else model.partition(",")[0]
-        losses = {json.dumps(result["settings"]): result["models"][trained]["loss"] for result in results}
-        chosen = MINI.rates.get(model) or MINI.rates[trained.replace("~_", "_")]
-        ours = [loss for s, loss in losses.items() if chosen.items() <= json.loads(s).items()]
-        assert len(ours) == 1, f"{chosen} of {model} must be in its sweep"
-        assert ours[0] <= min(losses.values()) + NEAR, f"{model} has a better rate than {chosen}"
-    # A model that is not in the sweep has the rates of one that is.
+    losses = {
+        result["label"]: result["models"][result["settings"]["stage"]]["loss"]
+        for result in json.loads(stored.read_text())["results"].values()
+    }
+    planned = dict(plan_of(Plan(size, {}, {}), 0))
+    assert planned.keys() <= losses.keys(), "the sweep must be around the rates that are taken"
+    for model in map(model_of_rates, planned):
+        chosen = next(label for label in planned if model_of_rates(label) == model)
+        best = min(loss for label, loss in losses.items() if model_of_rates(label) == model)
+        assert losses[chosen] <= best + NEAR, f"{model} has a better rate than {chosen}"
+
+
+def test_models_that_were_not_swept_take_the_rates_of_one_that_was():
     assert MINI.rates["P_1/2"] == MINI.rates["P_1/8"] == MINI.rates["P~"] == MINI.rates["P_1/4"]

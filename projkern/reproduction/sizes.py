@@ -96,7 +96,7 @@ _MINI = dataclasses.replace(
 _SMALL = dataclasses.replace(PRESETS["small"][1], **PLAIN, source_steps=4000, steps=4000, warmup=200)
 _PAPER = dataclasses.replace(PRESETS["paper"][1], **PLAIN)
 MINI = Size(
-    "12x12 pixels in 32 colours, 3 layers, d = 64: an hour for Table 1 on two CPU cores",
+    "12x12 pixels in 32 colours, 3 layers, d = 64: an hour and a half for Table 1 on two CPU cores",
     _MINI,
     {
         "M_1": {"source_lr": 2e-3},
