@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from ...training.report import pretty
 from ..measures import SWEEP_IMAGES
 from ..results import Document, labels, models_of
@@ -145,9 +147,11 @@ def figure4_claims(document: Document) -> list[Claim]:
         return {seed: {"loss": values[2.0] - values[1.0]} for seed, values in at.items() if {1.0, 2.0} <= values.keys()}
 
     found = []
-    for name in ["M~_1/2", *(label for label in labels(document) if label.startswith("M~_1/2,"))]:
-        statement = f"P_1/2 is below {pretty(name)}, mean loss over t_scale in (1, 2]; ranges over seeds do not overlap"
-        found.append(apart(statement, beyond("P_1/2"), beyond(name)))
+    known = labels(document)
+    projected, rivals = ([model, *(x for x in known if x.startswith(f"{model},"))] for model in ("P_1/2", "M~_1/2"))
+    for ours, rival in product(projected, rivals):
+        statement = f"{ours} is below {pretty(rival)}, mean loss over t_scale in (1, 2]; ranges do not overlap"
+        found.append(apart(statement, beyond(ours), beyond(rival)))
     for s in ("1/4", "1/8"):
         statement = f"From t_scale 1 to 2 the loss of P_{s} rises by more than that of P_1/2; ranges do not overlap"
         found.append(apart(statement, rise("P_1/2"), rise(f"P_{s}")))
