@@ -177,8 +177,9 @@ def test_table1_of_the_papers_own_losses():
     assert verdict(text, "P̃_1/4 is within noise of P_1/4") == "holds"
     assert verdict(text, "P_1/8 leads M̃_1/8 by more than P_1/4") == "holds"
     assert "0.210 against 0.110" in line(text, "P_1/8 leads M̃_1/8")[2]
-    risen = text.partition("**How losses rise")[2]
-    assert line(risen, "M̃_1/4 over M̃_1/2") == ["M̃_1/4 over M̃_1/2", "1.261", "1.261"]
+    ratios = text.partition("**What t is worth")[2]
+    assert line(ratios, "M̃_1/4 over M̃_1/2") == ["M̃_1/4 over M̃_1/2", "1.261", "1.261"]
+    assert line(ratios, "M̃_1/4 over M_1/4") == ["M̃_1/4 over M_1/4", "0.935", "0.935"]
     sizes = text.partition("**Equivalent sizes")[2]
     assert line(sizes, "P_1/8 ")[2:] == ["4.2", "about 4"]
     times, low, high = map(float, re.findall(r"[\d.]+", line(sizes, "P_1/8 ")[1]))

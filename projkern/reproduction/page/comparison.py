@@ -49,8 +49,8 @@ def section(document: Document) -> str:
         claims_table(found),
         *weak_baselines(document),
         *against_every_baseline(document),
-        "**How losses rise as s falls.** A P_s that is level with a larger M̃_s rises less than M̃_s does.",
-        rises(document),
+        "**What t is worth, and what a smaller s costs:** one loss over another.",
+        ratios(document),
         "**Equivalent sizes k,** with bootstrap intervals.",
         equivalent_sizes(document),
         "**How much t matters:** the loss where each image comes with the t of another one.",
@@ -229,17 +229,17 @@ def _source_keeps(document: Document, name: str, alone: str) -> Claim:
     return Claim(statement, sign_verdict(over), evidence)
 
 
-def rises(document: Document) -> str:
-    """Ratios of losses, ours and the paper's."""
+def ratios(document: Document) -> str:
+    """Of losses, ours and the paper's: what t is worth at each s, and what the next smaller s costs."""
     theirs = PAPER[document["experiment"]]
+    pairs = [(f"{kind}_{s}", f"M_{s}") for kind in ("M~", "P") for s in paper.SCALES]
+    pairs += [(f"{kind}_{s}", f"{kind}_{larger}") for kind in ("M~", "P") for larger, s in pairwise(paper.SCALES)]
     lines = []
-    for kind in ("M~_", "P_"):
-        for larger, s in pairwise(paper.SCALES):
-            above, below = models_of(document, kind + s), models_of(document, kind + larger)
-            if kind + larger in theirs and above and below:
-                ratio = spread_of(above).mean / spread_of(below).mean
-                of_paper = theirs[kind + s] / theirs[kind + larger]
-                lines.append([f"{pretty(kind + s)} over {pretty(kind + larger)}", f"{ratio:.3f}", f"{of_paper:.3f}"])
+    for one, other in pairs:
+        above, below = models_of(document, one), models_of(document, other)
+        if one in theirs and other in theirs and above and below:
+            ratio = spread_of(above).mean / spread_of(below).mean
+            lines.append([f"{pretty(one)} over {pretty(other)}", f"{ratio:.3f}", f"{theirs[one] / theirs[other]:.3f}"])
     return table(["losses", "ours", "the paper's"], lines)
 
 
