@@ -72,11 +72,12 @@ short training the baselines still have much before them, so k is larger for tha
 ([below](#recipes-beyond-the-paper)), all other lines by the paper's plain recipe. The paper finds P_s "roughly
 comparable" to an M̃_s four times its size; "at or below" is stricter, and the paper's own P_1/4 is not.
 
-**Why it fails at mini.** Not for short trainings: after shorter ones P_1/4 is below M̃_1/2, after longer ones
-further above it ([below](#length-of-the-trainings)). What sets mini apart is that t is worth less to P_s and to M̃_s ("What t is worth"),
-so that there is less for P_s to gain. Of what was tried ([recipes](#recipes-beyond-the-paper)), the default recipe
-brings P_1/4 level with M̃_1/2. P_1/8, whose width is 8 at mini, stays above M̃_1/4; on average smaller sources serve it
-better than M_1 does ([Table 3](#table-3-size-of-the-source-against-r)), which is the other way round in the paper.""",
+**Why a P_s is not level with an M̃_s four times its size at mini.** Not for short trainings: after shorter ones P_1/4
+is below M̃_1/2, after longer ones further above it ([below](#length-of-the-trainings)). What sets mini apart is that
+t is worth less to P_s and to M̃_s ("What t is worth"), so that there is less for P_s to gain. Of what was tried
+([recipes](#recipes-beyond-the-paper)), the default recipe brings P_1/4 level with M̃_1/2. P_1/8, whose width is 8 at
+mini, stays above M̃_1/4; on average smaller sources serve it better than M_1 does ([Table
+3](#table-3-size-of-the-source-against-r)), which is the other way round in the paper.""",
     "table2": """Images as the tokens of a VQ-VAE (appendix C.2); t is an embedding of the image. At mini: Tiny
 ImageNet, 20,000 training and 5,000 held-out images, made 24x24 and then 144 tokens; t is a SqueezeNet's features,
 their 128 principal components, where the paper has SimCLRv2's: an encoder trained on ImageNet's labels in place of
