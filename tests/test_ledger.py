@@ -16,7 +16,7 @@ from projkern.reproduction.page.figures import fingerprint
 from projkern.reproduction.page.further import SPLITS, picture
 from projkern.reproduction.page.ledger import TITLES, render, write_page
 from projkern.reproduction.page.statistics import difference, equivalent_size_over_seeds, spread
-from projkern.reproduction.results import EXPERIMENTS, PARTS, SIZES, models_of, read_experiment, read_results
+from projkern.reproduction.results import EXPERIMENTS, PARTS, SIZES, labels, models_of, read_experiment, read_results
 from projkern.training.config import BEFORE, QUICK
 
 ROOT = Path(__file__).parent.parent
@@ -561,7 +561,7 @@ def test_the_page_is_what_its_results_make():
 
 
 def test_what_the_notes_say_of_mini_is_so():
-    """The words on why the four-times claim fails, held against the stored results."""
+    """The words on why the four-times claim fails, and those of the README, held against the stored results."""
     mini = read_results(ROOT / "docs" / "reproduction").get("mini", {})
     if not {"table1", "table3", "lengths"} <= mini.keys():
         pytest.skip("not all of it has been run at mini")
@@ -585,6 +585,10 @@ def test_what_the_notes_say_of_mini_is_so():
             assert ours > paper.TABLE_1[f"{kind}_{s}"] / paper.TABLE_1[f"M_{s}"], "t is worth less"
     low, high = minus("table1", "P_1/4, default recipe", "M~_1/2").interval
     assert low < 0 < high, "level"
+    for s in ("1/2", "1/4"):  # README.md
+        baselines = [label for label in labels(mini["table1"]) if label.partition(",")[0] == f"M~_{s}"]
+        assert len(baselines) == 5
+        assert all(minus("table1", f"P_{s}, default recipe", other).interval[1] < 0 for other in baselines)
     assert minus("table1", "P_1/8, default recipe", "M~_1/4").interval[0] > 0, "above"
     by_source = [loss("table3", f"P_1/8 from {source}, r = 8") for source in ("M_1", "M_1/2", "M_1/4")]
     assert by_source == sorted(by_source, reverse=True), "smaller sources serve it better"
