@@ -157,6 +157,11 @@ def labels(document: Document) -> list[str]:
     return list(dict.fromkeys(result["label"] for result in document["results"].values()))
 
 
+def variants_of(document: Document, model: str) -> list[str]:
+    """Labels of the trainings that make a model otherwise than the paper does: "P_1/4, default recipe" of "P_1/4"."""
+    return [label for label in labels(document) if label.startswith(f"{model},")]
+
+
 def results_of(document: Document, label: str) -> list[dict[str, Any]]:
     """The trainings of one label, one for each seed."""
     return [result for result in document["results"].values() if result["label"] == label]

@@ -11,7 +11,7 @@ import numpy as np
 from ...evaluation.equivalent import NoFit, size_of_loss
 from ...training.report import pretty
 from ..experiments import ALL_STEPS
-from ..results import SOURCE, Document, labels, models_of
+from ..results import SOURCE, Document, labels, models_of, variants_of
 from . import paper
 from .markdown import (
     NOT_RUN,
@@ -65,9 +65,9 @@ def weak_baselines(document: Document) -> list[str]:
     weak = []
     for name in labels(document):
         if name.startswith("M~_"):
-            plain, _, form = name.partition(", ")
-            beaten = [f"M_{plain.removeprefix('M~_')}"]
-            beaten += [plain] * bool(form) + [name.removesuffix(ALL_STEPS)] * name.endswith(f", norms{ALL_STEPS}")
+            plain = name.partition(",")[0]
+            unconditional = plain.replace("~", "")
+            beaten = [x for x in dict.fromkeys((unconditional, plain, name.removesuffix(ALL_STEPS))) if x != name]
             loss = spread_of(models_of(document, name)).mean
             no_better = [pretty(x) for x in beaten if (m := models_of(document, x)) and spread_of(m).mean <= loss]
             weak += [f"{pretty(name)} (against {' and '.join(no_better)})"] if no_better else []
@@ -98,7 +98,7 @@ def against_every_baseline(document: Document) -> list[str]:
     for which, shift in shifts.items():
         rows = []
         for rival, s in zip(SMALL, SMALL[shift:]):
-            for name in (f"P_{s}", *_variants_of(document, s)):
+            for name in (f"P_{s}", *variants_of(document, f"P_{s}")):
                 ours = models_of(document, name)
                 papers = "" if name == f"P_{s}" else marked_difference(ours, models_of(document, f"P_{s}"))
                 apart = [marked_difference(ours, models_of(document, f"M~_{rival}{form}")) for form in forms]
@@ -116,11 +116,6 @@ def _forms(document: Document) -> list[str]:
     names = [name.partition(",") for name in labels(document) if name.startswith("M~_") and "," in name]
     forms = [comma + form for _, comma, form in names]
     return ["", *(form for form in dict.fromkeys(forms) if forms.count(form) > 1)]
-
-
-def _variants_of(document: Document, s: str) -> list[str]:
-    """Projected models of that size that were trained otherwise than by the paper's recipe."""
-    return [name for name in labels(document) if name.startswith(f"P_{s},")]
 
 
 def cells(document: Document, base: str) -> list[Cell]:
@@ -147,7 +142,7 @@ def cells(document: Document, base: str) -> list[Cell]:
 
 def _tuning(document: Document) -> list[str]:
     """Projected models with a source of their own."""
-    return [f"P_{s}" for s in SMALL] + [name for s in SMALL for name in _variants_of(document, s)]
+    return [f"P_{s}" for s in SMALL] + [name for s in SMALL for name in variants_of(document, f"P_{s}")]
 
 
 def _mean_source(tuned: list[dict[int, dict[str, Any]]]) -> Models:
@@ -170,21 +165,21 @@ def claims(document: Document) -> list[Claim]:
 
     found = []
     for s in SMALL:
-        statement = f"{pretty(f'P_{s}')} is below {pretty(f'M~_{s}')}; ranges over seeds do not overlap"
+        statement = f"P_{s} is below {pretty(f'M~_{s}')}; ranges over seeds do not overlap"
         found.append(apart(statement, models(f"P_{s}"), models(f"M~_{s}")))
     found += _lead_grows(document)
     if document["experiment"] == "table1":
         found += [_four_times(document, f"P_{s}", f"M~_{larger}") for larger, s in pairwise(SMALL)]
         found += [_joint(document, s) for s in SMALL]
     tuned = [f"{SOURCE} with {name}" for name in _tuning(document)] + [SOURCE] * (document["experiment"] == "table1")
-    alone = [label for label in labels(document) if label.startswith("M_1,")]
-    return found + [_source_keeps(document, name, before) for before in ("M_1", *alone) for name in tuned]
+    alone = ["M_1", *variants_of(document, "M_1")]
+    return found + [_source_keeps(document, name, before) for before in alone for name in tuned]
 
 
 def _four_times(document: Document, low: str, high: str) -> Claim:
     """The paper says "roughly comparable" (section 3.3.2); that one is at or below the other is more."""
     theirs = PAPER["table1"]
-    statement = f"{pretty(low)} is at or below {pretty(high)}, about four times its size"
+    statement = f"{low} is at or below {pretty(high)}, about four times its size"
     claim = not_above(statement, models_of(document, low), models_of(document, high))
     shown = f"; the paper's {theirs[low]:g} against {theirs[high]:g}"
     return dataclasses.replace(claim, evidence=claim.evidence and claim.evidence + shown)
@@ -261,7 +256,7 @@ def equivalent_sizes(document: Document) -> str:
     experiment, forms, lines = document["experiment"], _forms(document), []
     for s in SMALL:
         of_paper = [f"{_papers_times(experiment, s):.1f}", paper.TIMES[experiment].get(f"P_{s}", "")]
-        for name in (f"P_{s}", *_variants_of(document, s), f"P~_{s}"):
+        for name in (f"P_{s}", *variants_of(document, f"P_{s}"), f"P~_{s}"):
             if (models := models_of(document, name)) or name in PAPER[experiment]:
                 times = [_times(_baselines(document, form), models) for form in forms]
                 lines.append([pretty(name), *times, *(of_paper if name == f"P_{s}" else ["", ""])])

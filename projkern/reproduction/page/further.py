@@ -6,7 +6,7 @@ from itertools import product
 
 from ...training.report import pretty
 from ..measures import SWEEP_IMAGES
-from ..results import Document, labels, models_of
+from ..results import Document, labels, models_of, variants_of
 from . import paper
 from .markdown import (
     NOT_RUN,
@@ -147,8 +147,7 @@ def figure4_claims(document: Document) -> list[Claim]:
         return {seed: {"loss": values[2.0] - values[1.0]} for seed, values in at.items() if {1.0, 2.0} <= values.keys()}
 
     found = []
-    known = labels(document)
-    projected, rivals = ([model, *(x for x in known if x.startswith(f"{model},"))] for model in ("P_1/2", "M~_1/2"))
+    projected, rivals = ([model, *variants_of(document, model)] for model in ("P_1/2", "M~_1/2"))
     for ours, rival in product(projected, rivals):
         statement = f"{ours} is below {pretty(rival)}, mean loss over t_scale in (1, 2]; ranges do not overlap"
         found.append(apart(statement, beyond(ours), beyond(rival)))
