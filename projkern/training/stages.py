@@ -139,7 +139,7 @@ def _of_t(operator: ProjectionOperator) -> list[nn.Parameter]:
 
 def divergence(name: str) -> str:
     """What a log calls the distillation loss of a projected model."""
-    return f"{name} from the source"
+    return f"divergence of {name} from the source"
 
 
 def nats_from(teacher: Tensor, logits: Tensor) -> Tensor:
