@@ -19,8 +19,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from projkern.files import write_atomically
-from projkern.memory import keep_freed_memory
+from projkern.utils.device import keep_freed_memory
+from projkern.utils.files import write_atomically
 
 from .machine import machine_of
 from .measure import Settings, measure

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 import projkern as pk
-from projkern.kernels import native
+from projkern.kernels.backends import cpu as native
 
 Result = TypeVar("Result")
 

@@ -27,12 +27,12 @@ from torch import Tensor
 import projkern as pk
 from projkern.data.synthmnist import TASK_DIM
 from projkern.data.tasks import random_tasks
-from projkern.exchange import gpt2
-from projkern.memory import keep_freed_memory
+from projkern.export.tasks import Maker, project_tasks, state_dicts
 from projkern.models.gpt import LINEARS
+from projkern.models.huggingface import gpt2
 from projkern.models.operator import generate_weights
-from projkern.projecting import Maker, project_tasks, state_dicts
 from projkern.training.config import PRESETS
+from projkern.utils.device import keep_freed_memory
 
 from .compare import write_result
 from .machine import Machine, machine_of

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import projkern as pk
-from projkern.kernels import backends as dispatch
+from projkern.kernels import dispatch
 
 from .case import Case, Matrix
 from .machine import Card

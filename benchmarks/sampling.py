@@ -21,12 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projkern.cost import explain
-from projkern.measure import free_memory
-from projkern.memory import keep_freed_memory
+from projkern.kernels.cost import explain
 from projkern.models import GPT, GPTConfig, ProjectionOperator
 from projkern.models.blocks import Factored
 from projkern.models.decode import Decoder
+from projkern.utils.device import free_memory, keep_freed_memory
 
 from . import attention
 from .compare import write_result

@@ -20,12 +20,12 @@ import torch
 
 from projkern.data import SynthMNIST, load_digits
 from projkern.data.palette import Palette
-from projkern.memory import keep_freed_memory
 from projkern.models import GPT
 from projkern.training.config import PRESETS, SOURCE_NAME, TrainConfig
 from projkern.training.data import make_data
 from projkern.training.loop import forward_backward_step, make_optimizer
 from projkern.training.stages import Stage, make_stage
+from projkern.utils.device import keep_freed_memory
 
 from .compare import write_result
 from .machine import Machine, machine_of

@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from projkern.data import load_digits, synthmnist_palette
-from projkern.evaluation.losses import evaluate
-from projkern.files import write_json
 from projkern.models import GPT
 from projkern.training.config import PLAIN, QUICK, SOURCE_NAME
 from projkern.training.data import make_data
 from projkern.training.loop import train
+from projkern.training.losses import evaluate
 from projkern.training.metrics import Metrics
 from projkern.training.stages import Stage, make_stage, nats_per_token
+from projkern.utils.files import write_json
 
 BASE = dataclasses.replace(QUICK, **PLAIN, seed=1, checkpoint_every=10**9, log_every=100)
 SWEEPS: dict[str, list[dict[str, float]]] = {

@@ -3,17 +3,18 @@
 W_s = P(t) W_1 Q(t)   (Projectable Models, arXiv 2506.05641)
 """
 
-from .cost import explain
-from .functional import project, project_layers
-from .kernels.backends import available_backends, use_backend
-from .linear import project_linear
+from .kernels.cost import explain
+from .kernels.dispatch import available_backends, use_backend
+from .kernels.linear import project_linear
+from .kernels.projection import project, project_layers
 from .models import GPT, GPTConfig, ProjectionOperator
+from .utils.version import __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "GPT",
     "GPTConfig",
     "ProjectionOperator",
+    "__version__",
     "available_backends",
     "explain",
     "project",

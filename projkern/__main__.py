@@ -15,14 +15,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"usage: projkern {{{','.join(VERBS)}}} ...\n\nprojkern VERB --help tells more.")
         return 0 if arguments in (["--help"], ["-h"]) else 2
     verb, *rest = arguments
-    before = sys.argv
+    own_argv = sys.argv
     sys.argv = [f"projkern {verb}", *rest]
     try:
         runpy.run_module(f"projkern.{verb}", run_name="__main__")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     finally:
-        sys.argv = before
+        sys.argv = own_argv
     return 0
 
 

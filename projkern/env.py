@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import platform
+import argparse
 import sys
 
-import torch
-
-from . import __version__
-from .kernels import backends, cuda, native
+from .utils import command
 
 
-def report() -> str:
+def parser() -> argparse.ArgumentParser:
+    """The command line: no options but ``--help``."""
+    return command.parser("env", "Print versions, the backends that can run here, and how the kernels were built.")
+
+
+def report(options: argparse.Namespace) -> str:
     """Versions, backends and the build of the compiled kernels, a line each."""
+    import platform
+
+    import torch
+
+    from .kernels import dispatch
+    from .utils.version import __version__
+
     lines = [
         f"projkern   {__version__}",
         f"python     {platform.python_version()} on {platform.platform()}",
         f"torch      {torch.__version__}, {torch.get_num_threads()} threads",
         f"CUDA card  {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",
     ]
-    for name in backends.NAMES[:-1]:
-        lines.append(f"backend    {name}: {backends.why_unavailable(name) or 'ready'}")
-    if native.is_available():
-        lines += [f"native     {key}: {value}" for key, value in native.build_info().items()]
-    if cuda.is_built():
-        lines += [f"cuda       {key}: {value}" for key, value in cuda.build_info().items()]
+    lines += [f"backend    {name}: {dispatch.why_unavailable(name) or 'ready'}" for name in dispatch.BACKENDS]
+    for library, info in dispatch.build_info().items():
+        lines += [f"{library:<11}{key}: {value}" for key, value in info.items()]
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the report; takes no arguments but ``--help``."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if arguments in (["--help"], ["-h"]):
-        print(__doc__)
-        return 0
-    print(report())
-    return 0
+    """Run the command; returns its exit status."""
+    return command.run(parser(), argv, report)
 
 
 if __name__ == "__main__":

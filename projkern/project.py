@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from fractions import Fraction
 from pathlib import Path
 
-from .functional import project
-from .options import add_scale_and_tasks, seed
-from .projecting import WrongModel, digest, project_tasks
-from .signals import terminate_as_interrupt
-from .training.checkpoint import CheckpointError
-from .training.data import draw_run_tasks, read_run_tasks
-from .training.trained import TrainedRun
+from .kernels.projection import project
+from .utils import command
 
 EXAMPLES = """
 examples:
@@ -25,61 +19,57 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m projkern.project",
-        description="Write a standalone model for each task, in Hugging Face's GPT-2 format, read back and checked.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command.parser(
+        "project",
+        "Write a standalone model for each task, in Hugging Face's GPT-2 format, read back and checked.",
+        EXAMPLES,
     )
-    made.add_argument("run", type=Path, help="folder of a trained run")
-    add_scale_and_tasks(made, required=True)
-    made.add_argument("--seed", type=seed, default=0, help="of --random (default: 0)")
-    made.add_argument("--out", type=Path, required=True, help="the model's folder; for many tasks the folder of theirs")
-    made.add_argument("--onnx", action="store_true", help="also write model.onnx, checked in onnxruntime")
-    state = made.add_mutually_exclusive_group()
-    state.add_argument("--resume", action="store_true", help="go on with what is missing in --out")
-    state.add_argument("--overwrite", action="store_true", help="replace the models in --out")
-    return made
+    parser.add_argument("run", type=Path, help="folder of a trained run")
+    command.add_scale_and_tasks(parser, required=True)
+    command.add_seed(parser, "of --random")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the model's folder; for many tasks the folder of theirs"
+    )
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx, checked in onnxruntime")
+    command.add_device(parser)
+    command.add_state(parser, "go on with what is missing in --out", "replace the models in --out")
+    return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parser().parse_args(argv)
-    terminate_as_interrupt()
-    try:
-        count = make(options.run, options.scale, options)
-    except KeyboardInterrupt:
-        print(f"\nstopped. To go on: the same command with --resume ({options.out})", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ImportError, CheckpointError, WrongModel, MemoryError) as error:
-        print(f"projkern.project: error: {error}", file=sys.stderr)
-        return 1
-    print(f"Wrote and checked {count} model{'' if count == 1 else 's'} in {options.out}.")
-    return 0
+def write_models(options: argparse.Namespace) -> str:
+    """Generate, write and check the models that the options ask for."""
+    from .export.tasks import project_tasks
+    from .training.data import draw_run_tasks, read_run_tasks
+    from .training.trained import TrainedRun
+    from .utils.device import pick_device
 
-
-def make(path: Path, s: Fraction, options: argparse.Namespace) -> int:
-    """Read what the options name, and write the models; returns how many were made."""
-    run = TrainedRun.open(path)
-    operator = run.operator(s)
+    run = TrainedRun.open(options.run, pick_device(options.device))
+    operator = run.operator(options.scale)
     if options.t is not None:
-        t = read_run_tasks(run.config, options.t)
+        t = read_run_tasks(run.config.data, options.t)
     else:
-        t, _ = draw_run_tasks(run.config, options.random, options.seed)
-    return project_tasks(
+        t, _ = draw_run_tasks(run.config.data, options.random, options.seed)
+    count = project_tasks(
         operator,
         t,
         options.out,
         origin={
-            "run": path.resolve().name,
-            "scale": str(s),
-            "step": run.config.steps,
-            "digest": digest(operator),
+            "run": options.run.resolve().name,
+            "scale": str(options.scale),
+            "step": run.config.schedule.steps,
         },
         palette=run.palette,
         with_onnx=options.onnx,
         resume=options.resume,
         overwrite=options.overwrite,
+    )
+    return f"Wrote and checked {count} model{'' if count == 1 else 's'} in {options.out}."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    return command.run(
+        parser(), argv, write_models, lambda options: f"To go on: the same command with --resume ({options.out})"
     )
 
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-import typing
 from pathlib import Path
-from typing import Any
 
-from .data.images import DamagedFile
-from .options import require_unchanged
-from .signals import terminate_as_interrupt
-from .tokenizing import TokenizeConfig, run
-from .training.checkpoint import CheckpointError
-from .training.loop import Diverged
+from .tokenization.config import TokenizeConfig
+from .utils import command
+from .utils.settings import add_options, given_options, require_unchanged
 
+DEFAULTS = TokenizeConfig()
 EXAMPLES = """
 images are one of
   DIR/class/*.jpg              a folder of class folders; both are sorted, the label is the index of the class
@@ -33,61 +28,48 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """The command line: one option for each setting."""
-    made = argparse.ArgumentParser(
-        prog="python -m projkern.tokenize",
-        description="Train a VQ-VAE on images and write them as tokens, each with its t, for projkern.train --data.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command.parser(
+        "tokenize",
+        "Train a VQ-VAE on images and write them as tokens, each with its t, for projkern.train --data.",
+        EXAMPLES,
     )
-    made.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the tokens go")
-    state = made.add_mutually_exclusive_group()
-    state.add_argument("--resume", action="store_true", help="continue what was begun in --out, with its own settings")
-    state.add_argument("--overwrite", action="store_true", help="replace what is in --out")
-    settings = made.add_argument_group("settings")
-    hints = typing.get_type_hints(TokenizeConfig)
-    for field in dataclasses.fields(TokenizeConfig):
-        kind: dict[str, Any] = {"metavar": "PATH"}
-        if hints[field.name] in (int, float):
-            kind = {"type": hints[field.name], "metavar": "N" if hints[field.name] is int else "RATE"}
-        elif field.name == "encoder":
-            kind = {"metavar": "ENCODER"}
-        settings.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            default=argparse.SUPPRESS,
-            help=field.metadata["help"] + ("" if field.default is None else f" (default: {field.default})"),
-            **kind,
-        )
-    return made
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the tokens go")
+    command.add_state(parser, "continue what --out holds, with its own settings", "replace what is in --out")
+    command.add_device(parser)
+    add_options(parser.add_argument_group("settings"), DEFAULTS)
+    return parser
+
+
+def tokenize(options: argparse.Namespace) -> str:
+    """Tokenise the images that the options name."""
+    from .tokenization.run import run
+
+    given = given_options(options, DEFAULTS)
+    if options.resume:
+        config = TokenizeConfig.read(options.out)
+        require_unchanged(config, given, f"{options.out}/config.json")
+    else:
+        config = TokenizeConfig(**given)
+    contents = run(
+        options.out, config, resume=options.resume, overwrite=options.overwrite, device=options.device
+    )
+    counts, used = contents["counts"], contents["tokenizer"]["validation"]["usage"]
+    return (
+        f"Wrote {counts['train']:,} training and {counts['validation']:,} validation images, each "
+        f"{contents['grid'] ** 2} tokens, to {options.out} ({used:.0%} of {contents['vocabulary']} codes used); "
+        f"see {options.out}/report.md."
+    )
+
+
+def when_stopped(options: argparse.Namespace) -> str:
+    if not (options.out / "config.json").exists():
+        return "Nothing was begun"
+    return f"To go on: python -m projkern.tokenize --out {options.out} --resume"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    options = parser().parse_args(argv)
-    names = [field.name for field in dataclasses.fields(TokenizeConfig)]
-    given = {name: getattr(options, name) for name in names if hasattr(options, name)}
-    terminate_as_interrupt()
-    out = options.out
-    try:
-        if options.resume:
-            config = TokenizeConfig.read(out)
-            require_unchanged(config, given, out)
-        else:
-            config = TokenizeConfig(**given)
-        made = run(out, config, resume=options.resume, overwrite=options.overwrite)
-    except KeyboardInterrupt:
-        begun = (out / "config.json").exists()
-        said = f"stopped. To go on: python -m projkern.tokenize --out {out} --resume" if begun else "stopped"
-        print(f"\n{said}", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ImportError, CheckpointError, DamagedFile, Diverged, MemoryError) as error:
-        print(f"projkern.tokenize: error: {error}", file=sys.stderr)
-        return 1
-    tokens, counts, used = made["grid"] ** 2, made["counts"], made["tokenizer"]["validation"]["usage"]
-    print(
-        f"Wrote {counts['train']:,} training and {counts['validation']:,} validation images, each {tokens} tokens, "
-        f"to {out} ({used:.0%} of {made['vocabulary']} codes used); see {out}/report.md."
-    )
-    return 0
+    return command.run(parser(), argv, tokenize, when_stopped)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import cuda_on_host
 
 import projkern as pk
 from projkern.data import load_digits
-from projkern.kernels import backends, cuda
+from projkern.kernels import dispatch as backends
+from projkern.kernels.backends import cuda
 
 
 def mend_interpreter():

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.errors import InputError
+
 Split = Literal["train", "validation"]
 
 SIDE = 28  # height and width of an MNIST digit, pixels
@@ -41,9 +43,9 @@ class Digits:
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 3 or 0 in self.images.shape:
             got = f"{self.images.dtype} {tuple(self.images.shape)}"
-            raise ValueError(f"images is {got}; it must be uint8 of shape (n, h, w) with n, h, w >= 1")
+            raise InputError(f"images is {got}; it must be uint8 of shape (n, h, w) with n, h, w >= 1")
         if self.labels.shape != self.images.shape[:1]:
-            raise ValueError(f"labels is {tuple(self.labels.shape)}; it must be ({len(self.images)},)")
+            raise InputError(f"labels is {tuple(self.labels.shape)}; it must be ({len(self.images)},)")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -52,7 +54,7 @@ class Digits:
 def check_split(split: str) -> None:
     """Raise ValueError unless ``split`` is "train" or "validation"."""
     if split not in get_args(Split):
-        raise ValueError(f"split is {split!r}; it must be one of {', '.join(map(repr, get_args(Split)))}")
+        raise InputError(f"split is {split!r}; it must be one of {', '.join(map(repr, get_args(Split)))}")
 
 
 def load_digits(source: str | os.PathLike[str] | None = None, split: Split = "train") -> Digits:
@@ -121,12 +123,12 @@ def _idx_digits(directory: Path, split: Split) -> Digits:
     labels_path = _find_idx(directory, f"{_IDX_PREFIX[split]}-labels-idx1-ubyte")
     images, labels = read_idx(images_path, ndim=3), read_idx(labels_path, ndim=1)
     if len(images) != len(labels):
-        raise ValueError(
+        raise InputError(
             f"{images_path} has {len(images)} images and {labels_path} has {len(labels)} labels; "
             "the counts must be equal"
         )
     if images.shape[1:] != (SIDE, SIDE) or len(images) == 0:
-        raise ValueError(f"{images_path} is {images.shape}; it must be (n, {SIDE}, {SIDE}) with n >= 1")
+        raise InputError(f"{images_path} is {images.shape}; it must be (n, {SIDE}, {SIDE}) with n >= 1")
     return Digits(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
 
 
@@ -157,17 +159,17 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
         try:
             data = gzip.decompress(data)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path} is truncated or no gzip file ({error})") from error
+            raise InputError(f"{path} is truncated or no gzip file ({error})") from error
     header = 4 + 4 * ndim
     if len(data) < header:
-        raise ValueError(f"{path} has {len(data)} bytes; its header alone must have {header}")
+        raise InputError(f"{path} has {len(data)} bytes; its header alone must have {header}")
     magic, *shape = (int(v) for v in np.frombuffer(data, ">u4", count=1 + ndim))
     if magic != 0x0800 + ndim:
-        raise ValueError(
+        raise InputError(
             f"{path} starts with {magic:#010x}; an idx file of bytes with {ndim} dimension(s) must start "
             f"with {0x0800 + ndim:#010x}"
         )
     expected = header + int(np.prod(shape, dtype=np.int64))
     if len(data) != expected:
-        raise ValueError(f"{path} has {len(data)} bytes; with the sizes {shape} it must have {expected}")
+        raise InputError(f"{path} has {len(data)} bytes; with the sizes {shape} it must have {expected}")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()

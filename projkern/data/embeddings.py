@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.errors import InputError, MissingDependency
 from .digits import Split
 from .images import LabelledImages
 
@@ -38,9 +39,9 @@ def read_embeddings(path: str | Path, split: Split, images: LabelledImages) -> n
     """
     t, names = _read(Path(path), _KEYS[split])
     if t.ndim != 2 or t.shape[1] < 1 or t.dtype.kind not in "fiu":
-        raise ValueError(f"embeddings must be numbers (n, dim); in {path} they were {t.shape} {t.dtype}")
+        raise InputError(f"embeddings must be numbers (n, dim); in {path} they were {t.shape} {t.dtype}")
     if len(t) != len(images):
-        raise ValueError(
+        raise InputError(
             f"embeddings must be as many as the {split} images, {len(images)} in {images.path}, and in the order of "
             f"these; {path} has {len(t)}"
         )
@@ -49,7 +50,7 @@ def read_embeddings(path: str | Path, split: Split, images: LabelledImages) -> n
     t = t.astype(np.float32)
     if not np.isfinite(t).all():
         row = int((~np.isfinite(t)).any(1).argmax())
-        raise ValueError(f"embeddings must be finite; in {path} row {row} of {split} is not")
+        raise InputError(f"embeddings must be finite; in {path} row {row} of {split} is not")
     return t
 
 
@@ -60,11 +61,11 @@ def _read(path: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
             return stored, None
         with stored:
             if key not in stored:
-                raise ValueError(f"it holds {', '.join(stored.files) or 'nothing'} and no {key}")
+                raise InputError(f"it holds {', '.join(stored.files) or 'nothing'} and no {key}")
             names = next((stored[name] for name in (f"{key}_names", "names") if name in stored), None)
             return stored[key], names
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
+        raise InputError(
             f"embeddings must be an .npy file, or an .npz with {key}; {path} cannot be used: {error}"
         ) from error
 
@@ -73,9 +74,9 @@ def _check_order(path: str | Path, given: list[str], names: list[str]) -> None:
     if given == names or given == [Path(name).name for name in names]:
         return
     if len(given) != len(names):
-        raise ValueError(f"embeddings must name each of the {len(names)} images once; {path} has {len(given)} names")
+        raise InputError(f"embeddings must name each of the {len(names)} images once; {path} has {len(given)} names")
     row = next(i for i, name in enumerate(names) if given[i] not in (name, Path(name).name))
-    raise ValueError(
+    raise InputError(
         f"embeddings must be in the order of the images; {path} has {given[row]} at row {row}, where the images have "
         f"{names[row]}"
     )
@@ -100,7 +101,7 @@ def load_encoder(name: str, device: torch.device) -> Encoder:
         module: Any = torch.export.load(name).module() if name.endswith(".pt2") else torch.jit.load(name, device)
         return module.to(device)
     except Exception as error:  # torch raises many kinds
-        raise ValueError(
+        raise InputError(
             f"encoder must be timm:NAME, or a file of TorchScript or torch.export; it was {name}: {error}"
         ) from error
 
@@ -109,11 +110,11 @@ def _timm(name: str, device: torch.device) -> Encoder:
     try:
         import timm
     except ImportError:
-        raise ImportError("encoder timm:... needs timm: pip install timm") from None
+        raise MissingDependency("encoder timm:... needs timm: pip install timm") from None
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0).eval().to(device)
     except RuntimeError as error:
-        raise ValueError(f"encoder must name a pretrained model of timm; it was {name}: {error}") from error
+        raise InputError(f"encoder must name a pretrained model of timm; it was {name}: {error}") from error
     wanted = timm.data.resolve_model_data_config(model)
     mean, std = (torch.tensor(wanted[key], device=device)[:, None, None] for key in ("mean", "std"))
 

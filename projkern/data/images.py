@@ -17,6 +17,8 @@ from threading import Lock
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..utils.errors import InputError, ProjkernError
+
 _NAMED = 5  # unreadable images that a message names
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 """What Pillow raises for files that are no images, or damaged ones."""
@@ -24,7 +26,7 @@ _UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 """What NumPy raises for files that are no arrays, or damaged ones."""
 
 
-class DamagedFile(RuntimeError):
+class DamagedFile(ProjkernError, RuntimeError):
     """A file of many images that cannot be read, found when they are asked for."""
 
 
@@ -125,7 +127,7 @@ def _class_folders(path: Path) -> LabelledImages:
         files += found
         labels += [label] * len(found)
     if not files:
-        raise ValueError(f"images must be a folder of class folders of images, or of .npz files; {path} holds neither")
+        raise InputError(f"images must be a folder of class folders of images, or of .npz files; {path} holds neither")
     names = [file.relative_to(path).as_posix() for file in files]
     return LabelledImages(path, names, np.array(labels, np.int64), lambda index: Image.open(files[index]))
 
@@ -136,11 +138,11 @@ def _jpegs(path: Path) -> LabelledImages:
         names = stored["names"].tolist() if "names" in stored else [f"{path.name}:{i}" for i in range(len(labels))]
     n = len(labels)
     if offsets.shape != (n + 1,) or len(names) != n or n == 0:
-        raise ValueError(
+        raise InputError(
             f"{path} must have n >= 1 labels and names and n + 1 offsets; it has {n}, {len(names)} and {len(offsets)}"
         )
     if offsets[0] < 0 or (np.diff(offsets) < 0).any() or offsets[-1] > len(jpeg):
-        raise ValueError(f"{path} must have offsets that grow from 0 to the {len(jpeg)} bytes of jpeg; they do not")
+        raise InputError(f"{path} must have offsets that grow from 0 to the {len(jpeg)} bytes of jpeg; they do not")
 
     def read(index: int) -> Image.Image:
         return Image.open(io.BytesIO(jpeg[offsets[index] : offsets[index + 1]].tobytes()))
@@ -156,10 +158,10 @@ def _pixels(path: Path, files: list[Path]) -> LabelledImages:
         n, (shape, kind) = len(parts[-1]), _header(file, "data")
         side = round((shape[-1] / 3) ** 0.5) if len(shape) == 2 else 0
         if shape != (n, 3 * side * side) or kind != np.uint8:
-            raise ValueError(f"{file} must have data ({n}, 3 S S) uint8 for its {n} labels; it was {shape} {kind}")
+            raise InputError(f"{file} must have data ({n}, 3 S S) uint8 for its {n} labels; it was {shape} {kind}")
     starts = np.cumsum([0, *map(len, parts)])
     if starts[-1] == 0:
-        raise ValueError(f"{path} must hold images; it holds none")
+        raise InputError(f"{path} must hold images; it holds none")
     one_at_a_time = Lock()
 
     @lru_cache(maxsize=1)  # one of ImageNet's files takes a gigabyte, and images are read in order
@@ -185,26 +187,26 @@ def _stored(path: Path) -> np.lib.npyio.NpzFile:
     try:
         stored = np.load(path, allow_pickle=False)
     except _UNREADABLE as error:
-        raise ValueError(f"{path} must be an .npz file; it cannot be read: {error}") from error
+        raise InputError(f"{path} must be an .npz file; it cannot be read: {error}") from error
     if not isinstance(stored, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path} must be an .npz file; it holds a single array")
+        raise InputError(f"{path} must be an .npz file; it holds a single array")
     return stored
 
 
 def _array(path: Path, stored: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     if name not in stored:
-        raise ValueError(f"{path} must hold {name}; it holds {', '.join(stored.files) or 'nothing'}")
+        raise InputError(f"{path} must hold {name}; it holds {', '.join(stored.files) or 'nothing'}")
     try:
         return np.asarray(stored[name])
     except (*_UNREADABLE, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: {name} cannot be read: {error}") from error
+        raise InputError(f"{path} is damaged: {name} cannot be read: {error}") from error
 
 
 def _header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an array, without reading it."""
     with zipfile.ZipFile(path) as archive:
         if f"{name}.npy" not in archive.namelist():
-            raise ValueError(f"{path} must hold {name}; it does not")
+            raise InputError(f"{path} must hold {name}; it does not")
         with archive.open(f"{name}.npy") as file:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

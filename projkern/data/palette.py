@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..utils.errors import InputError
+
 _CELLS = 32  # the colour cube [-1, 1]^3 is cut into 32^3 cells, each with its list of possible answers
 _CHUNK = 1 << 16  # pixels quantised at a time, to bound memory
 _FIT_PIXELS = 1 << 16  # k-means sees at most this many pixels
@@ -33,10 +35,10 @@ class Palette:
 
     def __init__(self, colors: Tensor) -> None:
         if colors.ndim != 2 or colors.shape[1] != 3 or len(colors) < 2:
-            raise ValueError(f"colors is {tuple(colors.shape)}; it must be (K, 3) with K >= 2")
+            raise InputError(f"colors is {tuple(colors.shape)}; it must be (K, 3) with K >= 2")
         self.colors = colors.detach().to(torch.float32)
         if not bool((self.colors.abs() <= 1).all()):
-            raise ValueError("colors has values that are not finite or leave [-1, 1]; they must be RGB in it")
+            raise InputError("colors has values that are not finite or leave [-1, 1]; they must be RGB in it")
         self._candidates = _cell_candidates(self.colors)  # [cells, C]
         self._rgb = self.colors[self._candidates.long()].mT.contiguous()  # [cells, 3, C]
 
@@ -69,7 +71,7 @@ class Palette:
             ValueError: another shape.
         """
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images is {tuple(images.shape)}; it must be (B, 3, H, W)")
+            raise InputError(f"images is {tuple(images.shape)}; it must be (B, 3, H, W)")
         pixels = images.to(torch.float32).clamp(-1, 1).permute(0, 2, 3, 1).reshape(-1, 3)
         tokens = torch.cat([self._nearest(part) for part in pixels.split(_CHUNK)])
         return tokens.view(len(images), -1)
@@ -95,7 +97,7 @@ class Palette:
         """
         side = int(tokens.shape[-1] ** 0.5 + 0.5) if tokens.ndim else 0
         if tokens.ndim not in (1, 2) or side * side != tokens.shape[-1]:
-            raise ValueError(f"tokens is {tuple(tokens.shape)}; it must be (B, S*S) or (S*S,)")
+            raise InputError(f"tokens is {tuple(tokens.shape)}; it must be (B, S*S) or (S*S,)")
         return self.colors[tokens].unflatten(-2, (side, side)).movedim(-1, -3)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -123,7 +125,7 @@ class Palette:
                 array = np.load(file, allow_pickle=False)
                 return cls(torch.from_numpy(array))
             except (ValueError, EOFError, TypeError, AttributeError, OSError) as error:
-                raise ValueError(f"{path} is no palette of (K, 3) float32 in .npy format: {error}") from error
+                raise InputError(f"{path} is no palette of (K, 3) float32 in .npy format: {error}") from error
 
 
 def fit_palette(images: Tensor, colors: int = 512, seed: int = 0, cache: bool = True) -> Palette:
@@ -145,12 +147,12 @@ def fit_palette(images: Tensor, colors: int = 512, seed: int = 0, cache: bool = 
         ValueError: ``colors`` out of range, another shape of images, or values that are not finite.
     """
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images is {tuple(images.shape)}; it must be (B, 3, H, W)")
+        raise InputError(f"images is {tuple(images.shape)}; it must be (B, 3, H, W)")
     pixels = images.detach().cpu().float().permute(0, 2, 3, 1).reshape(-1, 3)
     if not 2 <= colors <= len(pixels):
-        raise ValueError(f"colors is {colors}; it must be from 2 to the number of pixels, {len(pixels)}")
+        raise InputError(f"colors is {colors}; it must be from 2 to the number of pixels, {len(pixels)}")
     if not bool((pixels.abs() <= 1).all()):
-        raise ValueError("images has values that are not finite or leave [-1, 1]; they must be RGB in it")
+        raise InputError("images has values that are not finite or leave [-1, 1]; they must be RGB in it")
     if len(pixels) > _FIT_PIXELS:
         generator = torch.Generator().manual_seed(seed)
         pixels = pixels[torch.randperm(len(pixels), generator=generator)[:_FIT_PIXELS]]

@@ -16,13 +16,14 @@ docs/synthmnist.md says which of this is the paper's and which had to be chosen.
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.errors import InputError
+from ..utils.seeds import seed_of
 from .digits import Digits, Split, check_split, load_digits
 from .palette import Palette, fit_palette
 
@@ -154,9 +155,9 @@ class SynthMNIST:
         _check_size(size)
         check_split(split)
         if batch < 1:
-            raise ValueError(f"batch is {batch}; it must be at least 1")
+            raise InputError(f"batch is {batch}; it must be at least 1")
         if examples_per_task < 1 or batch % examples_per_task:
-            raise ValueError(f"examples_per_task is {examples_per_task}; it must divide the batch, {batch}")
+            raise InputError(f"examples_per_task is {examples_per_task}; it must divide the batch, {batch}")
         self.size, self.seed, self.split, self.batch_size = size, seed, split, batch
         self.examples_per_task, self.device = examples_per_task, torch.device(device)
         self.palette = palette.to(self.device)
@@ -194,7 +195,7 @@ class SynthMNIST:
         drawn, index, flip = self._draw(step)
         t = (drawn if t is None else t).to(self.device, torch.float32)
         if t.shape != drawn.shape:
-            raise ValueError(f"t is {tuple(t.shape)}; it must be {tuple(drawn.shape)}")
+            raise InputError(f"t is {tuple(t.shape)}; it must be {tuple(drawn.shape)}")
         digits = self._digits[index.to(self.device)]
         digits = torch.where(flip.to(self.device)[:, None, None], digits.flip(-1), digits)
         return overlay(texture(t, self.size), digits), t
@@ -241,17 +242,16 @@ def synthmnist_palette(
 def _stream(seed: int, split: Split, step: int) -> int:
     """A 32-bit seed (torch's CPU generator uses no more) that no other (split, step) of this seed has."""
     if step < 0:
-        raise ValueError(f"step is {step}; it must be at least 0")
-    offset = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big")
-    number = offset + 2 * step + (split == "validation")
+        raise InputError(f"step is {step}; it must be at least 0")
+    number = seed_of(seed, bits=32) + 2 * step + (split == "validation")
     return number * 0x9E3779B1 % 2**32  # an odd factor: one to one, and neighbours land far apart
 
 
 def _check_tasks(t: Tensor) -> None:
     if t.ndim != 2 or t.shape[1] != TASK_DIM:
-        raise ValueError(f"t is {tuple(t.shape)}; it must be (B, {TASK_DIM})")
+        raise InputError(f"t is {tuple(t.shape)}; it must be (B, {TASK_DIM})")
 
 
 def _check_size(size: int) -> None:
     if size < 4:
-        raise ValueError(f"size is {size}; it must be at least 4")
+        raise InputError(f"size is {size}; it must be at least 4")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..utils.errors import InputError
 from .synthmnist import TASK_DIM, TASK_NAMES
 
 
@@ -37,26 +38,26 @@ def read_tasks(path: Path, task_dim: int = TASK_DIM) -> Tensor:
     """
     readers = {".json": _from_json, ".npy": _from_npy, ".csv": _from_csv}
     if path.suffix not in readers:
-        raise ValueError(f"t must be a .json, .npy or .csv file; it was {path}")
+        raise InputError(f"t must be a .json, .npy or .csv file; it was {path}")
     try:
         t = torch.from_numpy(np.array(readers[path.suffix](path, task_dim), dtype=np.float32))
     except (ValueError, TypeError, EOFError, OverflowError, RecursionError, csv.Error) as error:
-        raise ValueError(f"t must hold task identifiers of {task_dim} numbers; {path} does not: {error}") from error
+        raise InputError(f"t must hold task identifiers of {task_dim} numbers; {path} does not: {error}") from error
     if t.ndim not in (1, 2) or t.shape[-1] != task_dim or not t.numel():
-        raise ValueError(f"t must be ({task_dim},) or (n, {task_dim}); in {path} it was {tuple(t.shape)}")
+        raise InputError(f"t must be ({task_dim},) or (n, {task_dim}); in {path} it was {tuple(t.shape)}")
     finite = t.view(-1, task_dim).isfinite()
     if not finite.all():
         row, column = (~finite).nonzero()[0].tolist()
         value = t.view(-1, task_dim)[row, column].item()
         name = TASK_NAMES[column] if task_dim == TASK_DIM else f"number {column}"
-        raise ValueError(f"t must be finite; {name} of task {row} in {path} was {value}")
+        raise InputError(f"t must be finite; {name} of task {row} in {path} was {value}")
     return t
 
 
 def random_tasks(count: int, seed: int = 0) -> Tensor:
     """Task identifiers as they are drawn in training, uniform in [0, 1]: (count, 18) float32."""
     if count < 1:
-        raise ValueError(f"count must be at least 1; it was {count}")
+        raise InputError(f"count must be at least 1; it was {count}")
     return torch.rand(count, TASK_DIM, generator=torch.Generator().manual_seed(seed))
 
 
@@ -86,21 +87,21 @@ def _from_json(path: Path, task_dim: int) -> list[object]:
 
 def _in_order(named: object, task_dim: int) -> list[object]:
     if not isinstance(named, dict):
-        raise ValueError("it mixes lists and objects")
+        raise InputError("it mixes lists and objects")
     if task_dim != TASK_DIM:
-        raise ValueError("it names its numbers, which have no names")
+        raise InputError("it names its numbers, which have no names")
     if named.keys() != set(TASK_NAMES):
         missing, unknown = sorted(set(TASK_NAMES) - named.keys()), sorted(named.keys() - set(TASK_NAMES))
-        raise ValueError(f"names that are missing: {missing or 'none'}; unknown: {unknown or 'none'}")
+        raise InputError(f"names that are missing: {missing or 'none'}; unknown: {unknown or 'none'}")
     return [named[name] for name in TASK_NAMES]
 
 
 def _from_npy(path: Path, task_dim: int) -> np.ndarray:
     array = np.load(path, mmap_mode="r", allow_pickle=False)  # of what claims to be huge nothing is read
     if not isinstance(array, np.ndarray):
-        raise ValueError("it is an archive of arrays")
+        raise InputError("it is an archive of arrays")
     if array.dtype.kind not in "fiu":
-        raise ValueError(f"its numbers are of type {array.dtype}")
+        raise InputError(f"its numbers are of type {array.dtype}")
     return array
 
 
@@ -110,9 +111,9 @@ def _from_csv(path: Path, task_dim: int) -> list[list[float]]:
     if rows and any(not _is_number(cell) for cell in rows[0]):
         names = tuple(cell.strip() for cell in rows.pop(0))
         if task_dim != TASK_DIM:
-            raise ValueError("its first line must be numbers")
+            raise InputError("its first line must be numbers")
         if names != TASK_NAMES:
-            raise ValueError(f"its first line must be numbers or {','.join(TASK_NAMES)}")
+            raise InputError(f"its first line must be numbers or {','.join(TASK_NAMES)}")
     return [[float(cell) for cell in row] for row in rows]
 
 

@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -19,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..exchange.weights import read_tensors, write_tensors
-from ..files import locked, occupied, write_atomically, write_json
+from ..utils.errors import InputError
+from ..utils.files import Format, is_nonempty, locked, write_atomically
+from ..utils.seeds import seed_of
+from ..utils.tensors import read_tensors, write_tensors
 from .digits import Split, check_split
 from .vqvae import VQVAE
 
-FORMAT: dict[str, Any] = {"format": "projkern tokens", "version": 1}
+FORMAT = Format("projkern tokens", 1, "tokenised images")
 TOKENIZER = "tokenizer.safetensors"
 HELD_OUT_SEED = 0
 _SAMPLE = 4096  # images that the moments of t are taken of
@@ -59,9 +59,9 @@ class TokenImages:
     ) -> None:
         check_split(split)
         if batch < 1:
-            raise ValueError(f"batch must be at least 1; it was {batch}")
+            raise InputError(f"batch must be at least 1; it was {batch}")
         if examples_per_task != 1:
-            raise ValueError(f"examples_per_task must be 1: each image has its own t; it was {examples_per_task}")
+            raise InputError(f"examples_per_task must be 1: each image has its own t; it was {examples_per_task}")
         self.folder, self.split, self.seed, self.batch_size = Path(folder), split, seed, batch
         self.examples_per_task, self.device = examples_per_task, torch.device(device)
         self.config = read_config(self.folder)
@@ -86,7 +86,7 @@ class TokenImages:
         own = self._t[index]
         t = (own if t is None else t).to(self.device, torch.float32)
         if t.shape != own.shape:
-            raise ValueError(f"t must be {tuple(own.shape)}; it was {tuple(t.shape)}")
+            raise InputError(f"t must be {tuple(own.shape)}; it was {tuple(t.shape)}")
         return self._tokens[index].long().to(self.device), t
 
     def tasks(self, step: int) -> Tensor:
@@ -113,7 +113,7 @@ class TokenImages:
 
     def _index(self, step: int) -> Tensor:
         if step < 0:
-            raise ValueError(f"step must be at least 0; it was {step}")
+            raise InputError(f"step must be at least 0; it was {step}")
         position = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         if self.split == "validation":  # collections are sorted by class; the first images are to be of all
             return _permutation(HELD_OUT_SEED, 0, self.count)[position % self.count]
@@ -128,8 +128,7 @@ class TokenImages:
 
 @lru_cache(maxsize=2)  # a batch may take the end of one epoch and the start of the next
 def _permutation(seed: int, epoch: int, count: int) -> Tensor:
-    digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=4).digest()
-    return torch.randperm(count, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big")))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(seed, epoch, bits=32)))
 
 
 def subset(folder: str | Path, out: str | Path, keep: Callable[[Tensor], Tensor] | Sequence[int] | Tensor) -> None:
@@ -153,14 +152,14 @@ def subset(folder: str | Path, out: str | Path, keep: Callable[[Tensor], Tensor]
         index = index.nonzero()[:, 0]
     index = index.long()
     if index.ndim != 1 or len(index) == 0 or int(index.min()) < 0 or int(index.max()) >= len(labels):
-        raise ValueError(f"keep must leave at least one of the {len(labels)} training images, by index in [0, n)")
-    if occupied(out):
+        raise InputError(f"keep must leave at least one of the {len(labels)} training images, by index in [0, n)")
+    if is_nonempty(out):
         raise FileExistsError(f"out must be a new folder; it was {out}")
     with locked(out):
         write_split(out, "train", tokens[index], t[index], labels[index])
         for name in ("validation.safetensors", TOKENIZER):
             write_atomically(out / name, lambda p, name=name: shutil.copyfile(folder / name, p))  # type: ignore[misc]
-        write_json(out / "config.json", config | {"counts": config["counts"] | {"train": len(index)}})
+        FORMAT.write(out / "config.json", config | {"counts": config["counts"] | {"train": len(index)}})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -175,7 +174,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     config = read_settings(folder)
     if "counts" not in config:
-        raise ValueError(
+        raise InputError(
             f"{folder} must hold tokenised images; these have only begun. "
             f"To go on: python -m projkern.tokenize --out {folder} --resume"
         )
@@ -184,18 +183,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """As ``read_config``, of a folder that may be half-written: then ``settings`` is all there is."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{folder} holds no tokenised images: its config.json cannot be read ({error})") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT["format"]:
-        raise ValueError(f"{folder} holds something else: its config.json is not that of tokenised images")
-    if config.get("version") != FORMAT["version"]:
-        raise ValueError(
-            f"{folder} holds tokens of another version, {config.get('version')}; this projkern reads version "
-            f"{FORMAT['version']}"
-        )
-    return config
+    return FORMAT.read(folder / "config.json")
 
 
 def write_split(folder: Path, split: Split, tokens: Tensor, t: Tensor, labels: Tensor) -> None:
@@ -207,8 +195,8 @@ def _read_split(folder: Path, split: Split, config: dict[str, Any]) -> tuple[Ten
     path = folder / f"{split}.safetensors"
     stored = read_tensors(path)
     n = config["counts"][split]
-    wanted = {"tokens": (n, config["grid"] ** 2), "t": (n, config["task_dim"]), "labels": (n,)}
-    found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-    if found != wanted:
-        raise ValueError(f"{path} must hold {wanted} as its folder's config.json says; it holds {found}")
+    expected = {"tokens": (n, config["grid"] ** 2), "t": (n, config["task_dim"]), "labels": (n,)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    if shapes != expected:
+        raise InputError(f"{path} must hold {expected} as its folder's config.json says; it holds {shapes}")
     return stored["tokens"], stored["t"], stored["labels"]

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..exchange.weights import read_tensors, write_tensors
+from ..utils.errors import InputError
+from ..utils.tensors import read_tensors, write_tensors
 
 WIDTH = 64
 """Numbers in a code: the depth of the encoder's last layer."""
@@ -89,7 +90,7 @@ class VQVAE(nn.Module):
             ValueError: another shape.
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or images.shape[2] % 2:
-            raise ValueError(f"images must be (B, 3, S, S) with an even S; it was {tuple(images.shape)}")
+            raise InputError(f"images must be (B, 3, S, S) with an even S; it was {tuple(images.shape)}")
         z = self.encoder(images.float())
         return self.codebook.nearest(z.movedim(1, -1).flatten(0, 2)).view(len(images), -1)
 
@@ -109,7 +110,7 @@ class VQVAE(nn.Module):
         """
         side = int(tokens.shape[-1] ** 0.5 + 0.5) if tokens.ndim else 0
         if tokens.ndim != 2 or side * side != tokens.shape[1]:
-            raise ValueError(f"tokens must be (B, T) with T a square; it was {tuple(tokens.shape)}")
+            raise InputError(f"tokens must be (B, T) with T a square; it was {tuple(tokens.shape)}")
         e = self.codebook.vectors[tokens.long()].unflatten(1, (side, side))
         decoded: Tensor = self.decoder(e.movedim(-1, 1))
         return decoded.clamp(-1, 1)
@@ -126,7 +127,7 @@ class VQVAE(nn.Module):
             model = cls(len(tensors["codebook.vectors"]))
             model.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"{path} must hold a VQ-VAE of appendix C.2; it does not: {error}") from error
+            raise InputError(f"{path} must hold a VQ-VAE of appendix C.2; it does not: {error}") from error
         return model.eval().requires_grad_(False)
 
 
@@ -144,7 +145,7 @@ class Codebook(nn.Module):
     def __init__(self, codes: int) -> None:
         super().__init__()
         if codes < 2:
-            raise ValueError(f"codes must be at least 2; it was {codes}")
+            raise InputError(f"codes must be at least 2; it was {codes}")
         self.register_buffer("vectors", torch.zeros(codes, WIDTH))  # e_k
         self.register_buffer("counts", torch.zeros(codes))  # N_k: at 0, all are dead and start from the first batch
         self.register_buffer("sums", torch.zeros(codes, WIDTH))  # m_k

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..utils.errors import InputError
+
 RESAMPLES = 2000
 LEVEL = 0.95
 
 
-class NoFit(ValueError):
+class NoFit(InputError):
     """Baselines that no size can be read from."""
 
 

@@ -9,16 +9,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..files import write_atomically
-from ..training.report import pretty
+from ..models.names import Kind, ModelName, with_tildes
+from ..utils.pictures import save_figure
 
 NATS = "loss, nats per token"
-SOURCE = "source after co-training"
+DPI = 110
 
 
 def label(name: str) -> str:
     """A model's name, short enough for a picture: the source that was tuned with P_1/4 is "source, with P_1/4"."""
-    return pretty(name.replace(f"{SOURCE} with ", "source, with ").replace(SOURCE, "source, tuned"))
+    source = Kind.TUNED_SOURCE.value
+    return with_tildes(name.replace(f"{source} with ", "source, with ").replace(source, "source, tuned"))
 
 
 def draw_positions(path: Path, result: dict[str, Any]) -> None:
@@ -32,7 +33,7 @@ def draw_positions(path: Path, result: dict[str, Any]) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=9)
-    _save(figure, path)
+    save_figure(path, figure, DPI)
 
 
 def draw_maps(path: Path, result: dict[str, Any]) -> None:
@@ -49,7 +50,7 @@ def draw_differences(path: Path, result: dict[str, Any]) -> None:
     maps, titles = {}, {}
     every = _maps(result)
     for name, row in result["differences"].items():
-        if name.startswith("P"):
+        if ModelName.parse(name).is_projected:
             maps[name] = every[name] - every[row["to"]]
             titles[name] = f"{label(name)} − {label(row['to'])}: {row['loss']:+.3f}"
     end = float(np.quantile(np.abs(np.concatenate([m.ravel() for m in maps.values()])), 0.99))
@@ -76,7 +77,7 @@ def draw_sweep(path: Path, result: dict[str, Any], name: str) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(path, figure, DPI)
 
 
 def draw_equivalent_sizes(path: Path, result: dict[str, Any]) -> None:
@@ -84,14 +85,14 @@ def draw_equivalent_sizes(path: Path, result: dict[str, Any]) -> None:
     models, style = result["models"], _styles(result)
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axis = figure.subplots()
-    named = {name: (row["parameters"], row["loss"]) for name, row in models.items() if name.startswith("M~")}
+    named = {name: (row["parameters"], row["loss"]) for name, row in models.items() if _is_conditional(name)}
     baselines = sorted(named.values())
     axis.plot(*zip(*baselines), "o-", color="black", label="conditional models")
     for name, point in named.items():
         axis.annotate(label(name), point, (6, 4), textcoords="offset points")
     for name, size in result["equivalent_size"].items():
         row, colour = models[name], style[name]["color"]
-        axis.plot(row["parameters"], row["loss"], "s", color=colour, label=pretty(name))
+        axis.plot(row["parameters"], row["loss"], "s", color=colour, label=with_tildes(name))
         if "none_because" in size or size["parameters"] > 1e3 * baselines[-1][0]:
             continue
         arrow = {"arrowstyle": "->", "color": colour, "linestyle": "--" if size["beyond"] else "-"}
@@ -106,29 +107,34 @@ def draw_equivalent_sizes(path: Path, result: dict[str, Any]) -> None:
     axis.margins(0.12)  # room for what is written beside the points
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
-    _save(figure, path)
+    save_figure(path, figure, DPI)
 
 
 def _maps(result: dict[str, Any]) -> dict[str, np.ndarray]:
     side = result["image_size"]
     maps = {name: np.reshape(row["by_position"], (side, side)) for name, row in result["models"].items()}
-    return dict(sorted(maps.items(), key=lambda item: item[0].startswith("source")))  # those last
+    return dict(sorted(maps.items(), key=lambda item: ModelName.parse(item[0]).is_tuned_source))  # those last
+
+
+def _is_conditional(name: str) -> bool:
+    return ModelName.parse(name).is_conditional
 
 
 def _styles(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """A colour for each scale, a line for each kind of model."""
-    scales = list(dict.fromkeys(name.partition("_")[2] for name in result["equivalent_size"]))
+    scales = list(dict.fromkeys(ModelName.parse(name).scale for name in result["equivalent_size"]))
     colours = {scale: f"C{i}" for i, scale in enumerate(scales)}
-    found: dict[str, dict[str, Any]] = {}
-    for name in result["models"]:
-        kind, _, scale = name.partition("_")
-        if name.startswith("source"):
-            colour = colours.get(name.rpartition("P_")[2], "0.3")
-            found[name] = {"color": colour, "linestyle": "-.", "linewidth": 0.8}
+    lines = {Kind.UNCONDITIONAL: ":", Kind.CONDITIONAL: "--"}
+    styles: dict[str, dict[str, Any]] = {}
+    for text in result["models"]:
+        name = ModelName.parse(text)
+        if name.is_tuned_source:
+            colour = colours.get(name.partner.scale, "0.3") if name.partner else "0.3"
+            styles[text] = {"color": colour, "linestyle": "-.", "linewidth": 0.8}
         else:
-            line = {"M": ":", "M~": "--"}.get(kind, "-") if scale in colours else "-"
-            found[name] = {"color": colours.get(scale, "black"), "linestyle": line, "linewidth": 1.6}
-    return found
+            line = lines.get(name.kind, "-") if name.scale in colours else "-"
+            styles[text] = {"color": colours.get(name.scale, "black"), "linestyle": line, "linewidth": 1.6}
+    return styles
 
 
 def _band(axis: Any, values: np.ndarray, losses: list[dict[str, float]], name: str, style: dict[str, Any]) -> None:
@@ -151,8 +157,4 @@ def _grid(
         shown = axis.imshow(values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
         axis.set_title(titles[name], fontsize=10)
     figure.colorbar(shown, ax=axes, label=caption, shrink=0.8, extend="both")
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
+    save_figure(path, figure, DPI)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import locked, occupied, write_atomically, write_json
-from ..training.report import TOLD, pretty
-from .losses import bits_per_dimension
+from ..models.names import ModelName, with_tildes
+from ..training.losses import bits_per_dimension
+from ..training.report import PLACES_OF_T
+from ..utils import markdown
+from ..utils.errors import InputError
+from ..utils.files import is_nonempty, locked, write_json, write_text
 from .pictures import draw_differences, draw_equivalent_sizes, draw_maps, draw_positions, draw_sweep
 from .result import FORMAT
 
@@ -28,8 +30,8 @@ def open_folder(out: Path, *, overwrite: bool = False) -> Iterator[None]:
         ValueError: it holds something else, whatever the flag.
         OSError: it cannot be written, or another process is writing to it.
     """
-    if occupied(out) and not _is_evaluation(out):
-        raise ValueError(f"out must be a new folder or one that holds an evaluation; it was {out}")
+    if is_nonempty(out) and not FORMAT.is_in(out / JSON):
+        raise InputError(f"out must be a new folder or one that holds an evaluation; it was {out}")
     if (out / REPORT).exists() and not overwrite:
         raise FileExistsError(f"{out} already holds an evaluation; give --overwrite to replace it, or another --out")
     with locked(out):
@@ -58,7 +60,7 @@ def write_report(out: Path, result: dict[str, Any]) -> list[Path]:
     sweeps = {f"sweep_{name}.png": name for name in result["sweeps"]}
     for file, name in sweeps.items():
         draw_sweep(out / file, result, name)
-    write_atomically(report, lambda p: p.write_text(report_text(result)))
+    write_text(report, report_text(result))
     return [report, out / JSON, *(out / name for name in (*pictures, *sweeps))]
 
 
@@ -71,7 +73,7 @@ def report_text(result: dict[str, Any]) -> str:
         f"{result['image_size']} {unit}s (seed {result['seed']}), the same for all models; ± one standard error over "
         f"images. {result['device']}; torch {result['versions']['torch']}, Python {result['versions']['python']}.",
         losses_table(result),
-        f"M is an unconditional model, M̃ one that is told the task identifier t {TOLD[result['conditioning']]}, P one "
+        f"M is an unconditional model, M̃ takes the task identifier t {PLACES_OF_T[result['conditioning']]}, P is "
         f"generated for each t from a source. {_meaning(result)}",
         "## Against their counterparts",
         "Differences of the losses image by image. What makes an image hard for both models cancels, so their error is "
@@ -110,24 +112,23 @@ def _meaning(result: dict[str, Any]) -> str:
 
 def losses_table(result: dict[str, Any]) -> str:
     with_bits = all("bits_per_dimension" in row for row in result["models"].values())
-    lines = ["| model | parameters | nats per token |", "|---|--:|--:|"]
-    if with_bits:
-        lines = [f"{lines[0]} bits per dimension |", f"{lines[1]}--:|"]
+    head = ["model", "parameters", "nats per token"] + ["bits per dimension"] * with_bits
+    rows = []
     for name, row in result["models"].items():
-        line = f"| {pretty(name)} | {row['parameters']:,} | {row['loss']:.3f} ± {row['standard_error']:.3f} |"
+        cells = [with_tildes(name), f"{row['parameters']:,}", f"{row['loss']:.3f} ± {row['standard_error']:.3f}"]
         if with_bits:
-            line += f" {row['bits_per_dimension']:.3f} ± {bits_per_dimension(row['standard_error']):.3f} |"
-        lines.append(line)
-    return "\n".join(lines)
+            cells.append(f"{row['bits_per_dimension']:.3f} ± {bits_per_dimension(row['standard_error']):.3f}")
+        rows.append(cells)
+    return markdown.table(head, rows)
 
 
 def differences_table(result: dict[str, Any]) -> str:
-    lines = ["| model | minus | nats per token | if the errors were independent |", "|---|---|--:|--:|"]
+    rows = []
     for name, row in result["differences"].items():
-        apart = sum(result["models"][model]["standard_error"] ** 2 for model in (name, row["to"])) ** 0.5
+        independent = sum(result["models"][model]["standard_error"] ** 2 for model in (name, row["to"])) ** 0.5
         difference = f"{row['loss']:+.4f} ± {row['standard_error']:.4f}"
-        lines.append(f"| {pretty(name)} | {pretty(row['to'])} | {difference} | ± {apart:.4f} |")
-    return "\n".join(lines)
+        rows.append((with_tildes(name), with_tildes(row["to"]), difference, f"± {independent:.4f}"))
+    return markdown.table(("model", "minus", "nats per token", "if the errors were independent"), rows, left=2)
 
 
 def equivalent_sizes(result: dict[str, Any]) -> str:
@@ -145,9 +146,9 @@ def equivalent_sizes(result: dict[str, Any]) -> str:
 
 
 def _equivalent_size(result: dict[str, Any], name: str) -> str:
-    size, models = result["equivalent_size"][name], result["models"]
+    size, models, title = result["equivalent_size"][name], result["models"], with_tildes(name)
     if "none_because" in size:
-        return f"{pretty(name)}: no figure, because {size['none_because']}. {MORE_SCALES}"
+        return f"{title}: no figure, because {size['none_because']}. {MORE_SCALES}"
     interval = size["interval"]
     spread = (
         f"95 % interval {_times(interval[0])} to {_times(interval[1])}"
@@ -156,16 +157,16 @@ def _equivalent_size(result: dict[str, Any], name: str) -> str:
     )
     if size["beyond"] is None:
         return (
-            f"**{pretty(name)} acts like a conditional model of {_times(size['times'])} times its size** ({spread}): "
+            f"**{title} acts like a conditional model of {_times(size['times'])} times its size** ({spread}): "
             f"{size['parameters']:,.0f} parameters in place of {models[name]['parameters']:,}."
         )
     pick, bound, side = (max, "more", "below") if size["beyond"] == "largest" else (min, "less", "above")
-    baseline = pick((m for m in models if m.startswith("M~")), key=lambda m: models[m]["parameters"])
+    baseline = pick((m for m in models if ModelName.parse(m).is_conditional), key=lambda m: models[m]["parameters"])
     times = _times(models[baseline]["parameters"] / models[name]["parameters"])
     return (
-        f"**{pretty(name)} acts like a conditional model of {bound} than {times} times its size**: its loss lies "
-        f"{side} that of {pretty(baseline)}, the {size['beyond']} baseline. The line extended from there would say "
-        f"{_times(size['times'])} ({spread}; that is the noise of the images alone)."
+        f"**{title} acts like a conditional model of {bound} than {times} times its size**: its loss lies "
+        f"{side} that of {with_tildes(baseline)}, the {size['beyond']} baseline. The line extended from there would "
+        f"say {_times(size['times'])} ({spread}; that is the noise of the images alone)."
     )
 
 
@@ -183,7 +184,7 @@ def _lead(result: dict[str, Any], name: str) -> str:
             for wanted in (True, False)
         )
         said.append(
-            f" {pretty(model)} minus {pretty(result['differences'][model]['to'])}: "
+            f" {with_tildes(model)} minus {with_tildes(result['differences'][model]['to'])}: "
             f"{sum(inside) / len(inside):+.3f} on average inside, {sum(beyond) / len(beyond):+.3f} beyond."
         )
     return "".join(said)
@@ -193,32 +194,26 @@ def speed_table(result: dict[str, Any]) -> str:
     """Speed and memory of one model in use."""
     speed = result["speed"]
     counts = list(speed["M_1"]["tokens_per_second"])
-    head = [f"tokens per second, {count} at once" for count in counts]
-    lines = [
-        f"| model | latency, ms per token | {' | '.join(head)} | weights, MB | keys and values, MB | made in, ms |",
-        "|---|--:|" + "--:|" * len(head) + "--:|--:|--:|",
-    ]
+    head = (
+        "model",
+        "latency, ms per token",
+        *(f"tokens per second, {count} at once" for count in counts),
+        *("weights, MB", "keys and values, MB", "generated in, ms"),
+    )
+    rows = []
     for name, row in speed.items():
-        rates = (
-            f"{row['tokens_per_second'][c]:,.0f} "
-            f"(× {row['tokens_per_second'][c] / speed['M_1']['tokens_per_second'][c]:.1f})"
-            for c in counts
+        rates = [(row["tokens_per_second"][c], speed["M_1"]["tokens_per_second"][c]) for c in counts]
+        rows.append(
+            (
+                with_tildes(name),
+                f"{1e3 * row['latency']:.3f}",
+                *(f"{rate:,.0f} (× {rate / of_source:.1f})" for rate, of_source in rates),
+                *(f"{row[size] / 1e6:.2f}" for size in ("weight_bytes", "cache_bytes")),
+                f"{1e3 * row['generation']:.2f}" if "generation" in row else "",
+            )
         )
-        made = f"{1e3 * row['generation']:.2f}" if "generation" in row else ""
-        lines.append(
-            f"| {pretty(name)} | {1e3 * row['latency']:.3f} | {' | '.join(rates)} | {row['weight_bytes'] / 1e6:.2f} "
-            f"| {row['cache_bytes'] / 1e6:.2f} | {made} |"
-        )
-    return "\n".join(lines) + (
+    return markdown.table(head, rows) + (
         "\n\nWhole images decoded with keys and values kept, models in turn, medians over rounds; in brackets, the "
         "ratio to M_1. P_s is generated once for one task identifier and then stands alone. Keys and values are of one "
         "sequence."
     )
-
-
-def _is_evaluation(folder: Path) -> bool:
-    try:
-        stored = json.loads((folder / JSON).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(stored, dict) and stored.get("format") == FORMAT["format"]

@@ -14,17 +14,18 @@ from tqdm import tqdm
 
 from ..data.stream import Images
 from ..data.tokens import TokenImages
-from ..training.config import SOURCE_NAME
 from ..training.data import open_data, require_images
-from ..training.run import describe
+from ..training.losses import Losses, bits_per_dimension, evaluate
 from ..training.stages import Model
 from ..training.trained import TrainedRun
+from ..utils.device import describe
+from ..utils.errors import InputError
+from ..utils.files import Format
 from .equivalent import NoFit, equivalent_size
-from .losses import Losses, bits_per_dimension, evaluate
 from .speed import measure_speed
 from .sweep import VALUES, component, sweep
 
-FORMAT: dict[str, Any] = {"format": "projkern evaluation", "version": 1}
+FORMAT = Format("projkern evaluation", 1, "an evaluation")
 
 
 def evaluate_run(
@@ -49,37 +50,38 @@ def evaluate_run(
         IncompleteRun: a model whose training has not ended.
     """
     if sweeps is None:
-        sweeps = ["scale"] if run.config.data is None else []
-    if sweeps and run.config.data is not None:
-        raise ValueError(
+        sweeps = ["scale"] if run.config.data.folder is None else []
+    if sweeps and run.config.data.folder is not None:
+        raise InputError(
             f"sweep must be empty for a run on tokenised images, which cannot be drawn anew for another t; it was "
             f"{' '.join(sweeps)}"
         )
     for name in sweeps:
         component(name)
     if images < 2:
-        raise ValueError(f"images must be at least 2; it was {images}")
-    config = dataclasses.replace(run.config, seed=seed, eval_images=images)
+        raise InputError(f"images must be at least 2; it was {images}")
+    config = run.config.replace(seed=seed, eval_images=images)
     data = open_data(config, "validation", run.device, run.palette)
     if isinstance(data, TokenImages):
         require_images(data, "images", images)
-    models = {model.name: model for model in run.models()}
+    models = {str(model.name): model for model in run.models()}
     losses = {
         name: evaluate(model.predict, data, images)
         for name, model in tqdm(models.items(), desc="losses", unit=" models")
     }
-    pairs = [(name, other) for name in models if (other := counterpart(name)) is not None]
-    return FORMAT | {
+    return FORMAT.head | {
         "run": run.path.resolve().name,
         "images": images,
-        "image_size": config.image_size,
+        "image_size": config.data.side,
         "tokens": "colours" if run.palette is not None else "codes",
-        "conditioning": config.conditioning,
+        "conditioning": config.model.conditioning,
         "seed": seed,
         "models": {
             name: _row(model, losses[name], with_bits=run.palette is not None) for name, model in models.items()
         },
-        "differences": {name: {"to": other, **_mean(losses[name] - losses[other])} for name, other in pairs},
+        "differences": {
+            name: {"to": other, **_mean(losses[name] - losses[other])} for name, other in _pairs(models).items()
+        },
         "equivalent_size": _equivalent_sizes(models, losses, seed),
         "sweeps": {name: _sweep(models, data, images, name) for name in dict.fromkeys(sweeps)},
         "speed": _speed(run) if speed else None,
@@ -88,11 +90,9 @@ def evaluate_run(
     }
 
 
-def counterpart(name: str) -> str | None:
-    """What a model is compared to: P_s with the conditional baseline of its shape, a tuned source with M_1."""
-    if name.startswith("P"):
-        return "M~_" + name.partition("_")[2]
-    return SOURCE_NAME if name.startswith("source") else None
+def _pairs(models: dict[str, Model]) -> dict[str, str]:
+    """Each model that is compared to another, and that other (see ``ModelName.counterpart``)."""
+    return {name: str(model.name.counterpart) for name, model in models.items() if model.name.counterpart is not None}
 
 
 def _mean(losses: Losses) -> dict[str, float]:
@@ -110,37 +110,35 @@ def _row(model: Model, losses: Losses, *, with_bits: bool) -> dict[str, Any]:
 
 def _equivalent_sizes(models: dict[str, Model], losses: dict[str, Losses], seed: int) -> dict[str, Any]:
     """For each projected model its equivalent size, or why there is none."""
-    baselines = sorted((m for m in models.values() if m.name.startswith("M~")), key=lambda m: m.parameters)
-    table = np.stack([losses[m.name].by_image.numpy() for m in baselines])
+    baselines = sorted((m for m in models.values() if m.name.is_conditional), key=lambda m: m.parameters)
+    table = np.stack([losses[str(m.name)].by_image.numpy() for m in baselines])
     sizes = [m.parameters for m in baselines]
-    found: dict[str, Any] = {}
-    for model in models.values():
-        if model.name.startswith("P"):
+    equivalents: dict[str, Any] = {}
+    for name, model in models.items():
+        if model.name.is_projected:
             try:
-                size = equivalent_size(sizes, table, losses[model.name].by_image.numpy(), model.parameters, seed=seed)
-                found[model.name] = dataclasses.asdict(size)
+                size = equivalent_size(sizes, table, losses[name].by_image.numpy(), model.parameters, seed=seed)
+                equivalents[name] = dataclasses.asdict(size)
             except NoFit as reason:
-                found[model.name] = {"none_because": str(reason)}
-    return found
+                equivalents[name] = {"none_because": str(reason)}
+    return equivalents
 
 
 def _sweep(models: dict[str, Model], data: Images, images: int, name: str) -> dict[str, Any]:
     """Of the models that a user would run: tuned sources are left out."""
-    swept = [model for model in models.values() if not model.name.startswith("source")]
-    found = sweep(swept, data, images, name)
+    swept = {model: trained for model, trained in models.items() if not trained.name.is_tuned_source}
+    curves = sweep(list(swept.values()), data, images, name)
     differences = {
-        model: [_mean(a - b) for a, b in zip(losses, found[other])]
-        for model, losses in found.items()
-        if (other := counterpart(model)) is not None
+        model: [_mean(a - b) for a, b in zip(curves[model], curves[other])] for model, other in _pairs(swept).items()
     }
     return {
         "values": list(VALUES),
-        "losses": {model: [_mean(at) for at in losses] for model, losses in found.items()},
+        "losses": {model: [_mean(at) for at in losses] for model, losses in curves.items()},
         "differences": differences,
     }
 
 
 def _speed(run: TrainedRun) -> dict[str, Any]:
-    t = torch.full((run.config.task_dim,), 0.5, device=run.device)
-    generate = {name: partial(operator.generate, t) for name, operator in run.operators().items()}
+    t = torch.full((run.config.data.task_dim,), 0.5, device=run.device)
+    generate = {str(name): partial(operator.generate, t) for name, operator in run.operators().items()}
     return measure_speed(run.source(), generate)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..measure import wait_for
 from ..models import GPT
 from ..models.decode import Decoder
+from ..utils.device import wait_for
 
 ROUNDS = 5
 BATCHES = (1, 16)

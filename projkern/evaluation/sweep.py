@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from ..data import TASK_NAMES
 from ..data.stream import Images
+from ..training.losses import Batches, Losses, evaluate
 from ..training.stages import Model
-from .losses import Batches, Losses, evaluate
+from ..utils.errors import InputError
 
 VALUES = tuple(i / 10 for i in range(21))
 """The paper's range, [0, 2], of which the first half was trained."""
@@ -19,12 +20,12 @@ VALUES = tuple(i / 10 for i in range(21))
 def component(name: str) -> int:
     """The index of a component of t; raises ValueError where there is none of that name."""
     if name not in TASK_NAMES:
-        raise ValueError(f"sweep must name components of t ({', '.join(TASK_NAMES)}); it was {name}")
+        raise InputError(f"sweep must name components of t ({', '.join(TASK_NAMES)}); it was {name}")
     return TASK_NAMES.index(name)
 
 
 def with_component(name: str, value: float) -> Batches:
-    """Images, drawn anew and told to the models, whose t has ``value`` in the component ``name``.
+    """Images, drawn anew and given to the models, whose t has ``value`` in the component ``name``.
 
     Their digits and other components are those of the stream.
     """
@@ -53,11 +54,11 @@ def sweep(
     Raises:
         ValueError: another name, or fewer than two images.
     """
-    found: dict[str, list[Losses]] = {model.name: [] for model in models}
+    curves: dict[str, list[Losses]] = {str(model.name): [] for model in models}
     with tqdm(total=len(values) * len(models), desc=f"sweep of {name}", unit=" evaluations") as progress:
         for value in values:
             batches = with_component(name, value)
             for model in models:
-                found[model.name].append(evaluate(model.predict, data, images, batches))
+                curves[str(model.name)].append(evaluate(model.predict, data, images, batches))
                 progress.update()
-    return found
+    return curves

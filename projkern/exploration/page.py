@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import TASK_NAMES, random_tasks
-from ..training.report import pretty
 from .specimens import Specimen, Specimens, texture_class
 
 GROUPS = {
@@ -180,7 +179,7 @@ def specimen_html(specimen: Specimen) -> str:
         f"{specimen.parameters:,} parameters, generated in {1e3 * specimen.generation_seconds:.1f} ms, "
         f"drawn at {specimen.tokens_per_second:,.0f} tokens/s"
     )
-    return section(pretty(specimen.name), words, list(specimen.images))
+    return section(specimen.name.title, words, list(specimen.images))
 
 
 def section(title: str, words: str, images: list[Tensor]) -> str:

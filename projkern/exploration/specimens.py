@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ..data import TASK_DIM, TASK_NAMES, texture
-from ..measure import wait_for
-from ..sampling import sample
+from ..models.names import ModelName
+from ..models.sampling import sample
 from ..training.stages import count
 from ..training.trained import TrainedRun
+from ..utils.device import wait_for
+from ..utils.errors import InputError
 
 CLASSES = ("class_stripes", "class_rings", "class_cells")
 
@@ -22,8 +24,8 @@ CLASSES = ("class_stripes", "class_rings", "class_cells")
 class Specimen:
     """A small model generated for one t, and what it draws."""
 
-    name: str
-    """As the tables name it, P_1/4."""
+    name: ModelName
+    """As the tables have it, P_1/4."""
     parameters: int
     generation_seconds: float
     """From t to the small model, its weights written."""
@@ -46,9 +48,9 @@ class Specimens:
 
     def __init__(self, run: TrainedRun, images: int) -> None:
         if images < 1:
-            raise ValueError(f"images must be at least 1; it was {images}")
-        if run.config.data is not None:
-            raise ValueError(
+            raise InputError(f"images must be at least 1; it was {images}")
+        if run.config.data.folder is not None:
+            raise InputError(
                 f"run must be one on SynthMNIST, where each number of t has a meaning; {run.path} is on tokenised "
                 "images. python -m projkern.sample draws images of its models"
             )
@@ -60,7 +62,7 @@ class Specimens:
 
     def texture(self, t: Tensor) -> Tensor:
         """The texture that t (18,) means, at the run's size and before quantisation: (3, S, S) in [-1, 1]."""
-        return texture(t[None], self.run.config.image_size)[0]
+        return texture(t[None], self.run.config.data.side)[0]
 
     def draw(self, t: Tensor, seed: int) -> Iterator[Specimen]:
         """Generate the model of t (18,) at each scale in turn, and let it draw."""

@@ -50,7 +50,7 @@ def factored(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, co
 def _load() -> tuple[ModuleType | None, str | None]:
     """The Triton kernels, or the reason why there are none."""
     try:
-        return importlib.import_module("projkern.kernels.triton_linear"), None
+        return importlib.import_module("projkern.kernels.backends.triton_linear"), None
     except ImportError as error:
         return None, f"Triton cannot be imported: {error}"
 

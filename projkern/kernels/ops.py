@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends
+from . import dispatch as backends
 from .plan import Plan, make_plan
 
 _library = torch.library.Library("projkern", "DEF")

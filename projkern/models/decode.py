@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..measure import free_memory, wait_for
+from ..utils.device import free_memory, wait_for
+from ..utils.errors import InputError
 from .blocks import Affine, Layer, linear, norm
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Decoder:
             ValueError: tokens of another shape or dtype, None after the first step, or a step past the last position.
         """
         if self.position == self.positions:
-            raise ValueError(f"step must be called {self.positions} times at most, once for each position")
+            raise InputError(f"step must be called {self.positions} times at most, once for each position")
         x = self._embed(tokens)
         with torch.inference_mode():  # at small widths faster than no_grad
             x = self._blocks(x.view(self._tasks, -1, self._width))
@@ -111,11 +112,11 @@ class Decoder:
             here = here + self._offset
         if self.position == 0:
             if tokens is not None:
-                raise ValueError("tokens must be None in the first step, whose input is the start slot")
+                raise InputError("tokens must be None in the first step, whose input is the start slot")
             return self._start + here
         if tokens is None or tokens.shape != (self.batch,) or tokens.dtype != torch.int64:
             was = tokens if tokens is None else f"{tokens.dtype} {tuple(tokens.shape)}"
-            raise ValueError(f"tokens must be int64 ({self.batch},), one for each sequence; it was {was}")
+            raise InputError(f"tokens must be int64 ({self.batch},), one for each sequence; it was {was}")
         return F.embedding(tokens, self._tables.token_embedding) + here
 
     def _blocks(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..utils.errors import InputError
 from .blocks import Affine, Layer, assemble, norm, transformer
 from .decode import Decoder
 
@@ -71,19 +72,19 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; it was {getattr(self, name)}")
+                raise InputError(f"{name} must be at least 1; it was {getattr(self, name)}")
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd must be a multiple of n_head = {self.n_head}; it was {self.n_embd}")
+            raise InputError(f"n_embd must be a multiple of n_head = {self.n_head}; it was {self.n_embd}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1); it was {self.dropout}")
+            raise InputError(f"dropout must lie in [0, 1); it was {self.dropout}")
         if self.conditioning not in CONDITIONINGS:
-            raise ValueError(f"conditioning must be first, every or norms; it was {self.conditioning!r}")
+            raise InputError(f"conditioning must be first, every or norms; it was {self.conditioning!r}")
         if self.conditioning != "first" and self.task_dim is None:
-            raise ValueError(f"conditioning must be 'first' without a task_dim; it was {self.conditioning!r}")
+            raise InputError(f"conditioning must be 'first' without a task_dim; it was {self.conditioning!r}")
         if not math.isfinite(self.t_mean):
-            raise ValueError(f"t_mean must be finite; it was {self.t_mean}")
+            raise InputError(f"t_mean must be finite; it was {self.t_mean}")
         if not 0 < self.t_std < math.inf:
-            raise ValueError(f"t_std must be finite and above 0; it was {self.t_std}")
+            raise InputError(f"t_std must be finite and above 0; it was {self.t_std}")
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """(outputs, inputs) of each linear operator of a layer."""
@@ -224,7 +225,7 @@ class GPT(nn.Module):
             ValueError: no sequence, or a t where none is taken or the other way round.
         """
         if batch < 1:
-            raise ValueError(f"batch must be at least 1; it was {batch}")
+            raise InputError(f"batch must be at least 1; it was {batch}")
         t = self._checked(t, batch)
         with torch.no_grad():
             start = self.tables.start.expand(batch, -1) if t is None else self.tables.start_of_task(t)
@@ -235,7 +236,7 @@ class GPT(nn.Module):
         """t as it enters the model."""
         if (t is None) != (self.config.task_dim is None):
             wanted = "None" if self.config.task_dim is None else f"(B, {self.config.task_dim})"
-            raise ValueError(f"t must be {wanted} for this model; it was {t if t is None else tuple(t.shape)}")
+            raise InputError(f"t must be {wanted} for this model; it was {t if t is None else tuple(t.shape)}")
         if t is None:
             return t
         check_task(t, batch, self.config.task_dim)
@@ -252,13 +253,13 @@ class GPT(nn.Module):
         return offset, self._layers(norms), final_norm
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model into a new folder in Hugging Face's GPT-2 format (see ``projkern/exchange/gpt2.py``).
+        """Write the model into a new folder in Hugging Face's GPT-2 format (see ``models/huggingface/gpt2.py``).
 
         Raises:
             FileExistsError: the folder holds something already.
             ValueError: a conditional model, or one of more than one type, for which that format has no place.
         """
-        from ..exchange import gpt2
+        from .huggingface import gpt2
 
         gpt2.save(self, Path(folder))
 
@@ -274,7 +275,7 @@ class GPT(nn.Module):
         Raises:
             ValueError: a folder without such a model, or what a ``GPT`` cannot represent.
         """
-        from ..exchange import gpt2
+        from .huggingface import gpt2
 
         read = gpt2.load(Path(folder))
         for note in read.notes:
@@ -291,13 +292,13 @@ class GPT(nn.Module):
 
 def check_tokens(tokens: Tensor, config: GPTConfig) -> None:
     if tokens.dim() != 2 or tokens.dtype != torch.int64:
-        raise ValueError(f"tokens must be int64 (B, T); it was {tokens.dtype} {tuple(tokens.shape)}")
+        raise InputError(f"tokens must be int64 (B, T); it was {tokens.dtype} {tuple(tokens.shape)}")
     if not len(tokens):
-        raise ValueError("tokens must hold at least one sequence; it was empty")
+        raise InputError("tokens must hold at least one sequence; it was empty")
     if not 1 <= tokens.shape[1] <= config.n_positions:
-        raise ValueError(f"tokens must hold 1 to {config.n_positions} positions; it held {tokens.shape[1]}")
+        raise InputError(f"tokens must hold 1 to {config.n_positions} positions; it held {tokens.shape[1]}")
 
 
 def check_task(t: Tensor, batch: int, task_dim: int | None) -> None:
     if t.shape != (batch, task_dim):
-        raise ValueError(f"t must be ({batch}, {task_dim}), one task identifier an example; it was {tuple(t.shape)}")
+        raise InputError(f"t must be ({batch}, {task_dim}), one task identifier an example; it was {tuple(t.shape)}")

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from ..measure import free_memory
+from ..utils.device import free_memory
+from ..utils.errors import InputError
 from .blocks import Affine, Factored, Layer, assemble, transformer
 from .decode import Decoder
 from .generators import DiagonalGenerator, TaskWeights, group_of, make_generator, project_factors
@@ -66,13 +67,13 @@ class ProjectionOperator(nn.Module):
         super().__init__()
         for name, value in (("task_dim", task_dim), ("rank", rank)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1; it was {value}")
+                raise InputError(f"{name} must be at least 1; it was {value}")
         if not math.isfinite(t_mean):
-            raise ValueError(f"t_mean must be finite; it was {t_mean}")
+            raise InputError(f"t_mean must be finite; it was {t_mean}")
         if not 0 < t_std < math.inf:
-            raise ValueError(f"t_std must be finite and above 0; it was {t_std}")
+            raise InputError(f"t_std must be finite and above 0; it was {t_std}")
         if source.config.task_dim is not None:
-            raise ValueError(f"source must be unconditional; it took a t of {source.config.task_dim} numbers")
+            raise InputError(f"source must be unconditional; it took a t of {source.config.task_dim} numbers")
         self._source = (source,)
         self.group = group_of(scale, source.config.n_embd, source.config.n_head)
         self.task_dim, self.t_mean, self.t_std = task_dim, t_mean, t_std
@@ -92,6 +93,11 @@ class ProjectionOperator(nn.Module):
     @property
     def source(self) -> GPT:
         return self._source[0]
+
+    def parameters_of_t(self) -> list[nn.Parameter]:
+        """The parameters of the functions of t: all but the tables and the biases."""
+        functions = (self.generator, self.bias_of_t)
+        return [p for module in functions if module is not None for p in module.parameters()]
 
     def normalised(self, t: Tensor) -> Tensor:
         """t as the generator sees it, in float32."""
@@ -153,11 +159,11 @@ class ProjectionOperator(nn.Module):
         """
         check_task(t, len(t), self.task_dim)
         if not len(t):
-            raise ValueError("t must hold at least one task identifier; it was empty")
+            raise InputError("t must hold at least one task identifier; it was empty")
         if form not in ("auto", "materialised", "factored"):
-            raise ValueError(f"form must be auto, materialised or factored; it was {form!r}")
+            raise InputError(f"form must be auto, materialised or factored; it was {form!r}")
         if form == "factored" and not isinstance(self.generator, DiagonalGenerator):
-            raise ValueError(f"form must be auto or materialised for a generator {self.kind!r}; it was 'factored'")
+            raise InputError(f"form must be auto or materialised for a generator {self.kind!r}; it was 'factored'")
         distinct, which = distinct_tasks(t)
         tasks = distinct if which is None else t
         make = {"materialised": self._materialised, "factored": self._factored}
@@ -205,7 +211,7 @@ class ProjectionOperator(nn.Module):
             A GPT of width s·d that shares nothing with the source or the operator, in evaluation mode.
         """
         if t.shape != (self.task_dim,):
-            raise ValueError(f"t must be ({self.task_dim},), one task identifier; it was {tuple(t.shape)}")
+            raise InputError(f"t must be ({self.task_dim},), one task identifier; it was {tuple(t.shape)}")
         (made,) = generate_weights([self], t[None])
         with torch.device("meta"):
             small = GPT(self.config)

@@ -22,10 +22,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ..data import SynthMNIST
+from ..utils.errors import InputError
 from .gpt import GPT
 
 
-class NegativeCurvature(ValueError):
+class NegativeCurvature(InputError):
     """The Hessian has a direction whose negative curvature the damping does not make up for."""
 
 
@@ -62,10 +63,10 @@ def mixture(stream: SynthMNIST, task: Tensor, radius: float, step: int) -> Tenso
     """
     _check_radius(radius)
     if not isinstance(stream, SynthMNIST):
-        raise ValueError(f"stream must be a SynthMNIST, which makes images of any task; it was {type(stream).__name__}")
+        raise InputError(f"stream must be a SynthMNIST, which makes images of any task; it was {type(stream).__name__}")
     everyday, t = stream.batch(step)
     if task.shape != t.shape[1:]:
-        raise ValueError(f"task must be {tuple(t.shape[1:])}, one task identifier; it was {tuple(task.shape)}")
+        raise InputError(f"task must be {tuple(t.shape[1:])}, one task identifier; it was {tuple(task.shape)}")
     of_task, _ = stream.batch(step, task.expand_as(t))
     digest = hashlib.blake2b(f"mixture {stream.seed} {stream.split} {step}".encode(), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
@@ -92,7 +93,7 @@ def tangent(
         NegativeCurvature: a damping that is too small; a ValueError too.
     """
     if model.config.task_dim is not None:
-        raise ValueError(f"model must be unconditional; it took a t of {model.config.task_dim} numbers")
+        raise InputError(f"model must be unconditional; it took a t of {model.config.task_dim} numbers")
     still = copy.deepcopy(model).eval().requires_grad_()
 
     def loss(tokens: Tensor) -> Tensor:
@@ -128,11 +129,11 @@ def solve(
     """delta and the residual norms for any loss of a batch; see ``tangent``."""
     for name, batches in (("everyday", everyday), ("of_task", of_task)):
         if not len(batches):
-            raise ValueError(f"{name} must hold at least one batch; it was empty")
+            raise InputError(f"{name} must hold at least one batch; it was empty")
     if not damping >= 0:
-        raise ValueError(f"damping must be at least 0; it was {damping}")
+        raise InputError(f"damping must be at least 0; it was {damping}")
     if iterations < 1:
-        raise ValueError(f"iterations must be at least 1; it was {iterations}")
+        raise InputError(f"iterations must be at least 1; it was {iterations}")
 
     def gradient(batches: Sequence[Tensor]) -> Tensor:
         total = sum(_flat(torch.autograd.grad(loss(batch), parameters)) for batch in batches)
@@ -179,4 +180,4 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
 
 def _check_radius(radius: float) -> None:
     if not 0 <= radius <= 1:
-        raise ValueError(f"radius must be in [0, 1]; it was {radius}")
+        raise InputError(f"radius must be in [0, 1]; it was {radius}")

@@ -7,30 +7,28 @@ Only the last one of a stage is kept, and it is dropped only once its successor 
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..exchange.weights import read_tensors
-from ..files import sync
+from ..models.names import ModelName
+from ..utils.errors import InputError, ProjkernError
+from ..utils.files import Format, new_folder
+from ..utils.tensors import read_tensors, write_tensors
 
-FORMAT = {"format": "projkern checkpoint", "version": 1}
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is incomplete, damaged, of another shape, or not ours."""
+FORMAT = Format("projkern checkpoint", 1, "the state of a checkpoint")
 
 
-def stage_folder(run: Path, stage: str) -> Path:
-    """Where the checkpoints of one of the run's models lie: "P_1/4" in ``checkpoint/P_1-4``."""
-    return run / "checkpoint" / stage.replace("/", "-")
+class CheckpointError(ProjkernError, RuntimeError):
+    """A checkpoint that is incomplete, damaged, of another shape, or no checkpoint of projkern."""
+
+
+def stage_folder(run: Path, stage: ModelName) -> Path:
+    """Where the checkpoints of one of the run's trainings lie: those of P_1/4 in ``checkpoint/P_1-4``."""
+    return run / "checkpoint" / stage.folder
 
 
 def latest(folder: Path) -> Path | None:
@@ -47,23 +45,14 @@ def save(folder: Path, step: int, seconds: float, model: nn.Module, optimizer: t
     target = folder / f"step-{step:08d}"
     if target.exists():
         return
-    partial = folder / ".partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _save_tensors(partial / "model.safetensors", model.state_dict())
-        _save_tensors(partial / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
-        (partial / "state.json").write_text(json.dumps(FORMAT | {"step": step, "seconds": seconds}, indent=2) + "\n")
-        for path in (*partial.iterdir(), partial):
-            sync(path)
-        os.rename(partial, target)
-        sync(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        kept = latest(folder)
-        raise CheckpointError(
-            f"could not write {target}: {error}; the last good checkpoint is {kept or 'none'}"
-        ) from error
+        with new_folder(target) as partial:
+            write_tensors(partial / "model.safetensors", model.state_dict())
+            write_tensors(partial / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
+            FORMAT.write(partial / "state.json", {"step": step, "seconds": seconds})
+    except OSError as error:
+        last_good = latest(folder) or "none"
+        raise CheckpointError(f"could not write {target}: {error}; the last good checkpoint is {last_good}") from error
     for old in folder.glob("step-*"):
         if old != target:
             shutil.rmtree(old)
@@ -101,17 +90,11 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     }
 
 
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-
-
 def _load_state(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads((path / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint: its state.json cannot be read ({error})") from error
-    if not isinstance(state, dict) or {key: state.get(key) for key in FORMAT} != FORMAT:
-        raise CheckpointError(f"{path} must hold a projkern checkpoint of version {FORMAT['version']}; it does not")
+        state = FORMAT.read(path / "state.json")
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
     if not isinstance(state.get("step"), int) or not isinstance(state.get("seconds"), (int, float)):
         raise CheckpointError(f"{path}/state.json must name the step and the seconds; it was {state}")
     return state
@@ -120,7 +103,7 @@ def _load_state(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         return read_tensors(path)
-    except ValueError as error:
+    except InputError as error:
         raise CheckpointError(str(error)) from error
 
 

@@ -1,21 +1,20 @@
-"""A run's folder: made, held while it is written to, and its settings, and what its tokens mean, read back."""
+"""A run's folder: opened for writing, and its settings, and what its tokens mean, read back."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..data import VQVAE, Palette
 from ..data.tokens import TOKENIZER
-from ..files import FolderInUse, locked, occupied, write_json
+from ..utils.errors import InputError
+from ..utils.files import FolderInUse, Format, is_nonempty, locked
 from .config import TrainConfig
 
-FORMAT: dict[str, Any] = {"format": "projkern run", "version": 1}
-PALETTE = "palette.npy"
+FORMAT = Format("projkern run", 2, "the settings of a run", oldest=1)
+SETTINGS, PALETTE = "config.json", "palette.npy"
 
 
 @contextmanager
@@ -25,14 +24,11 @@ def open_run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite:
     Raises:
         FileExistsError: the folder already holds a run, and neither flag was given.
         FolderInUse: another process is writing to it.
-        ValueError: the folder holds something other than a run, whatever the flags, or cannot be written.
+        InputError: the folder holds something other than a run, whatever the flags, or cannot be written.
     """
-    if occupied(out):
-        try:
-            _stored_settings(out)
-        except ValueError as error:
-            raise ValueError(f"out must be a new folder or one that holds a run: {error}") from error
-    settings = out / "config.json"
+    settings = out / SETTINGS
+    if is_nonempty(out) and not FORMAT.is_in(settings):
+        raise InputError(f"out must be a new folder or one that holds a run; {out} holds something else")
     with ExitStack() as held:
         try:
             held.enter_context(locked(out))
@@ -44,18 +40,18 @@ def open_run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite:
                     f"{out} already holds a run; give --resume to continue it or --overwrite to redo it"
                 )
             if not settings.exists():
-                write_json(settings, FORMAT | config.to_json())
+                FORMAT.write(settings, config.to_json())
         except (FileExistsError, FolderInUse):
             raise
         except OSError as error:
-            raise ValueError(f"out must be a folder that can be written; it was {out}: {error}") from error
+            raise InputError(f"out must be a folder that can be written; it was {out}: {error}") from error
         yield
 
 
 def _delete(run: Path) -> None:
     """Delete a run, in such a way that no half-deleted one is ever left under its name."""
     if run == Path.cwd():
-        raise ValueError(f"out must not be the working directory if it is to be overwritten; it was {run}")
+        raise InputError(f"out must not be the working directory if it is to be overwritten; it was {run}")
     doomed = run.with_name(f".{run.name}.overwritten")
     shutil.rmtree(doomed, ignore_errors=True)
     run.rename(doomed)
@@ -63,16 +59,13 @@ def _delete(run: Path) -> None:
 
 
 def read_config(run: Path) -> TrainConfig:
-    """The settings of a run; raises ValueError where the folder holds none, or one of another version."""
-    values = _stored_settings(run)
-    version, ours = values.pop("version", None), FORMAT["version"]
-    if version != ours:
-        age = "a newer" if isinstance(version, int) and version > ours else "another"
-        raise ValueError(f"{run} holds a run of {age} version, {version}; this projkern reads version {ours}")
+    """The settings of a run; raises InputError where the folder holds none, or one of another version."""
+    values = FORMAT.read(run / SETTINGS)
+    del values["version"]
     try:
         return TrainConfig.from_json(values)
-    except ValueError as error:
-        raise ValueError(f"{run}/config.json cannot be used: {error}") from error
+    except InputError as error:
+        raise InputError(f"{run / SETTINGS} cannot be used: {error}") from error
 
 
 def read_coder(run: Path, config: TrainConfig) -> Palette | VQVAE:
@@ -80,28 +73,19 @@ def read_coder(run: Path, config: TrainConfig) -> Palette | VQVAE:
 
     Raises:
         FileNotFoundError: the run has none yet.
-        ValueError: the file is damaged, or of another number of tokens.
+        InputError: the file is damaged, or of another number of tokens.
     """
-    if config.data is None:
+    wanted = config.data.vocab_size
+    if config.data.folder is None:
         palette = Palette.load(run / PALETTE)
-        if len(palette) != config.colors:
-            raise ValueError(f"{run / PALETTE} must hold the run's {config.colors} colours; it held {len(palette)}")
+        if len(palette) != wanted:
+            raise InputError(f"{run / PALETTE} must hold the run's {wanted} colours; it held {len(palette)}")
         return palette
     path = run / TOKENIZER
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there")
     tokenizer = VQVAE.load(path)
     codes = len(tokenizer.codebook.vectors)
-    if codes != config.colors:
-        raise ValueError(f"{path} must hold the run's {config.colors} codes; it held {codes}")
+    if codes != wanted:
+        raise InputError(f"{path} must hold the run's {wanted} codes; it held {codes}")
     return tokenizer
-
-
-def _stored_settings(run: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((run / "config.json").read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{run} holds no run: its config.json cannot be read ({error})") from error
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT["format"]:
-        raise ValueError(f"{run} holds something else: its config.json is not a projkern run's")
-    return values

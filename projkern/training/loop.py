@@ -15,17 +15,16 @@ from torch.profiler import record_function
 from tqdm import tqdm
 
 from ..data.stream import Images
+from ..models.names import ModelName
+from ..utils.command import Interrupted
+from ..utils.errors import ProjkernError
 from . import checkpoint
-from .config import TrainConfig
+from .config import ScheduleConfig, TrainConfig
 from .metrics import Metrics
 from .stages import Stage
 
 
-class Interrupted(Exception):
-    """Ctrl-C or a polite kill: the work up to this step is in a checkpoint."""
-
-
-class Diverged(RuntimeError):
+class Diverged(ProjkernError, RuntimeError):
     """The loss or the gradient is no longer a finite number."""
 
 
@@ -54,7 +53,8 @@ def train(
         Diverged: a loss or gradient that is not finite; the last good checkpoint is kept.
         CheckpointError: a checkpoint that cannot be read or written.
     """
-    optimizer = make_optimizer(stage, config)
+    plan, run = config.schedule, config.run
+    optimizer = make_optimizer(stage, plan)
     peaks = [group["lr"] for group in optimizer.param_groups]
     start, seconds = 0, 0.0
     if last := checkpoint.latest(folder):
@@ -70,32 +70,32 @@ def train(
 
     stage.module.train()
     unlogged: list[Tensor] = []  # [losses..., norm of the gradient] of the steps since the last log line
-    total = stage.steps * config.batch_size
-    done, is_quiet = start * config.batch_size, on_step is not None
-    progress = tqdm(total=total, initial=done, desc=f"{stage.name:>6}", unit=" images", disable=is_quiet)
+    total = stage.steps * plan.batch_size
+    done, is_quiet = start * plan.batch_size, on_step is not None
+    progress = tqdm(total=total, initial=done, desc=f"{stage.name!s:>6}", unit=" images", disable=is_quiet)
     with progress, _stop_requests() as stop:
         while step < stage.steps:
             for group, peak in zip(optimizer.param_groups, peaks):
-                group["lr"] = peak * schedule(step, stage.steps, config.warmup)
+                group["lr"] = peak * schedule(step, stage.steps, plan.warmup)
             with record_function("data"):
                 tokens, t = data.batch(stage.first_batch + step)
-            torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
-            losses, norm = forward_backward_step(stage, tokens, t, optimizer, dtype, config.clip)
+            torch.manual_seed(run.seed * 1_000_003 + step)  # dropout
+            losses, norm = forward_backward_step(stage, tokens, t, optimizer, dtype, plan.clip)
             unlogged.append(torch.stack([*(loss.detach() for loss in losses.values()), norm]))
             step += 1
-            progress.update(config.batch_size)
+            progress.update(plan.batch_size)
             if on_step is not None and on_step(step):
                 stop.requested = True
-            if step % config.log_every == 0 or step == stage.steps:
+            if step % run.log_every == 0 or step == stage.steps:
                 *mean, norm_mean = _require_finite(stage.name, unlogged, step, folder).mean(0).tolist()
-                rate = len(unlogged) * config.batch_size / metrics.lap()
+                rate = len(unlogged) * plan.batch_size / metrics.lap()
                 metrics.log(step, dict(zip(losses, mean)), norm_mean, optimizer.param_groups[-1]["lr"], rate)
                 progress.set_postfix({n: f"{v:.3f}" for n, v in zip(losses, mean)}, refresh=False)
                 unlogged.clear()
             if stop.requested:
                 save()
                 raise Interrupted(f"stopped at step {step} of {stage.steps} of {stage.name}")
-            if step % config.checkpoint_every == 0:
+            if step % run.checkpoint_every == 0:
                 save()
         save()
         metrics.close()
@@ -104,9 +104,9 @@ def train(
     return time.monotonic() - began
 
 
-def make_optimizer(stage: Stage, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(stage: Stage, plan: ScheduleConfig) -> torch.optim.Optimizer:
     """AdamW over the stage's groups (paper, appendix C.1: Adam with a very weak weight decay)."""
-    return torch.optim.AdamW(stage.groups, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
+    return torch.optim.AdamW(stage.groups, betas=(0.9, 0.95), weight_decay=plan.weight_decay, fused=True)
 
 
 def forward_backward_step(
@@ -134,7 +134,7 @@ def schedule(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _require_finite(name: str, unlogged: list[Tensor], step: int, folder: Path) -> Tensor:
+def _require_finite(name: ModelName, unlogged: list[Tensor], step: int, folder: Path) -> Tensor:
     if not unlogged:
         return torch.empty(0)
     values = torch.stack(unlogged).cpu()

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ..files import write_atomically
+from ..models.names import ModelName
+from ..utils.errors import InputError
+from ..utils.files import write_text
 
 
 class Metrics:
@@ -20,14 +22,13 @@ class Metrics:
         self._events = run / "tensorboard"
         self._writer: SummaryWriter | None = None
 
-    def begin(self, stage: str, step: int) -> None:
+    def begin(self, stage: ModelName, step: int) -> None:
         """Start logging a stage that has ``step`` steps behind it."""
-        kept = [line for line in read_metrics(self.path) if line["stage"] != stage or line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomically(self.path, lambda p: p.write_text(text))
-        self.stage = stage
+        self.stage = str(stage)
+        kept = [line for line in read_metrics(self.path) if line["stage"] != self.stage or line["step"] <= step]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.close()
-        self._writer = SummaryWriter(str(self._events / stage.replace("/", "-")), purge_step=step + 1)
+        self._writer = SummaryWriter(str(self._events / stage.folder), purge_step=step + 1)
         self._lap = time.monotonic()
 
     def close(self) -> None:
@@ -72,4 +73,4 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in lines[:-1]]
     except ValueError as error:
-        raise ValueError(f"{path} must hold a JSON object a line; it does not: {error}") from error
+        raise InputError(f"{path} must hold a JSON object a line; it does not: {error}") from error

@@ -9,16 +9,22 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..data.stream import Images
-from ..files import write_atomically
-from ..pictures import in_rows
-from ..sampling import sample
-from .config import SOURCE_NAME, TrainConfig
+from ..models.names import SOURCE, ModelName, with_tildes
+from ..models.sampling import sample
+from ..utils import markdown
+from ..utils.files import write_text
+from ..utils.pictures import in_rows, save_figure
+from .config import TrainConfig
 from .metrics import read_metrics
 from .stages import Model
 
 COLUMNS = 8
-TOLD = {"first": "by its first position", "every": "at every position", "norms": "at every position and in every norm"}
-"""How M̃ is told t, by the setting ``conditioning``."""
+PLACES_OF_T = {
+    "first": "in its first position",
+    "every": "at every position",
+    "norms": "at every position and in every norm",
+}
+"""Where M̃ takes t, by the setting ``conditioning``."""
 
 
 def write_report(
@@ -27,68 +33,62 @@ def write_report(
     """Write ``samples.png``, ``curves.png`` and ``report.md`` into a run's folder."""
     _samples(out / "samples.png", models, data)
     _curves(out / "curves.png", out / "metrics.jsonl")
-    write_atomically(out / "report.md", lambda p: p.write_text(_report(config, summary)))
+    write_text(out / "report.md", _report(config, summary))
 
 
 def table(summary: dict[str, Any]) -> str:
     """The run's losses as a Markdown table."""
-    lines = ["| model | parameters | loss, nats per token | given another image's t |", "|---|---:|---:|---:|"]
-    for name, row in summary["models"].items():
-        other = f"{row['loss_with_another_t']:.3f}" if "loss_with_another_t" in row else ""
-        lines.append(
-            f"| {pretty(name)} | {row['parameters']:,} | {row['loss']:.3f} ± {row['standard_error']:.3f} | {other} |"
-        )
-    return "\n".join(lines)
+    head = ("model", "parameters", "loss, nats per token", "with another image's t")
+    return markdown.table(head, (_row(name, row) for name, row in summary["models"].items()))
 
 
-def pretty(name: str) -> str:
-    """A model's name as the paper prints it: M~_1/4 with its tilde above."""
-    return name.replace("M~", "M̃").replace("P~", "P̃")
+def _row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
+    with_another_t = f"{row['loss_with_another_t']:.3f}" if "loss_with_another_t" in row else ""
+    loss = f"{row['loss']:.3f} ± {row['standard_error']:.3f}"
+    return with_tildes(name), f"{row['parameters']:,}", loss, with_another_t
 
 
 def _report(config: TrainConfig, summary: dict[str, Any]) -> str:
-    models = summary["models"]
-    source = models[SOURCE_NAME]["loss"]
-    lines = [
-        f"# Projected models on {'SynthMNIST' if config.data is None else 'tokenised images'}",
-        "",
-        f"Images {config.image_size}×{config.image_size} in {config.colors} "
-        f"{'colours' if config.data is None else 'codes'}; {config.n_layer} layers, "
-        f"{config.n_head} heads, source width {config.n_embd}; batches of {config.batch_size} images; "
-        f"{config.source_steps} steps for the source, {config.steps} for every other model. "
-        f"Loss on {config.eval_images} held-out images, ± one standard error.",
-        "",
+    data, model, schedule = config.data, config.model, config.schedule
+    is_synthmnist = data.folder is None
+    paragraphs = [
+        f"# Projected models on {'SynthMNIST' if is_synthmnist else 'tokenised images'}",
+        f"Images {data.side}×{data.side} in {data.vocab_size} {'colours' if is_synthmnist else 'codes'}; "
+        f"{model.n_layer} layers, {model.n_head} heads, source width {model.n_embd}; batches of "
+        f"{schedule.batch_size} images; {schedule.source_steps} steps for the source, {schedule.steps} for every other "
+        f"model. Loss on {config.run.eval_images} held-out images, ± one standard error.",
         table(summary),
-        "",
-    ]
-    for name, row in models.items():
-        if name.startswith("P"):
-            baseline = "M~_" + name.split("_")[1]
-            gain = models[baseline]["loss"] - row["loss"]
-            lines.append(
-                f"- {pretty(name)} is {gain:.3f} nats per token "
-                f"{'below' if gain >= 0 else 'above (!)'} {pretty(baseline)}, the conditional baseline of its shape. "
-                f"Its operator has {row['operator_parameters']:,} parameters of its own."
-            )
-        elif name.startswith("source"):
-            change = 100 * (row["loss"] / source - 1)
-            lines.append(f"- The {name} stands at {change:+.1f} % of its loss before.")
-    lines += [
-        "",
-        f"M is an unconditional model, M̃ one told the task identifier t {TOLD[config.conditioning]}, and P one "
-        "generated for each t from the source (paper, Table 1). The last column shows how much a model makes of t: "
+        "\n".join(_comparisons(summary["models"])),
+        f"M is an unconditional model, M̃ takes the task identifier t {PLACES_OF_T[model.conditioning]}, and P is "
+        "generated for each t from the source (paper, Table 1). The last column shows how much a model uses t: "
         "there each image comes with the t of another.",
-        "",
         "![Real images, and samples for the same task identifiers](samples.png)",
-        "",
         "![Training loss](curves.png)",
-        "",
         f"{summary['seconds']:.0f} s of training and evaluation on {summary['device']}; "
         + ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
-        + f"; seed {config.seed}. All settings: `config.json`.",
-        "",
+        + f"; seed {config.run.seed}. All settings: `config.json`.",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _comparisons(models: dict[str, Any]) -> list[str]:
+    """A sentence for each projected model and each tuned source, against its counterpart."""
+    lines = []
+    for text, row in models.items():
+        name = ModelName.parse(text)
+        if name.is_projected:
+            baseline = name.counterpart
+            assert baseline is not None
+            gain = models[str(baseline)]["loss"] - row["loss"]
+            lines.append(
+                f"- {name.title} is {gain:.3f} nats per token {'below' if gain >= 0 else 'above (!)'} "
+                f"{baseline.title}, the conditional baseline of its shape. "
+                f"Its operator has {row['operator_parameters']:,} parameters of its own."
+            )
+        elif name.is_tuned_source:
+            change = 100 * (row["loss"] / models[str(SOURCE)]["loss"] - 1)
+            lines.append(f"- The {text} stands at {change:+.1f} % of its loss before.")
+    return lines
 
 
 def _samples(path: Path, models: list[Model], data: Images) -> None:
@@ -97,8 +97,8 @@ def _samples(path: Path, models: list[Model], data: Images) -> None:
     t = t[:COLUMNS]
     rows = [("real", tokens[: len(t)])]
     for model in models:
-        if model.name.startswith(("P", "M~")):
-            rows.append((pretty(model.name), sample(model.decoder(t)).tokens))
+        if model.name.is_projected or model.name.is_conditional:
+            rows.append((model.name.title, sample(model.decoder(t)).tokens))
     images = [(label, data.decode(drawn)) for label, drawn in rows]
     in_rows(path, images, "Each column is one task identifier t")
 
@@ -116,11 +116,11 @@ def _curves(path: Path, metrics: Path, smooth: int = 10) -> None:
         width = min(smooth, len(losses))
         mean = np.convolve(losses, np.ones(width) / width, mode="valid")
         style = "--" if name.startswith("source") else "-"
-        axis.plot(steps[width - 1 :], mean, style, label=pretty(name), linewidth=1.5)
+        axis.plot(steps[width - 1 :], mean, style, label=with_tildes(name), linewidth=1.5)
     axis.set(xlabel="step of the model's own training", ylabel="training loss, nats per token")
     if curves:
         top = max(float(np.median([loss for _, loss in points])) for points in curves.values())
         axis.set_ylim(top=1.3 * top)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
-    write_atomically(path, lambda p: figure.savefig(p, dpi=120, format="png"))
+    save_figure(path, figure)

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import GPT, GPTConfig, ProjectionOperator
 from ..models.decode import Decoder
+from ..models.generators import GENERATORS
+from ..models.names import SOURCE, Kind, ModelName
 from ..models.operator import project_and_run
-from .config import SOURCE_NAME, TrainConfig
-
-Predict = Callable[[Tensor, Tensor], Tensor]  # tokens (B, T), t (B, 18) -> logits (B, T, vocabulary)
+from ..utils.seeds import seed_of
+from .config import TrainConfig
+from .losses import Predict, nats_from, nats_per_token
 
 
 @dataclass(frozen=True)
 class Model:
     """A trained model as the tables name it."""
 
-    name: str
+    name: ModelName
     predict: Predict
-    decoder: Callable[[Tensor], Decoder]  # from t (B, 18), a sequence for each row
+    decoder: Callable[[Tensor], Decoder]  # from t (B, task_dim), a sequence for each row
     parameters: int  # of one small model that a user would run
     takes_task: bool  # whether t changes what it predicts
     operator_parameters: int | None = None  # of what generates it
@@ -37,83 +37,78 @@ class Model:
 class Stage:
     """One training job: what is trained, on which loss, at which learning rates."""
 
-    name: str
+    name: ModelName
     steps: int
     first_batch: int  # index of the data stream's batch that step 0 sees
     module: nn.Module
-    losses: Callable[[Tensor, Tensor], dict[str, Tensor]]  # by model; their weighted sum is minimised
+    losses: Callable[[Tensor, Tensor], dict[str, Tensor]]  # by name in the log; their weighted sum is minimised
     loss_weights: dict[str, float]
     groups: list[dict[str, object]]  # of the optimizer: params, lr
     models: list[Model]
 
 
-def nats_per_token(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Mean loss of next-token prediction, nats per token; every token is a target (paper, Sec. 3)."""
-    return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
-
-
-def stage_names(config: TrainConfig) -> list[str]:
+def stage_names(config: TrainConfig) -> list[ModelName]:
     """The run's training jobs, in order."""
-    names = [SOURCE_NAME]
-    for s in config.scales:
-        names += [f"M_{s}"] * config.unconditional + [f"M~_{s}"]
-    return names + (["P~"] if config.joint else [f"P_{s}" for s in config.scales])
+    names = [SOURCE]
+    for s in config.operator.scales:
+        kinds = [Kind.UNCONDITIONAL] * config.schedule.unconditional + [Kind.CONDITIONAL]
+        names += [ModelName(kind, s) for kind in kinds]
+    if config.schedule.joint:
+        return [*names, ModelName(Kind.JOINT)]
+    return names + [ModelName(Kind.PROJECTED, s) for s in config.operator.scales]
 
 
-def make_stage(name: str, config: TrainConfig, device: torch.device, source: GPT | None = None) -> Stage:
+def make_stage(name: ModelName, config: TrainConfig, device: torch.device, source: GPT | None = None) -> Stage:
     """Build a stage with fresh weights that depend on the seed and the name only.
 
     Args:
         name: one of ``stage_names(config)``.
         source: the pretrained M_1, for the stages that project it; it is copied, then tuned.
     """
-    torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{config.seed} {name}".encode(), digest_size=7).digest(), "big"))
-    kind, _, scale = name.partition("_")
-    if kind.startswith("P"):
-        assert source is not None
-        scales = config.scales if config.joint else (Fraction(scale),)
-        return _projected(name, config, device, source, scales)
-    conditional = kind == "M~"
-    model = GPT(gpt_config(config, Fraction(scale), conditional)).to(device)
-
-    def predict(tokens: Tensor, t: Tensor) -> Tensor:
-        return model(tokens, t if conditional else None)
-
-    def decoder(t: Tensor) -> Decoder:
-        return model.decoder(len(t), t if conditional else None)
-
-    is_source = name == SOURCE_NAME
-    return Stage(
-        name=name,
-        steps=config.source_steps if is_source else config.steps,
-        first_batch=0 if is_source else config.source_steps,
-        module=model,
-        losses=lambda tokens, t: {name: nats_per_token(predict(tokens, t), tokens)},
-        loss_weights={name: 1.0},
-        groups=[{"params": list(model.parameters()), "lr": config.source_lr if is_source else config.small_lr}],
-        models=[Model(name, predict, decoder, count(model), conditional)],
-    )
+    torch.manual_seed(seed_of(config.run.seed, name))
+    if not name.is_projected:
+        return _plain(name, config, device)
+    assert source is not None
+    scales = config.operator.scales if name.scale is None else (name.scale,)
+    return _projected(name, config, device, source, scales)
 
 
-def gpt_config(config: TrainConfig, scale: Fraction, conditional: bool = False) -> GPTConfig:
+def gpt_config(config: TrainConfig, scale: Fraction, is_conditional: bool = False) -> GPTConfig:
     """The shape of M_s, or of its conditional form M~_s."""
-    return GPTConfig(
-        vocab_size=config.colors,
-        n_positions=config.image_size**2,
-        n_embd=int(config.n_embd * scale),
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        dropout=config.dropout,
-        **_told(config) if conditional else {},
+    model = config.model
+    shape = GPTConfig(
+        vocab_size=config.data.vocab_size,
+        n_positions=config.data.positions,
+        n_embd=int(model.n_embd * scale),
+        n_layer=model.n_layer,
+        n_head=model.n_head,
+        dropout=model.dropout,
     )
+    if not is_conditional:
+        return shape
+    t = {"conditioning": model.conditioning, "t_mean": model.t_mean, "t_std": model.t_std}
+    return dataclasses.replace(shape, task_dim=config.data.task_dim, **t)
 
 
-def _told(config: TrainConfig) -> dict[str, Any]:
-    """How a conditional model takes t."""
-    return {name: getattr(config, name) for name in ("task_dim", "conditioning", "t_mean", "t_std")}
+def make_operator(source: GPT, scale: Fraction, config: TrainConfig) -> ProjectionOperator:
+    """A fresh operator of a run's kind."""
+    operator = config.operator
+    accepted = GENERATORS[operator.generator].options
+    return ProjectionOperator(
+        source,
+        scale,
+        config.data.task_dim,
+        operator.rank,
+        operator.generator,
+        t_mean=config.model.t_mean,
+        t_std=config.model.t_std,
+        bias_of_t=operator.bias_of_t,
+        **{name: value for name, value in operator.generator_options().items() if name in accepted},
+    )
 
 
 def count(model: nn.Module) -> int:
+    """Parameters of a model."""
     return sum(p.numel() for p in model.parameters())
 
 
@@ -123,92 +118,93 @@ def count_of(config: GPTConfig) -> int:
         return count(GPT(config))
 
 
-def make_operator(source: GPT, scale: Fraction, config: TrainConfig) -> ProjectionOperator:
-    """A fresh operator of a run's kind."""
-    options = {name: getattr(config, name) for name in ("t_mean", "t_std", "bias_of_t")}
-    if config.generator == "diagonal":
-        options |= {name: getattr(config, name) for name in ("start", "shared_inner", "tied")}
-    return ProjectionOperator(source, scale, config.task_dim, config.rank, config.generator, **options)
-
-
-def _of_t(operator: ProjectionOperator) -> list[nn.Parameter]:
-    """The parameters of an operator's functions of t: all but its tables and biases."""
-    functions = (operator.generator, operator.bias_of_t)
-    return [p for module in functions if module is not None for p in module.parameters()]
-
-
 def divergence(name: str) -> str:
     """What a log calls the distillation loss of a projected model."""
     return f"divergence of {name} from the source"
 
 
-def nats_from(teacher: Tensor, logits: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of predictions from a teacher's, which they do not train, nats per token."""
-    wanted, got = (F.log_softmax(x.float().flatten(0, 1), -1) for x in (teacher.detach(), logits))
-    return F.kl_div(got, wanted, reduction="batchmean", log_target=True)
+def _plain(name: ModelName, config: TrainConfig, device: torch.device) -> Stage:
+    """Train a GPT alone: the source, M_s or M~_s."""
+    is_source, is_conditional = name == SOURCE, name.is_conditional
+    assert name.scale is not None
+    model = GPT(gpt_config(config, name.scale, is_conditional)).to(device)
+
+    def predict(tokens: Tensor, t: Tensor) -> Tensor:
+        return model(tokens, t if is_conditional else None)
+
+    def decoder(t: Tensor) -> Decoder:
+        return model.decoder(len(t), t if is_conditional else None)
+
+    schedule = config.schedule
+    return Stage(
+        name=name,
+        steps=schedule.source_steps if is_source else schedule.steps,
+        first_batch=0 if is_source else schedule.source_steps,
+        module=model,
+        losses=lambda tokens, t: {str(name): nats_per_token(predict(tokens, t), tokens)},
+        loss_weights={str(name): 1.0},
+        groups=[{"params": list(model.parameters()), "lr": schedule.source_lr if is_source else schedule.small_lr}],
+        models=[Model(name, predict, decoder, count(model), is_conditional)],
+    )
 
 
 def _projected(
-    name: str, config: TrainConfig, device: torch.device, pretrained: GPT, scales: tuple[Fraction, ...]
+    name: ModelName, config: TrainConfig, device: torch.device, pretrained: GPT, scales: tuple[Fraction, ...]
 ) -> Stage:
     """Co-train projected models and their source: sum of L_P, plus w_src L_M1 (paper, Eq. 2)."""
+    schedule = config.schedule
     source = GPT(pretrained.config).to(device)
     source.load_state_dict(pretrained.state_dict())
     operators = [make_operator(source, s, config).to(device) for s in scales]
     module = nn.ModuleDict({"source": source, "operators": nn.ModuleList(operators)})
-    names = [f"P_{s}" for s in scales] if len(scales) == 1 else [f"P~_{s}" for s in scales]
-    lone = config.joint or len(config.scales) == 1
-    source_name = "source after co-training" + ("" if lone else f" with {name}")
+    names = [ModelName(Kind.PROJECTED if len(scales) == 1 else Kind.JOINT, s) for s in scales]
+    is_only_one = schedule.joint or len(config.operator.scales) == 1
+    source_name = ModelName(Kind.TUNED_SOURCE, partner=None if is_only_one else name)
+    labels, source_label = list(map(str, names)), str(source_name)
 
     def losses(tokens: Tensor, t: Tensor) -> dict[str, Tensor]:
         projected = project_and_run(operators, tokens, t)
-        parts = {n: nats_per_token(logits, tokens) for n, logits in zip(names, projected)}
-        if config.w_src > 0 or config.distill > 0:
-            count = config.source_batch or len(tokens)
-            own = source(tokens if config.distill > 0 else tokens[:count])
-            if config.w_src > 0:
-                parts[source_name] = nats_per_token(own[:count], tokens[:count])
-            if config.distill > 0:
-                parts |= {divergence(n): nats_from(own, logits) for n, logits in zip(names, projected)}
+        parts = {label: nats_per_token(logits, tokens) for label, logits in zip(labels, projected)}
+        if schedule.w_src > 0 or schedule.distill > 0:
+            seen = schedule.source_batch or len(tokens)
+            own = source(tokens if schedule.distill > 0 else tokens[:seen])
+            if schedule.w_src > 0:
+                parts[source_label] = nats_per_token(own[:seen], tokens[:seen])
+            if schedule.distill > 0:
+                parts |= {divergence(label): nats_from(own, logits) for label, logits in zip(labels, projected)}
         return parts
 
     models = [
         # The form is named, so that a run's samples are the same each time (see ProjectionOperator.decoder).
         Model(
-            n,
+            model_name,
             operator,
             partial(operator.decoder, form="materialised"),
             count_of(operator.config),
             takes_task=True,
             operator_parameters=count(operator),
         )
-        for n, operator in zip(names, operators)
+        for model_name, operator in zip(names, operators)
     ]
+    tuned = Model(
+        source_name, lambda tokens, t: source(tokens), lambda t: source.decoder(len(t)), count(source), takes_task=False
+    )
     return Stage(
         name=name,
-        steps=config.steps,
-        first_batch=config.source_steps,
+        steps=schedule.steps,
+        first_batch=schedule.source_steps,
         module=module,
         losses=losses,
-        loss_weights=dict.fromkeys(names, 1.0)
-        | {source_name: config.w_src}
-        | dict.fromkeys(map(divergence, names), config.distill),
+        loss_weights=dict.fromkeys(labels, 1.0)
+        | {source_label: schedule.w_src}
+        | dict.fromkeys(map(divergence, labels), schedule.distill),
         groups=[
-            {"params": list(source.parameters()), "lr": config.tuning_lr},
-            {"params": [p for o in operators for p in _of_t(o)], "lr": config.operator_lr},
+            {"params": list(source.parameters()), "lr": schedule.tuning_lr},
+            {"params": [p for o in operators for p in o.parameters_of_t()], "lr": schedule.operator_lr},
             {
                 "params": [p for o in operators for p in (*o.tables.parameters(), *o.biases.parameters())],
-                "lr": config.tables_lr or config.operator_lr,
+                "lr": schedule.tables_lr or schedule.operator_lr,
             },
         ],
-        models=[
-            *models,
-            Model(
-                source_name,
-                lambda tokens, t: source(tokens),
-                lambda t: source.decoder(len(t)),
-                count(source),
-                False,
-            ),
-        ],
+        models=[*models, tuned],
     )

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from ..data import VQVAE, Palette
 from ..models import GPT, ProjectionOperator
+from ..models.names import SOURCE, Kind, ModelName
+from ..utils.errors import InputError
 from . import checkpoint
-from .config import SOURCE_NAME, TrainConfig
+from .config import TrainConfig
 from .folder import read_coder, read_config
 from .stages import Model, Stage, gpt_config, make_stage, stage_names
 
 
-class IncompleteRun(ValueError):
+class IncompleteRun(InputError):
     """A run whose training has not come to its end."""
 
 
@@ -42,7 +44,7 @@ class TrainedRun:
         """Read a run's settings, and its palette or tokenizer.
 
         Raises:
-            ValueError: a folder without a run, or one of another version, or a damaged one.
+            InputError: a folder without a run, or one of another version, or a damaged one.
             IncompleteRun: a run that has only begun.
         """
         config = read_config(path)
@@ -69,30 +71,32 @@ class TrainedRun:
         """The trained operator of one scale, in evaluation mode, with its own tuned source.
 
         Raises:
-            ValueError: a scale that the run does not have.
+            InputError: a scale that the run does not have.
             IncompleteRun: its training has not ended.
             CheckpointError: its checkpoint is damaged.
         """
-        if scale not in self.config.scales:
-            known = ", ".join(map(str, self.config.scales))
-            raise ValueError(f"scale must be one that {self.path} was trained for ({known}); it was {scale}")
-        if self.config.joint:
-            return self._operators("P~")[self.config.scales.index(scale)]
-        return self._operators(f"P_{scale}")[0]
+        scales = self.config.operator.scales
+        if scale not in scales:
+            known = ", ".join(map(str, scales))
+            raise InputError(f"scale must be one that {self.path} was trained for ({known}); it was {scale}")
+        if self.config.schedule.joint:
+            return self._operators(ModelName(Kind.JOINT))[scales.index(scale)]
+        return self._operators(ModelName(Kind.PROJECTED, scale))[0]
 
-    def operators(self) -> dict[str, ProjectionOperator]:
+    def operators(self) -> dict[ModelName, ProjectionOperator]:
         """The operators of all scales by the names of their models, P_s, or P~_s where they share one source.
 
         Raises as ``operator`` does.
         """
-        scales = self.config.scales
-        if self.config.joint:
-            return {f"P~_{s}": operator for s, operator in zip(scales, self._operators("P~"))}
-        return {f"P_{s}": self.operator(s) for s in scales}
+        scales = self.config.operator.scales
+        if self.config.schedule.joint:
+            operators = self._operators(ModelName(Kind.JOINT))
+            return {ModelName(Kind.JOINT, s): operator for s, operator in zip(scales, operators)}
+        return {ModelName(Kind.PROJECTED, s): self.operator(s) for s in scales}
 
     def source(self) -> GPT:
         """The pretrained source M_1, in evaluation mode. Raises as ``operator`` does."""
-        module = self._stage(SOURCE_NAME).module
+        module = self._stage(SOURCE).module
         assert isinstance(module, GPT)
         return module
 
@@ -100,11 +104,11 @@ class TrainedRun:
         """Every model of the run, as the paper's tables name them. Raises as ``operator`` does."""
         return [model for name in stage_names(self.config) for model in self._stage(name).models]
 
-    def _operators(self, stage: str) -> list[ProjectionOperator]:
+    def _operators(self, stage: ModelName) -> list[ProjectionOperator]:
         operators = self._stage(stage).module.get_submodule("operators").children()
         return [operator for operator in operators if isinstance(operator, ProjectionOperator)]
 
-    def _stage(self, name: str) -> Stage:
+    def _stage(self, name: ModelName) -> Stage:
         # What a projected stage starts from is overwritten by its checkpoint, so any source of the shape will do.
         stage = make_stage(name, self.config, self.device, GPT(gpt_config(self.config, Fraction(1))))
         last = checkpoint.latest(checkpoint.stage_folder(self.path, name))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ...utils.errors import InputError
 from ..gpt import GPT, GPTConfig
 from .additive import LinearGenerator, LowRankGenerator, ModularGenerator
 from .base import Generator, TaskWeights, group_of
@@ -51,12 +52,12 @@ def make_generator(kind: str, source: GPT, group: int, task_dim: int, rank: int,
         ValueError: an unknown kind, an option that this kind does not have or a value that it does not take.
     """
     if kind not in GENERATORS:
-        raise ValueError(f"generator must be one of {', '.join(GENERATORS)}; it was {kind!r}")
+        raise InputError(f"generator must be one of {', '.join(GENERATORS)}; it was {kind!r}")
     made = GENERATORS[kind]
     for name in options:
         if name not in made.options:
             taken = ", ".join(made.options) or "none"
-            raise ValueError(f"options of the generator {kind!r} must be among its own ({taken}); one was {name!r}")
+            raise InputError(f"options of the generator {kind!r} must be among its own ({taken}); one was {name!r}")
     return made(source, group, task_dim, rank, **options)
 
 
@@ -98,7 +99,7 @@ def rank_for(
     ranks = [1, max(1, above - 1), min(above, LARGEST_RANK)]
     rank = min(ranks, key=lambda r: (abs(count(r) - parameters), r))
     if abs(count(rank) - parameters) > NEAR * parameters:
-        raise ValueError(
+        raise InputError(
             f"parameters must be near what some rank gives a generator {kind!r}; the nearest to {parameters:,} "
             f"is {count(rank):,}, at rank {rank}"
         )

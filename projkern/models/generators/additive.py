@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...utils.errors import InputError
 from ..gpt import GPT, LINEARS
 from .base import Generator, MLPGenerator, TaskWeights, unstack
 
@@ -93,7 +94,7 @@ class LowRankGenerator(MLPGenerator):
 
     def __init__(self, source: GPT, group: int, task_dim: int, rank: int, delta_rank: int = 1) -> None:
         if delta_rank < 1:
-            raise ValueError(f"delta_rank must be at least 1; it was {delta_rank}")
+            raise InputError(f"delta_rank must be at least 1; it was {delta_rank}")
         weights, biases = merged(source, group)
         shapes = [w.shape for w in weights]
         super().__init__([(layers, delta_rank * (n + m)) for layers, n, m in shapes], task_dim, rank)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...utils.errors import InputError
 from ..gpt import GPT
 
 
@@ -76,9 +77,9 @@ def group_of(scale: float | Fraction, n_embd: int, n_head: int) -> int:
     """The group g = 1/s of a scale s, checked against the source's width and heads."""
     group = round(1 / scale) if 0 < scale <= 1 else 0
     if group < 1 or abs(group * scale - 1) > 1e-6:
-        raise ValueError(f"scale must be 1/g for an integer g >= 1, such as 1/2 or 1/4; it was {scale}")
+        raise InputError(f"scale must be 1/g for an integer g >= 1, such as 1/2 or 1/4; it was {scale}")
     if n_embd % (group * n_head):
-        raise ValueError(
+        raise InputError(
             f"scale must leave each of the source's {n_head} heads of width {n_embd // n_head} a whole width; "
             f"it was 1/{group}"
         )

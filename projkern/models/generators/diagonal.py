@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...functional import project_layers
+from ...kernels.projection import project_layers
+from ...utils.errors import InputError
 from ..gpt import GPT, LINEARS
 from .base import MLPGenerator, TaskWeights
 
@@ -51,7 +52,7 @@ class DiagonalGenerator(MLPGenerator):
         tied: bool = False,
     ) -> None:
         if start not in STARTS:
-            raise ValueError(f"start must be one of {', '.join(STARTS)}; it was {start!r}")
+            raise InputError(f"start must be one of {', '.join(STARTS)}; it was {start!r}")
         shapes, layers = source.config.linear_shapes(), source.config.n_layer
         if tied:
             own = [shapes[name][1 if name in WRITERS else 0] for name in LINEARS]

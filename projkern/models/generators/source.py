@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ...utils.errors import InputError
 from ..gpt import GPT, LINEARS
 from .base import MLPGenerator, TaskWeights, unstack
 
@@ -35,7 +36,7 @@ class GeneralGenerator(MLPGenerator):
         shapes, layers = source.config.linear_shapes(), source.config.n_layer
         size = layers * sum((N * M) ** 2 // group**2 + N * M // group**2 + N * N // group for N, M in shapes.values())
         if size > LARGEST_MAPS:
-            raise ValueError(
+            raise InputError(
                 f"source must be so small that the maps of a general generator hold at most {LARGEST_MAPS:,} numbers; "
                 f"at width {source.config.n_embd}, {layers} layers and scale 1/{group} they held {size:,}"
             )

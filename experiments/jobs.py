@@ -1,0 +1,221 @@
+"""Jobs: one training each, in a folder of its own, with its result beside its checkpoints.
+
+    ROOT/SIZE/JOB/{job.json, checkpoint/, metrics.jsonl, tensorboard/, result.json}
+
+A job that was interrupted goes on from its last checkpoint; one that has its result is not run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from projkern.data import SynthMNIST
+from projkern.models import GPT
+from projkern.training import checkpoint
+from projkern.training.config import BEFORE, SOURCE, TrainConfig
+from projkern.training.data import open_data
+from projkern.training.loop import train
+from projkern.training.metrics import Metrics
+from projkern.training.run import package_version
+from projkern.training.stages import Stage, count_of, gpt_config, make_stage
+from projkern.utils.device import keep_freed_memory, pick_machine
+from projkern.utils.files import occupied, write_json
+
+from .cost import flops_per_step, seconds_of_parts
+from .measures import measure
+from .tangents import Tangents, measure_tangents
+
+HELD_OUT_SEED = 0
+"""Every model of every seed is evaluated on the same images, so that only its training differs."""
+
+
+OVERHEAD = 40_000
+"""A step of the smallest models takes as long as one of about so many parameters."""
+
+
+class SetUpDiffers(ValueError):
+    """A folder or a file that holds the results of another set-up."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and what is measured of it.
+
+    Args:
+        name: of its folder.
+        stage: what is trained, as ``training/stages.py`` names it.
+        config: all its settings.
+        source: the job that trains the M_1 that it starts from.
+        folders: settings of ``config`` that name folders, and what is told of them instead.
+        tangents: measured in place of the model, which then is an unconditional one of SynthMNIST.
+    """
+
+    name: str
+    stage: str
+    config: TrainConfig
+    source: Job | None = None
+    folders: Mapping[str, str] = field(default_factory=dict)
+    tangents: Tangents | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """All that determines the result, as JSON that names no folder of this machine."""
+        told = {k: self.folders.get(k, v) for k, v in self.config.to_json().items()}
+        told |= {"stage": self.stage, "source": self.source and self.source.settings()}
+        return told if self.tangents is None else told | {"tangents": self.tangents.to_json()}
+
+    @property
+    def steps(self) -> int:
+        return self.config.source_steps if self.stage == SOURCE else self.config.steps
+
+
+def require_same(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises SetUpDiffers, which names the settings that differ; one that came later counts as what was done before."""
+    found, wanted = _complete(found), _complete(wanted)
+    differing = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
+    if differing:
+        shown = ", ".join(f"{k} = {found.get(k)} there and {wanted.get(k)} here" for k in differing[:3])
+        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise SetUpDiffers(
+            f"{where} holds a result of another set-up ({shown}{more}); give another folder, or delete it"
+        )
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any]:
+    source = settings.get("source")
+    return BEFORE | settings | {"source": _complete(source) if isinstance(source, dict) else source}
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file, None where there is no such file; raises ValueError where it is damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete {path.parent} to have it made again") from error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} must hold an object; it held {type(found).__name__}. Delete {path.parent} to have it made again"
+        )
+    return found
+
+
+def result_of(root: Path, job: Job) -> dict[str, Any] | None:
+    """A job's stored result, None where it has not ended.
+
+    Raises:
+        SetUpDiffers: the folder is another job's.
+        ValueError: a damaged file.
+    """
+    folder = root / job.name
+    begun = read_json(folder / "job.json")
+    if begun is not None:
+        require_same(str(folder), begun, job.settings())
+    elif occupied(folder):
+        raise ValueError(f"{folder} must have a job.json, the set-up of what it holds; delete it to have it made again")
+    return read_json(folder / "result.json")
+
+
+def run_job(root: Path, job: Job, on_step: Callable[[int], bool]) -> dict[str, Any]:
+    """Train, measure and store; returns the result.
+
+    Args:
+        root: folder of all jobs of this size.
+        on_step: told the number of steps done; returns whether to stop.
+
+    Raises:
+        SetUpDiffers, ValueError: as ``result_of``; Interrupted, Diverged and others as ``train``.
+    """
+    if (done := result_of(root, job)) is not None:
+        return done
+    folder, config = root / job.name, job.config
+    machine = pick_machine(config)
+    if machine.device.type == "cpu":
+        keep_freed_memory()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "job.json", job.settings())
+    training = open_data(config, "train", machine.device)
+    held_out = open_data(dataclasses.replace(config, seed=HELD_OUT_SEED), "validation", machine.device)
+
+    def make() -> Stage:
+        return make_stage(job.stage, config, machine.device, _source(root, job, machine.device))
+
+    stage = make()
+    flops = flops_per_step(stage, training)
+    parts = seconds_of_parts(make, training, config, machine.dtype)
+    seconds = train(
+        stage, training, config, machine.dtype, checkpoint.stage_folder(folder, job.stage), Metrics(folder), on_step
+    )
+    stage.module.eval()
+    if job.tangents is None:
+        models = {model.name: measure(model, held_out, config.eval_images) for model in stage.models}
+    else:
+        assert isinstance(stage.module, GPT) and isinstance(training, SynthMNIST) and isinstance(held_out, SynthMNIST)
+        stopped = partial(on_step, stage.steps)
+        base = measure(stage.models[0], held_out, config.eval_images)
+        tangents = measure_tangents(stage.module, training, held_out, job.tangents, stopped)
+        models = {"tangent": tangents | {"base_everyday": base}}
+    result = {
+        "seed": config.seed,
+        "settings": job.settings(),
+        "models": models,
+        "steps": stage.steps,
+        "images": stage.steps * config.batch_size,
+        "flops": stage.steps * flops,
+        "seconds": round(seconds, 1),
+        "parts": {name: round(value, 6) for name, value in parts.items()},
+        "device": machine.reason,
+        "versions": {"projkern": package_version(), "torch": torch.__version__, "python": platform.python_version()},
+    }
+    write_json(folder / "result.json", result)
+    return result
+
+
+def _source(root: Path, job: Job, device: torch.device) -> GPT | None:
+    """The pretrained model that a job starts from."""
+    if job.source is None:
+        return None
+    stage = make_stage(SOURCE, job.config, device)
+    last = checkpoint.latest(checkpoint.stage_folder(root / job.source.name, SOURCE))
+    if last is None:
+        raise ValueError(f"{root / job.source.name} must hold a trained {SOURCE}; it holds none")
+    checkpoint.load(last, stage.module)
+    assert isinstance(stage.module, GPT)
+    return stage.module
+
+
+def work(job: Job) -> float:
+    """About how much a job computes, in steps times parameters; says how a progress bar is to advance."""
+    kind, _, scale = job.stage.partition("_")
+    if kind.startswith("P"):
+        scales = job.config.scales if job.config.joint else (Fraction(scale),)
+        size = sum(_size(job.config, s) for s in (Fraction(1), *scales))
+    else:
+        size = _size(job.config, Fraction(scale))
+    return job.steps * size
+
+
+def job_seconds(root: Path, job: Job) -> float:
+    """How long a job will take here, from the time of a few of its steps; its source's job must be done."""
+    machine = pick_machine(job.config)
+    data = open_data(job.config, "train", machine.device)
+
+    def make() -> Stage:
+        return make_stage(job.stage, job.config, machine.device, _source(root, job, machine.device))
+
+    parts = seconds_of_parts(make, data, job.config, machine.dtype)
+    return job.steps * sum(parts.values())
+
+
+def _size(config: TrainConfig, scale: Fraction) -> int:
+    return count_of(gpt_config(config, scale)) + OVERHEAD

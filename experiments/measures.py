@@ -1,0 +1,75 @@
+"""What is measured of a trained model besides its loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projkern.data import SynthMNIST
+from projkern.data.stream import Images
+from projkern.data.tokens import TokenImages
+from projkern.evaluation.sweep import with_component
+from projkern.training.losses import another_task, evaluate
+from projkern.training.stages import Model
+
+DECIMALS = 4
+T_SCALES = tuple(k / 4 for k in range(9))
+SWEEP_IMAGES = 192
+
+
+def measure(model: Model, data: Images, images: int) -> dict[str, Any]:
+    """The loss on the first ``images`` held-out images, as a whole and of each, and what the data allow besides."""
+    if isinstance(data, TokenImages):
+        images = min(images, data.count)  # the stream would begin again, and count images twice
+    losses = evaluate(model.predict, data, images)
+    row = summary(losses.by_image) | {"parameters": model.parameters}
+    if model.operator_parameters is not None:
+        row["operator_parameters"] = model.operator_parameters
+    if model.takes_task:
+        row["loss_with_another_t"] = round(evaluate(model.predict, data, images, another_task).mean, 5)
+        if isinstance(data, SynthMNIST):
+            row["by_scale"] = by_scale(model, data, images)
+    if isinstance(data, TokenImages):
+        row["by_part"] = by_part(losses.by_image, data)
+    return row
+
+
+def by_scale(model: Model, data: SynthMNIST, images: int) -> list[list[float]]:
+    """Loss against t_scale from 0 to 2 (Figure 4), on images whose textures have that scale: [t_scale, loss, error]."""
+    rows = []
+    for value in T_SCALES:
+        losses = evaluate(model.predict, data, min(images, SWEEP_IMAGES), with_component("scale", value))
+        rows.append([value, round(losses.mean, 5), round(losses.standard_error, 5)])
+    return rows
+
+
+def by_part(by_image: Tensor, data: TokenImages) -> dict[str, dict[str, Any]]:
+    """Losses of images by the halves of the classes, in order ("halves") and by parity ("mod 2") (appendix D.2).
+
+    Args:
+        by_image: (N,) losses of the stream's first N images.
+    """
+    labels = torch.cat([data.labels(step) for step in range(-(-len(by_image) // data.batch_size))])
+    labels = labels[: len(by_image)].cpu()
+    last = int(TokenImages(data.folder, "train").all_labels.max())  # the held-out images may lack the last classes
+    found = {}
+    for split, in_c1 in first_parts(labels, last).items():
+        found[f"{split}, C1"], found[f"{split}, C2"] = summary(by_image[in_c1]), summary(by_image[~in_c1])
+    return found
+
+
+def first_parts(labels: Tensor, last: int) -> dict[str, Tensor]:
+    """Which labels (n,) are of C1, by each way to split the classes 0 .. ``last``; the others are of C2."""
+    return {"halves": labels < (last + 1) // 2, "mod 2": labels % 2 == 0}
+
+
+def summary(by_image: Tensor) -> dict[str, Any]:
+    """Losses (N,) as the results hold them."""
+    error = by_image.std() / len(by_image) ** 0.5
+    return {
+        "loss": round(by_image.mean().item(), 5),
+        "standard_error": round(error.item(), 5),
+        "by_image": [round(loss, DECIMALS) for loss in by_image.tolist()],
+    }

@@ -1,0 +1,47 @@
+"""Serving the page of a run until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+from ..training.trained import TrainedRun
+from ..utils.device import pick_device
+from ..utils.errors import InputError, MissingDependency
+from .specimens import Specimens
+
+HOST = "127.0.0.1"  # for this machine's user alone
+
+
+def serve(run: Path, port: int, samples: int, seed: int, device: str = "auto") -> None:
+    """Serve the page of a run; Ctrl-C ends the process with exit status 0.
+
+    Raises:
+        MissingDependency: Gradio is not installed.
+        InputError: no finished run, no image, a seed out of its range, or a port that cannot be had.
+        CheckpointError: the run's checkpoint is damaged.
+    """
+    try:
+        from . import page
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise MissingDependency("the page needs Gradio: pip install 'projkern[explore]'") from None
+    if not 1 <= port <= 65535:
+        raise InputError(f"port must be from 1 to 65535; it was {port}")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be at least 0 and below 2^32; it was {seed}")
+    blocks = page.build(Specimens(TrainedRun.open(run, pick_device(device)), samples), seed)
+    try:
+        address = page.start(blocks, HOST, port)
+    except OSError as error:
+        raise InputError(f"port must be a free one; it was {port}, which is in use ({error})") from None
+    print(f"Serving {run} at {address} (Ctrl-C ends it)", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        blocks.close(verbose=False)
+        sys.stdout.flush()
+        os._exit(0)  # now, and not when a drawing that another thread is at has come to its end

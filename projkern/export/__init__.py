@@ -1,0 +1,1 @@
+"""Trained models as files for other programs: a standalone model for each of many tasks, and ONNX."""

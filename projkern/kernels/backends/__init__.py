@@ -1,0 +1,1 @@
+"""The kernels by backend: plain torch, C++ for the CPU, CUDA and Triton."""

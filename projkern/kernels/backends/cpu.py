@@ -1,0 +1,165 @@
+"""The compiled CPU kernels: finds the library, hands it addresses and sizes.
+
+`csrc/plan.h` has the formula. The library is loaded at its first use; where it is missing or cannot run
+here, using it raises and says why. It starts no threads of its own: it runs on the OpenMP runtime that
+torch has loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..plan import Plan
+from . import extension
+
+SERVES = "float32 and bfloat16 weights and outputs on the CPU"
+
+HUGE_PAGE_BYTES = 32 << 20
+"""Results from this size up are fresh mappings at every call, each page of which faults once."""
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The library, or the reason why there is none."""
+    library, reason = extension.load("projkern._native")
+    if library is None:
+        return None, reason
+    library.use_openmp(_gomp_parallel())
+    return library, None
+
+
+def _gomp_parallel() -> int:
+    """The address of GOMP_parallel in the OpenMP runtime that torch runs on, or 0.
+
+    GCC's runtime, LLVM's and Intel's all export it.
+    """
+    for path in _openmp_runtimes():
+        try:
+            # Not to load a second runtime: this asks for the one that is there.
+            runtime = ctypes.CDLL(path, mode=ctypes.DEFAULT_MODE | os.RTLD_NOLOAD)
+            return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value or 0
+        except (OSError, AttributeError):  # without RTLD_NOLOAD (Windows) too
+            continue
+    return 0
+
+
+def _openmp_runtimes() -> list[str]:
+    names = ("libgomp", "libiomp5", "libomp")
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        loaded = {line.split(maxsplit=5)[5].strip() for line in maps.read_text().splitlines() if "/" in line}
+    else:
+        loaded = {str(path) for path in (Path(torch.__file__).parent / "lib").iterdir()}
+    # Torch's own first, should another library have brought a second one.
+    return sorted((path for path in loaded if Path(path).name.startswith(names)), key=lambda path: "torch" not in path)
+
+
+def _library() -> ModuleType:
+    library, reason = _load()
+    if library is None:
+        raise RuntimeError(
+            f"projkern's compiled kernels cannot be used: {reason}. To build them, run `pip install .` in the "
+            "project's root with a C++17 compiler (GCC >= 9 or Clang); PROJKERN_REQUIRE_NATIVE=1 shows what fails."
+        )
+    return library
+
+
+def is_built() -> bool:
+    return _load()[0] is not None
+
+
+def why_unavailable() -> str | None:
+    return _load()[1]
+
+
+def build_info() -> dict[str, Any]:
+    """How the library was built: compiler, flags, target, float32 lanes, version and revision."""
+    return dict(_library().build_info())
+
+
+def serves(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.dtype) -> bool:
+    served = (torch.float32, torch.bfloat16)
+    return device.type == "cpu" and weight_dtype in served and output_dtype in served
+
+
+@lru_cache(maxsize=256)
+def _native_plan(plan: Plan, shapes: tuple[tuple[int, ...], ...]) -> Any:
+    return extension.make_plan(_library(), plan, shapes)
+
+
+def _prepare(plan: Plan, weights: list[Tensor]) -> Any:
+    return _native_plan(plan, extension.shapes_of(weights))
+
+
+def _fresh(tensor: Tensor) -> None:
+    """Prepares a large result, most likely on memory that nobody has touched yet, for its first write."""
+    size = tensor.numel() * tensor.element_size()
+    if size >= HUGE_PAGE_BYTES:
+        _library().prefer_huge_pages(tensor.data_ptr(), size)
+
+
+def project_forward(plan: Plan, weights: list[Tensor], p: Tensor, q: Tensor, out: Tensor) -> None:
+    """Writes W_s of each matrix k into the flat buffer `out`, at plan.output_offsets(batch)[k].
+
+    Args:
+        weights: (layers, rows, cols) each, contiguous, all float32 or all bfloat16.
+        p: (batch, plan.p_width) float32, contiguous. q: (batch, plan.q_width) alike.
+        out: float32 or bfloat16, sum(plan.output_sizes(batch)) elements. Padding is not written.
+    """
+    native = _prepare(plan, weights)
+    batch = p.shape[0]
+    _fresh(out)
+    native.project_forward(
+        [w.data_ptr() for w in weights],
+        extension.dtype_name(weights),
+        p.data_ptr(),
+        q.data_ptr(),
+        extension.output_addresses(plan, out, batch),
+        extension.DTYPES[out.dtype],
+        batch,
+        torch.get_num_threads(),
+    )
+
+
+def project_backward(
+    plan: Plan,
+    weights: list[Tensor],
+    p: Tensor,
+    q: Tensor,
+    grads: list[Tensor],
+    d_weights: list[Tensor | None],
+    dp: Tensor | None,
+    dq: Tensor | None,
+) -> None:
+    """Writes the gradients that are given a place; the others cost nothing.
+
+    Args:
+        grads: dL/dW_s of each matrix, (batch, out_rows, out_cols), contiguous, all of one type.
+        d_weights: as the weights, in their type, None where not wanted; what no matrix reads becomes zero.
+        dp: as p. dq: as q.
+    """
+    native = _prepare(plan, weights)
+    for d_weight in d_weights:
+        if d_weight is not None:
+            _fresh(d_weight)
+    native.project_backward(
+        [w.data_ptr() for w in weights],
+        extension.dtype_name(weights),
+        p.data_ptr(),
+        q.data_ptr(),
+        [g.data_ptr() for g in grads],
+        extension.dtype_name(grads),
+        extension.addresses(d_weights),
+        extension.address(dp),
+        extension.address(dq),
+        p.shape[0],
+        torch.get_num_threads(),
+    )

@@ -1,0 +1,81 @@
+"""Which kernels run: chosen by name with ``use_backend``, or the fastest that can, with ``auto``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..utils.errors import InputError
+from .backends import cpu as native
+from .backends import cuda, reference, triton
+
+_MODULES: dict[str, ModuleType] = {"reference": reference, "cpu": native, "triton": triton, "cuda": cuda}
+_FASTEST_FIRST = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+BACKENDS = tuple(_MODULES)
+NAMES = (*BACKENDS, "auto")
+
+_chosen = "auto"  # of the whole process: autograd runs a card's backward in threads of its own
+
+
+def why_unavailable(name: str) -> str | None:
+    """Why a backend cannot run here; None if it can."""
+    reason: str | None = _MODULES[name].why_unavailable()
+    return reason
+
+
+def available_backends() -> list[str]:
+    """Names of the backends that can run here, ``auto`` left out."""
+    return [name for name in _MODULES if why_unavailable(name) is None]
+
+
+def build_info() -> dict[str, dict[str, Any]]:
+    """How each compiled library that is installed was built, whatever can run here."""
+    return {name: module.build_info() for name, module in (("cpu", native), ("cuda", cuda)) if module.is_built()}
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the projections inside the ``with`` block on one backend, in all threads of the process.
+
+    A backward that is run after the block takes the backend that is in force then.
+
+    Args:
+        name: "reference" (plain torch, any device and dtype), "cpu" (the C++ kernels), "triton", "cuda" (the CUDA
+            kernels), or "auto": the fastest backend that serves the tensors at hand.
+
+    Raises:
+        ValueError: ``name`` is not a backend.
+        RuntimeError: the backend cannot run here; the message says why.
+    """
+    if name not in NAMES:
+        raise InputError(f"backend must be one of {', '.join(NAMES)}; it was {name!r}")
+    reason = None if name == "auto" else why_unavailable(name)
+    if reason is not None:
+        raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
+    global _chosen
+    before, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def select(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.dtype) -> ModuleType:
+    """The backend module that serves these tensors under the choice now in force."""
+    name = _chosen
+    if name == "auto":
+        for candidate in _FASTEST_FIRST.get(device.type, ()):
+            module = _MODULES[candidate]
+            if module.serves(device, weight_dtype, output_dtype) and module.why_unavailable() is None:
+                return module
+        return reference
+    if not _MODULES[name].serves(device, weight_dtype, output_dtype):
+        raise TypeError(
+            f"backend {name!r} serves {_MODULES[name].SERVES}; they were {weight_dtype} and {output_dtype} on {device}"
+        )
+    return _MODULES[name]

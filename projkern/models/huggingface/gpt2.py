@@ -1,0 +1,359 @@
+"""Hugging Face's GPT-2 format, both ways: a folder of config.json, model.safetensors and generation settings.
+
+That format has no start slot, so on the way out the start vector becomes one more token, the last: its id is
+``vocab_size``, its embedding the start vector, and ``bos_token_id`` names it. GPT-2's head has a row for every token,
+so that one gets a row of zeros, which was never trained and is to be ignored. ``config.json`` says under "projkern"
+that this is so, and where the model comes from; by it the way back drops that row and gives the same bits again.
+
+A linear operator's weights lie the other way round there: (inputs, outputs).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from ...data import Palette
+from ...utils.errors import InputError
+from ...utils.files import new_folder, read_object
+from ...utils.tensors import read_weights
+from .. import GPT, GPTConfig
+from ..gpt import LINEARS, Tables
+from . import imagegpt
+from .card import model_card
+
+FORMAT = 1
+"""Version of what config.json holds under "projkern"."""
+
+_LINEARS = dict(zip(LINEARS, ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")))
+_NORMS = {"norm_1": "ln_1", "norm_2": "ln_2"}
+_SETTINGS = (
+    *("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    *("activation_function", "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
+    *("add_cross_attention", "tie_word_embeddings", "bos_token_id"),
+)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_FINAL = {"final_norm_weight": "ln_f.weight", "final_norm_bias": "ln_f.bias"}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model read from a folder.
+
+    Args:
+        model: the model, in evaluation mode, on the CPU, of the type that is stored.
+        palette: the colours of its tokens, None where the folder has none.
+        provenance: what a folder of ours says of its origin, None for any other.
+        notes: what could not be kept, a sentence each.
+    """
+
+    model: GPT
+    palette: Palette | None
+    provenance: dict[str, Any] | None
+    notes: list[str]
+
+
+def linear_names(n_layer: int) -> list[str]:
+    """The format's names of the linear operators, by operator and then layer, without ".weight" and ".bias"."""
+    return [f"transformer.h.{i}.{theirs}" for theirs in _LINEARS.values() for i in range(n_layer)]
+
+
+@torch.no_grad()
+def table_tensors(tables: Tables) -> dict[str, Tensor]:
+    """A model's embeddings, norms and head under the format's names; those with one row more are copies."""
+    start = tables.start[None]
+    made = {
+        "transformer.wte.weight": torch.cat([tables.token_embedding, start]),
+        "transformer.wpe.weight": tables.position_embedding.detach(),
+        "lm_head.weight": torch.cat([tables.head, torch.zeros_like(start)]),
+    }
+    for ours, theirs in _FINAL.items():
+        made[f"transformer.{theirs}"] = getattr(tables, ours).detach()
+    for ours, theirs in _NORMS.items():
+        for kind in ("weight", "bias"):
+            for i, row in enumerate(getattr(tables, f"{ours}_{kind}").unbind(0)):
+                made[f"transformer.h.{i}.{theirs}.{kind}"] = row
+    return made
+
+
+@torch.no_grad()
+def tensors(model: GPT) -> dict[str, Tensor]:
+    """All of a model's tensors under the format's names."""
+    made = table_tensors(model.tables)
+    weights = [w for name in LINEARS for w in model.weights[name].mT.contiguous().unbind(0)]
+    biases = [b for name in LINEARS for b in model.biases[name].unbind(0)]
+    for name, weight, bias in zip(linear_names(model.config.n_layer), weights, biases):
+        made |= {f"{name}.weight": weight, f"{name}.bias": bias}
+    return made
+
+
+class Writer:
+    """Writes models of one shape into folders that transformers reads.
+
+    Args:
+        config: the models' shape, without ``task_dim``: the format has no place for Linear(t).
+        palette: the colours of the tokens; they go into the folder as ImageGPT's image processor stores them.
+
+    Raises:
+        ValueError: a conditional model, or a palette that does not fit the shape.
+    """
+
+    def __init__(self, config: GPTConfig, palette: Palette | None = None) -> None:
+        from transformers import GenerationConfig, GPT2Config
+
+        if config.task_dim is not None:
+            raise InputError(
+                f"model must be unconditional: GPT-2's format has no place for a start slot computed from t; "
+                f"it took a t of {config.task_dim} numbers"
+            )
+        self._config = config
+        self._described = GPT2Config(
+            vocab_size=config.vocab_size + 1,
+            n_positions=config.n_positions,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            attn_pdrop=config.dropout,
+            bos_token_id=config.vocab_size,
+            eos_token_id=None,
+            tie_word_embeddings=False,
+            architectures=["GPT2LMHeadModel"],
+        ).to_diff_dict()
+        self._generation = GenerationConfig(
+            bos_token_id=config.vocab_size,
+            do_sample=True,
+            top_k=0,  # transformers' own default draws from the likeliest 50 only
+            max_length=config.n_positions + 1,  # the start slot, then every position's token
+            suppress_tokens=[config.vocab_size],
+        ).to_json_string(use_diff=True)
+        self._processor = _processor(palette, config) if palette is not None else None
+
+    def write(self, folder: Path, state: dict[str, Tensor], provenance: dict[str, Any]) -> None:
+        """Fill an existing folder with one model.
+
+        Args:
+            folder: where to.
+            state: all tensors under the format's names (see ``tensors``).
+            provenance: what to say of the model's origin.
+
+        Raises:
+            ValueError: tensors of more than one type, which a folder cannot declare.
+            OSError: it cannot be written.
+        """
+        dtypes = {tensor.dtype for tensor in state.values()}
+        if len(dtypes) > 1:
+            raise InputError(f"model must be of one type; it was of {', '.join(sorted(map(str, dtypes)))}")
+        described = self._described | {
+            "dtype": str(dtypes.pop()).removeprefix("torch."),
+            "projkern": {"format": FORMAT} | provenance,
+        }
+        d = self._config.n_embd
+        parameters = sum(tensor.numel() for tensor in state.values()) - d  # less the head's row of zeros
+        (folder / "model.safetensors").write_bytes(serialise(state, metadata={"format": "pt"}))
+        (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+        (folder / "generation_config.json").write_text(self._generation)
+        (folder / "README.md").write_text(
+            model_card(self._config, parameters, provenance, images=self._processor is not None)
+        )
+        if self._processor is not None:
+            (folder / "preprocessor_config.json").write_text(self._processor)
+
+
+def save(model: GPT, folder: Path, palette: Palette | None = None) -> None:
+    """Write a model into a new folder, in one step: it is there whole or not at all.
+
+    Args:
+        model: an unconditional model, all of one type.
+        folder: a new or an empty one.
+        palette: as in ``Writer``.
+
+    Raises:
+        FileExistsError: the folder holds something already.
+        ValueError: a model that the format cannot represent.
+        OSError: it cannot be written.
+    """
+    writer = Writer(model.config, palette)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"folder must be new or empty; {folder} is not")
+    with new_folder(folder.resolve()) as partial:
+        writer.write(partial, {name: tensor.cpu() for name, tensor in tensors(model).items()}, {})
+
+
+def load(folder: Path) -> Pretrained:
+    """Read a GPT-2 folder, ours or another's, or an ImageGPT one.
+
+    Of others' models the start slot becomes the embedding of ``bos_token_id``, and a tied head a copy of the
+    embedding.
+
+    Raises:
+        ValueError: no such folder, another kind of model, pickled weights, or what a ``GPT`` cannot represent.
+    """
+    values = read_object(folder / "config.json", "a checkpoint of GPT-2 or ImageGPT")
+    kind, ours = values.get("model_type"), values.get("projkern")
+    if kind not in ("gpt2", "imagegpt"):
+        raise InputError(f"{folder} must hold a model of type gpt2 or imagegpt; it was {kind}")
+    if ours is not None and (not isinstance(ours, dict) or ours.get("format") != FORMAT):
+        raise InputError(f"{folder} must be of format {FORMAT}, which this projkern reads; it says {ours}")
+    if ours is not None and not _is_task(ours.get("t", [])):
+        raise InputError(f"t of {folder}/config.json must be a list of finite numbers; it was {ours['t']}")
+    state = read_weights(folder)
+    notes: list[str] = []
+    if kind == "imagegpt":
+        values, state, notes = imagegpt.as_gpt2(values, state)
+    described = _parse(values, folder)
+    extra_start = ours is not None or kind == "imagegpt"  # its last token is the start slot, and no other use of it
+    notes += _check(described, folder)
+    model = _model(described, state, extra_start, folder)
+    if not extra_start:
+        notes.append(f"The start slot is the embedding of the token {described.bos_token_id}, bos_token_id.")
+    palette = _palette(folder, model.config.vocab_size)
+    return Pretrained(model.eval(), palette, ours, notes)
+
+
+def _is_task(t: Any) -> bool:
+    return isinstance(t, list) and all(type(x) in (int, float) and abs(x) < 1e38 for x in t)  # float32 holds them
+
+
+def _parse(values: dict[str, Any], folder: Path) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import GPT2Config
+
+    try:
+        # Nothing else is handed on: what is of no use here could be of another form than transformers expects.
+        return GPT2Config.from_dict({name: values[name] for name in _SETTINGS if name in values})
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise InputError(f"{folder}/config.json must describe a GPT-2; it does not: {error}") from error
+
+
+def _check(described: Any, folder: Path) -> list[str]:
+    """What of a GPT-2's description is lost, if it can be represented at all."""
+    wanted: dict[str, tuple[Any, ...]] = {
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "layer_norm_epsilon": (1e-5,),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "n_inner": (None, 4 * described.n_embd),
+        "add_cross_attention": (False,),
+    }
+    for name, allowed in wanted.items():
+        if getattr(described, name) not in allowed:
+            raise InputError(
+                f"{name} of {folder}/config.json must be {' or '.join(map(str, allowed))}; "
+                f"it was {getattr(described, name)}"
+            )
+    rates = {described.resid_pdrop, described.embd_pdrop, described.attn_pdrop}
+    if len(rates) == 1:
+        return []
+    return [f"Of three dropout rates only that of the residual branches, {described.resid_pdrop}, is kept."]
+
+
+def _model(described: Any, state: dict[str, Tensor], extra_start: bool, folder: Path) -> GPT:
+    """The model of a checkpoint; raises ValueError where a tensor is missing, left over or of another shape."""
+    left = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    tokens, d = described.vocab_size, described.n_embd
+
+    def take(name: str, *shape: int) -> Tensor:
+        if name not in left:
+            raise InputError(f"{folder} must hold a tensor {name}; it does not")
+        tensor = left.pop(name)
+        if tensor.shape != shape or tensor.dtype not in _DTYPES:
+            raise InputError(
+                f"{name} of {folder} must be floating-point {shape}, of 16 to 64 bits; "
+                f"it was {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        return tensor.clone()  # so that no slice keeps the whole alive, and a tied head is one of its own
+
+    start = tokens - 1 if extra_start else described.bos_token_id
+    if not isinstance(start, int) or not 0 <= start < tokens:
+        raise InputError(
+            f"bos_token_id of {folder}/config.json must be a token, for the start slot to begin with; it was {start}"
+        )
+    if described.tie_word_embeddings and "lm_head.weight" not in left:  # one that is stored counts, as in transformers
+        left["lm_head.weight"] = left.get("wte.weight", torch.empty(0))
+    embedding, head = take("wte.weight", tokens, d), take("lm_head.weight", tokens, d)
+    kept = tokens - extra_start
+    config = GPTConfig(
+        vocab_size=kept,
+        n_positions=described.n_positions,
+        n_embd=d,
+        n_layer=described.n_layer,
+        n_head=described.n_head,
+        dropout=described.resid_pdrop,
+    )
+    made = {
+        "tables.token_embedding": embedding[:kept].clone(),
+        "tables.start": embedding[start].clone(),
+        "tables.head": head[:kept].clone(),
+        "tables.position_embedding": take("wpe.weight", config.n_positions, d),
+    }
+
+    def stacked(theirs: str, *shape: int) -> Tensor:
+        return torch.stack([take(f"h.{i}.{theirs}", *shape) for i in range(config.n_layer)])
+
+    for ours, theirs in _FINAL.items():
+        made[f"tables.{ours}"] = take(theirs, d)
+    for ours, theirs in _NORMS.items():
+        for part in ("weight", "bias"):
+            made[f"tables.{ours}_{part}"] = stacked(f"{theirs}.{part}", d)
+    for ours, (rows, cols) in config.linear_shapes().items():
+        made[f"weights.{ours}"] = stacked(f"{_LINEARS[ours]}.weight", cols, rows).mT.contiguous()
+        made[f"biases.{ours}"] = stacked(f"{_LINEARS[ours]}.bias", rows)
+    unknown = [name for name in left if not name.endswith((".attn.bias", ".attn.masked_bias"))]  # the causal mask
+    if unknown:
+        raise InputError(f"{folder} must hold the tensors of one GPT-2; {sorted(unknown)[0]} is none of them")
+    if len(dtypes := {str(tensor.dtype) for tensor in made.values()}) > 1:
+        raise InputError(f"tensors of {folder} must be of one type; they were of {', '.join(sorted(dtypes))}")
+    with torch.device("meta"):
+        model = GPT(config)
+    model.load_state_dict(made, assign=True)
+    return model
+
+
+def _processor(palette: Palette, config: GPTConfig) -> str:
+    size = math.isqrt(config.n_positions)
+    if len(palette) != config.vocab_size or size**2 != config.n_positions:
+        raise InputError(
+            f"palette must have a colour for each of the model's {config.vocab_size} tokens, and its "
+            f"{config.n_positions} positions be a square; it had {len(palette)} colours"
+        )
+    return json.dumps(
+        {
+            "image_processor_type": "ImageGPTImageProcessor",
+            "clusters": palette.colors.tolist(),
+            "do_color_quantize": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "resample": 2,
+            "rescale_factor": 1 / 255,
+            "size": {"height": size, "width": size},
+        },
+        indent=2,
+    )
+
+
+def _palette(folder: Path, colors: int) -> Palette | None:
+    path = folder / "preprocessor_config.json"
+    if not path.exists():
+        return None
+    clusters = read_object(path, "an image processor's settings").get("clusters")
+    if clusters is None:
+        return None
+    try:
+        palette = Palette(torch.tensor(clusters, dtype=torch.float32))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"clusters of {path} must be a palette, (K, 3) in [-1, 1]: {error}") from error
+    if len(palette) != colors:
+        raise InputError(f"clusters of {path} must be one for each of {colors} tokens; there were {len(palette)}")
+    return palette

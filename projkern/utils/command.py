@@ -1,0 +1,114 @@
+"""How every command begins and ends: its options, its exit status, its signals, and errors told in one line.
+
+Exit status: 0 done; 1 an error, told in one line; 2 a wrong command line; 130 stopped by Ctrl-C or SIGTERM. Errors of
+``ProjkernError``, of the system and of memory are told in one line; with PROJKERN_DEBUG=1 their traceback is shown too.
+Whatever else is raised is a bug and ends with its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from .errors import ProjkernError
+from .settings import scale
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, after the work so far was saved; the message says how far it came."""
+
+
+def parser(verb: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """The command line of ``python -m projkern.VERB``; line breaks in ``epilog`` are kept."""
+    return argparse.ArgumentParser(
+        prog=f"python -m projkern.{verb}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    work: Callable[[argparse.Namespace], str],
+    when_stopped: Callable[[argparse.Namespace], str] = lambda options: "",
+    check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] = lambda parser, options: None,
+) -> int:
+    """Run a command.
+
+    Args:
+        parser: of its options.
+        argv: the words of the command line, those of the process unless given.
+        work: does what the options ask for; returns the last line, which says what was written where.
+        when_stopped: what to say after an interruption: what is saved, and how to go on.
+        check: completes the options, and ends by ``parser.error`` where they contradict each other.
+
+    Returns:
+        The exit status.
+    """
+    options = parser.parse_args(argv)
+    check(parser, options)
+    terminate_as_interrupt()
+    from .device import keep_freed_memory  # imports torch, which --help does without
+
+    keep_freed_memory()
+    try:
+        print(work(options))
+    except (Interrupted, KeyboardInterrupt) as stop:
+        parts = [str(stop) or "stopped", when_stopped(options)]
+        print("\n" + ". ".join(part for part in parts if part), file=sys.stderr)
+        return 130
+    except (ProjkernError, OSError, MemoryError) as error:
+        if os.environ.get("PROJKERN_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"{parser.prog.removeprefix('python -m ')}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def terminate_as_interrupt() -> None:
+    """From now on SIGTERM raises KeyboardInterrupt in the main thread, also where a shell has had SIGINT ignored."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def add_state(to: argparse.ArgumentParser, resume: str, overwrite: str) -> None:
+    """Add --resume and --overwrite, of which one may be given."""
+    state = to.add_mutually_exclusive_group()
+    state.add_argument("--resume", action="store_true", help=resume)
+    state.add_argument("--overwrite", action="store_true", help=overwrite)
+
+
+def add_device(to: argparse.ArgumentParser) -> None:
+    """Add --device, which ``utils.device`` reads."""
+    to.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def add_seed(to: argparse.ArgumentParser, help: str) -> None:
+    """Add --seed, 0 unless given."""
+    to.add_argument("--seed", type=seed, default=0, metavar="N", help=f"{help} (default: 0)")
+
+
+def add_scale_and_tasks(to: argparse.ArgumentParser | argparse._ArgumentGroup, *, required: bool) -> None:
+    """Add --scale, and --t or --random: which small models of a run are meant."""
+    to.add_argument("--scale", type=scale, required=required, metavar="1/G", help="scale s, one that the run has")
+    tasks = to.add_mutually_exclusive_group(required=required)
+    tasks.add_argument("--t", type=Path, metavar="FILE", help="task identifiers, .json, .npy or .csv")
+    tasks.add_argument("--random", type=int, metavar="N", help="N random tasks; of tokenised images, held-out ones")
+
+
+def seed(text: str) -> int:
+    """A seed on the command line."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number below 2^63; it was {text!r}")
+    return int(text)

@@ -1,0 +1,98 @@
+"""Where to compute: the choice of a device and of its arithmetic, its memory, and the end of its work."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .errors import InputError
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's mallopt
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a program computes, in which arithmetic, and why."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+
+def pick_machine(device: str = "auto", dtype: str = "auto") -> Machine:
+    """Choose the device and the arithmetic.
+
+    Args:
+        device: "auto" (a CUDA card where there is one, else the CPU), "cpu", "cuda" or "cuda:N".
+        dtype: "auto" (bfloat16 on a card that has it, else float32), "float32" or "bfloat16".
+
+    Raises:
+        InputError: a device that is not there.
+    """
+    chosen = pick_device(device)
+    is_bfloat16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
+    name = {"auto": "bfloat16" if is_bfloat16 else "float32"}.get(dtype, dtype)
+    why = "as asked"
+    if device == "auto":
+        why = "a CUDA card is there" if chosen.type == "cuda" else "there is no CUDA card"
+    return Machine(chosen, getattr(torch, name), f"{describe(chosen)} ({why}), {name}")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name, as ``pick_machine`` takes it; raises InputError where there is none."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N; it was {name}")
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= cards:
+        raise InputError(f"device must be one that is there; it was {name}, and torch sees {cards} CUDA cards")
+    return torch.device(("cuda" if cards else "cpu") if name == "auto" else name)
+
+
+def describe(device: torch.device) -> str:
+    """A device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' * (threads > 1)}"
+
+
+def wait_for(device: torch.device) -> None:
+    """Return once ``device`` has done all the work that it was given, so that a clock may be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be allocated; infinite where the system does not say."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    try:
+        available = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        available = None
+    return int(available[1]) * 1024 if available else math.inf
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep large blocks that are freed, for the next tensor of that size.
+
+    By default glibc returns each to the system, and every page of the next one faults again: writing the fresh
+    result of a large projection then takes several times as long as computing it. This changes the whole process, so
+    programs call it (the commands and benchmarks here do), not the library on import.
+
+    Returns:
+        Whether it took effect; only glibc knows these settings.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return all(mallopt(k, v) for k, v in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20)))

@@ -1,0 +1,15 @@
+"""The errors of this package that a command tells in one line; any other error is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+
+class ProjkernError(Exception):
+    """What a user can mend: the input, the machine or the files. The message says how."""
+
+
+class InputError(ProjkernError, ValueError):
+    """An argument, a setting or a file that cannot be used; the message says what it was and what it must be."""
+
+
+class MissingDependency(ProjkernError, ImportError):
+    """An optional package that is not installed; the message says how to install it."""

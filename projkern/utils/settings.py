@@ -1,0 +1,172 @@
+"""Settings as frozen dataclasses: each has its default, its help and its option on the command line in one entry.
+
+    n_layer: int = setting(4, "layers of every model")
+
+A dataclass may hold others, its sections; names are unique over all of them, so that the command line and ``replace``
+need no more than a setting's own name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Any, TypeVar
+
+from .errors import InputError
+
+Settings = TypeVar("Settings")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    option: str | None = "",
+    former: str | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """A field of a dataclass of settings.
+
+    Args:
+        default: its value where nobody says otherwise.
+        help: for ``--help``; the default is appended.
+        option: its name on the command line, that of the field unless given; None for no option.
+        former: an earlier name, still understood on the command line and in files.
+        metavar: of the option; from the type unless given.
+    """
+    return dataclasses.field(
+        default=default, metadata={"help": help, "option": option, "former": former, "metavar": metavar}
+    )
+
+
+def fields_of(settings: Any) -> Iterator[tuple[str | None, dataclasses.Field[Any]]]:
+    """(section, field) of every setting of a dataclass or of an instance; the section is None at the top."""
+    hints = typing.get_type_hints(settings if isinstance(settings, type) else type(settings))
+    for field in dataclasses.fields(settings):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from ((field.name, inner) for inner in dataclasses.fields(hints[field.name]))
+        else:
+            yield None, field
+
+
+def flat(settings: Any) -> dict[str, Any]:
+    """Every setting by its own name, whatever section holds it."""
+    values = {}
+    for section, field in fields_of(settings):
+        values[field.name] = getattr(settings if section is None else getattr(settings, section), field.name)
+    return values
+
+
+def replace(settings: Settings, **changes: Any) -> Settings:
+    """A copy with other values, given by the settings' own names, in whatever section.
+
+    Raises:
+        InputError: a name that no setting has, or a value that it does not take.
+    """
+    by_section: dict[str | None, dict[str, Any]] = {}
+    owners = {field.name: section for section, field in fields_of(settings)}
+    for name, value in changes.items():
+        if name not in owners:
+            raise InputError(f"settings must be among {', '.join(owners)}; one was {name}")
+        by_section.setdefault(owners[name], {})[name] = value
+    top = by_section.pop(None, {})
+    for section, values in by_section.items():
+        assert section is not None
+        top[section] = dataclasses.replace(getattr(settings, section), **values)
+    return dataclasses.replace(settings, **top)  # type: ignore[type-var]
+
+
+def require(settings: Any, name: str, is_valid: bool, wanted: str) -> None:
+    """Raise InputError, which names the setting, its value and what it must be, unless it is valid."""
+    if is_valid:
+        return
+    value = getattr(settings, name)
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    raise InputError(f"{name} must be {wanted}; it was {shown}")
+
+
+def require_types(settings: Any) -> None:
+    """Raise InputError where a value is not of its field's type; an int serves as a float."""
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        kind = tuple if typing.get_origin(hint) is tuple else hint
+        if float in (hint, *typing.get_args(hint)):
+            kind = hint | int
+        require(settings, name, isinstance(getattr(settings, name), kind), f"of type {getattr(hint, '__name__', hint)}")
+
+
+def add_options(to: argparse.ArgumentParser | argparse._ArgumentGroup, settings: Any) -> None:
+    """Add an option for each setting; the defaults that ``--help`` shows are those of the instance ``settings``.
+
+    What the user gives is read with ``given_options``; there are no defaults on the command line itself.
+    """
+    values = flat(settings)
+    hints = _hints(settings)
+    for _, field in fields_of(settings):
+        if field.metadata["option"] is None:
+            continue
+        default, hint = values[field.name], hints[field.name]
+        kind: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, **_kind(hint)}
+        if field.metadata["metavar"] is not None:
+            kind["metavar"] = field.metadata["metavar"]
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = field.metadata["help"] + ("" if shown is None else f" (default: {shown})")
+        to.add_argument(_option(field), help=text, **kind)
+        former = field.metadata["former"]
+        if former is not None and _dashed(former) != _option(field):
+            to.add_argument(_dashed(former), help=argparse.SUPPRESS, **kind)
+
+
+def given_options(options: argparse.Namespace, settings: Any) -> dict[str, Any]:
+    """The settings that the user gave on the command line, by their own names."""
+    given = {field.name: getattr(options, field.name, None) for _, field in fields_of(settings)}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if hasattr(options, name)}
+
+
+def require_unchanged(settings: Any, given: Mapping[str, Any], where: str) -> None:
+    """Raise InputError where a setting given with --resume differs from the one stored in the file ``where``."""
+    stored = flat(settings)
+    for _, field in fields_of(settings):
+        name = field.name
+        if name in given and stored[name] != given[name]:
+            raise InputError(
+                f"{_option(field)} must be left out with --resume, or be {stored[name]} as in {where}; "
+                f"it was {given[name]}"
+            )
+
+
+def scale(text: str) -> Fraction:
+    """A scale on the command line: 1/4 or 0.25."""
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"must be a fraction such as 1/4; it was {text!r}") from None
+
+
+def _option(field: dataclasses.Field[Any]) -> str:
+    return _dashed(field.metadata["option"] or field.name)
+
+
+def _dashed(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _hints(settings: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(type(settings))
+    sections = [hint for hint in hints.values() if dataclasses.is_dataclass(hint)]
+    for section in sections:
+        assert isinstance(section, type)
+        hints |= typing.get_type_hints(section)
+    return hints
+
+
+def _kind(hint: Any) -> dict[str, Any]:
+    """How argparse reads a value of this type."""
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(hint) is tuple:
+        return {"type": scale, "nargs": "+", "metavar": "1/G"}
+    plain = next(iter(typing.get_args(hint)), hint)  # of "float | None", float
+    return {"type": plain, "metavar": plain.__name__.upper()}

@@ -1,0 +1,285 @@
+"""Runs on tokenised images, from the training to each command that reads a run."""
+
+import json
+import re
+import shutil
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from token_folder import write_tokens
+
+from projkern import evaluate, explore, sample, train
+from projkern.__main__ import main as projkern
+from projkern.data import TokenImages
+from projkern.models.huggingface import gpt2
+from projkern.training import losses
+from projkern.training.config import TrainConfig
+from projkern.training.data import draw_run_tasks
+from projkern.training.trained import IncompleteRun, TrainedRun
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SETTINGS = (
+    *("--n-layer", "1", "--n-embd", "32", "--n-head", "2", "--rank", "2", "--batch-size", "4", "--scales", "1/2"),
+    *("--source-steps", "3", "--steps", "3", "--warmup", "1", "--eval-images", "9"),
+)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    return write_tokens(tmp_path_factory.mktemp("tokens") / "tokens")
+
+
+@pytest.fixture(scope="module")
+def run(tokens, tmp_path_factory):
+    """A trained run with scales 1/2 and 1/4. Not to be written to."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    assert train.main(["--data", str(tokens), "--out", str(out), *SETTINGS, "--scales", "1/2", "1/4"]) == 0
+    return out
+
+
+def call(command, *arguments):
+    return command.main([str(argument) for argument in arguments])
+
+
+def project(*arguments):
+    """By the console script: as a name of the package, ``project`` is the function."""
+    return projkern(["project", *map(str, arguments)])
+
+
+def test_run_read_back_is_what_was_trained(run, tokens):
+    trained = TrainedRun.open(run)
+    assert trained.palette is None
+    assert (trained.config.image_size, trained.config.colors, trained.config.task_dim) == (4, 16, 3)
+    data = TokenImages(tokens, "validation", batch=9)
+    summary = json.loads((run / "summary.json").read_text())["models"]
+    models = {model.name: model for model in trained.models()}
+    assert models.keys() == summary.keys() and {"M_1", "M_1/4", "M~_1/4", "P_1/4"} <= models.keys()
+    for name, model in models.items():
+        assert losses.evaluate(model.predict, data, 9).mean == pytest.approx(summary[name]["loss"], abs=1e-5)
+
+
+def test_run_keeps_its_tokenizer(run, tokens, tmp_path):
+    """Its images can be drawn where the data are not."""
+    drawn = torch.randint(16, (2, 16))
+    assert torch.equal(TrainedRun.open(run).decode(drawn), TokenImages(tokens).decode(drawn))
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "tokenizer.safetensors").unlink()
+    with pytest.raises(IncompleteRun, match="has only begun"):
+        TrainedRun.open(copy)
+    shutil.copy(write_tokens(tmp_path / "others", vocabulary=8) / "tokenizer.safetensors", copy)
+    with pytest.raises(ValueError, match=r"tokenizer\.safetensors must hold the run's 16 codes; it held 8"):
+        TrainedRun.open(copy)
+
+
+def test_report_speaks_of_tokens(run):
+    text = (run / "report.md").read_text()
+    assert text.startswith("# Projected models on tokenised images") and "Images 4×4 in 16 codes" in text
+    assert "told the task identifier t by its first position" in text
+
+
+def assert_model_of(folder, run, t, scale="1/4"):
+    """A projected model predicts what the run's operator does for its t."""
+    read = gpt2.load(folder)
+    assert read.palette is None and not (folder / "preprocessor_config.json").exists()
+    assert read.provenance["t"] == t.tolist()
+    sequence = torch.randint(16, (2, 16))
+    with torch.no_grad():
+        expected = TrainedRun.open(run).operator(Fraction(scale))(sequence, t.expand(2, -1))
+        torch.testing.assert_close(read.model(sequence), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".json"])
+def test_project_from_files(run, tmp_path, recwarn, suffix):
+    """Of the run's own length, far from [0, 1], where embeddings may well be, and unwarned of."""
+    t, file = torch.tensor([[5.0, -4.0, 0.25], [0.5, 1.5, -2.0]]), (tmp_path / "t").with_suffix(suffix)
+    if suffix == ".npy":
+        np.save(file, t.numpy())
+    else:
+        file.write_text(json.dumps(t.tolist()) if suffix == ".json" else "5,-4,.25\n.5,1.5,-2\n")
+    assert project(run, "--scale", "1/4", "--t", file, "--out", tmp_path / "out") == 0
+    for k in range(2):
+        assert_model_of(tmp_path / f"out/task-0000{k}", run, t[k])
+    assert not [w for w in recwarn if "training range" in str(w.message)]
+
+
+def test_project_real_images(run, tokens, tmp_path, capsys):
+    """--random takes the t of held-out images, each once."""
+    assert project(run, "--scale", "1/2", "--random", 9, "--seed", 1, "--out", tmp_path / "out") == 0
+    held_out = TokenImages(tokens, "validation", batch=9).tasks(0)
+    drawn = torch.from_numpy(np.load(tmp_path / "out/tasks.npy"))
+    assert sorted(drawn.tolist()) == sorted(held_out.tolist()) and not torch.equal(drawn, held_out)
+    assert_model_of(tmp_path / "out/task-00003", run, drawn[3], "1/2")
+    for count in (0, 10):
+        assert project(run, "--scale", "1/2", "--random", count, "--out", tmp_path / "none") == 1
+        assert re.search(rf"count must be from 1 to 9, the held-out images; it was {count}", capsys.readouterr().err)
+
+
+def test_drawn_tasks_are_those_of_the_drawn_images(run, tokens):
+    t, drawn = draw_run_tasks(TrainedRun.open(run).config, 4, seed=3)
+    every, tasks = TokenImages(tokens, "validation", batch=9).batch(0)
+    which = [(tasks == row).all(1).nonzero().item() for row in t]
+    assert torch.equal(drawn, every[which]) and drawn.shape == (4, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("t.json", json.dumps([0.5] * 18), r"t must be \(3,\) or \(n, 3\); .* \(18,\)"),
+        ("t.json", json.dumps([1, 2, float("inf")]), "t must be finite; number 2 of task 0 in .* was inf"),
+        ("t.json", json.dumps({"angle": 1, "scale": 2, "center_x": 3}), "it names its numbers, which have no names"),
+        ("t.csv", "angle,scale,center_x\n1,2,3\n", "its first line must be numbers"),
+    ],
+)
+def test_task_files_that_do_not_fit(run, tmp_path, capsys, name, content, says):
+    (tmp_path / name).write_text(content)
+    assert project(run, "--scale", "1/4", "--t", tmp_path / name, "--out", tmp_path / "out") == 1
+    assert re.search(says, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_beside_the_images_that_t_is_of(run, tmp_path, monkeypatch):
+    from projkern.utils import pictures
+
+    shown = []
+    original = pictures.beside_tasks
+    monkeypatch.setattr(pictures, "beside_tasks", lambda *given: (shown.append(given), original(*given)))
+    assert call(sample, run, "--scale", "1/4", "--random", 2, "--images", 3, "--out", tmp_path / "a.png") == 0
+    np.save(tmp_path / "t.npy", np.zeros((2, 3), np.float32))
+    assert call(sample, run, "--scale", "1/4", "--t", tmp_path / "t.npy", "--out", tmp_path / "b.png") == 0
+    (_, samples, meant, _), (_, of_file, unknown, _) = shown
+    trained = TrainedRun.open(run)
+    assert torch.equal(meant, trained.decode(draw_run_tasks(trained.config, 2, 0)[1]))
+    assert samples.shape == (2, 3, 3, 8, 8) and of_file.shape == (2, 1, 3, 8, 8) and unknown is None
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > picture.height
+
+
+def test_data_that_are_gone(tokens, tmp_path, capsys):
+    """What needs the images says so; a t from a file does not."""
+    moved, out = shutil.copytree(tokens, tmp_path / "moved"), tmp_path / "run"
+    assert call(train, "--data", moved, "--out", out, *SETTINGS, "--no-unconditional") == 0
+    shutil.rmtree(moved)
+    np.save(tmp_path / "t.npy", np.zeros(3, np.float32))
+    assert call(sample, out, "--scale", "1/2", "--t", tmp_path / "t.npy", "--out", tmp_path / "a.png") == 0
+    for command, more in ((sample, ("--scale", "1/2", "--random", 1, "--out", tmp_path / "b.png")), (evaluate, ())):
+        assert call(command, out, *more) == 1
+        assert f"{moved} holds no tokenised images" in capsys.readouterr().err
+
+
+def test_sample_of_a_projected_model_says_what_it_lacks(run, tmp_path, capsys):
+    np.save(tmp_path / "t.npy", np.zeros(3, np.float32))
+    assert project(run, "--scale", "1/4", "--t", tmp_path / "t.npy", "--out", tmp_path / "model") == 0
+    assert call(sample, tmp_path / "model", "--out", tmp_path / "x.png") == 1
+    assert "must hold a palette, the colours of its tokens; it holds none. If it comes" in capsys.readouterr().err
+
+
+def test_evaluation(run, tmp_path):
+    assert call(evaluate, run, "--out", tmp_path / "out") == 0
+    result = json.loads((tmp_path / "out/evaluation.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())["models"]
+    for name, row in result["models"].items():
+        assert row["loss"] == pytest.approx(summary[name]["loss"], abs=1e-5)
+        assert len(row["by_position"]) == 16 and "bits_per_dimension" not in row
+    assert result["equivalent_size"].keys() == {"P_1/2", "P_1/4"} and result["sweeps"] == {}
+    assert result["speed"].keys() == {"M_1", "P_1/2", "P_1/4"}
+    report = (tmp_path / "out/report.md").read_text()
+    assert "9 held-out images of 4×4 tokens" in report and "A token is a code of the tokenizer" in report
+    assert "pixel" not in report and "bits per dimension" not in report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--sweep", "scale"], "sweep must be empty for a run on tokenised images, .*; it was scale"),
+        (["--images", "10"], "images must be at most 9, the held-out images; it was 10"),
+        (["--images", "1"], "images must be at least 2; it was 1"),
+    ],
+)
+def test_what_evaluate_refuses(run, tmp_path, capsys, arguments, says):
+    assert call(evaluate, run, "--no-speed", "--out", tmp_path / "out", *arguments) == 1
+    assert re.search(says, capsys.readouterr().err)
+
+
+def test_explore_refuses(run, capsys):
+    pytest.importorskip("gradio")
+    assert call(explore, run) == 1
+    assert "run must be one on SynthMNIST" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--mnist", "openml"], "mnist must be left out with data, .*; it was openml"),
+        (["--examples-per-task", "2"], "examples_per_task must be 1: each image has its own t; it was 2"),
+        (["--image-size", "8"], "image_size must be left out, or be 4 as in .*tokens; it was 8"),
+        (["--colors", "8"], "colors must be left out, or be 16 as in"),
+        (["--task-dim", "18"], "task_dim must be left out, or be 3 as in"),
+        (["--eval-images", "10"], "eval_images must be at most 9, the held-out images; it was 10"),
+    ],
+)
+def test_what_train_refuses(tokens, tmp_path, capsys, arguments, says):
+    assert call(train, "--data", tokens, "--out", tmp_path / "out", *SETTINGS, *arguments) == 1
+    assert re.search(says, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_synthmnist_has_its_own_length_of_t(tmp_path, capsys):
+    assert call(train, "--out", tmp_path / "out", *SETTINGS, "--task-dim", "3") == 1
+    assert "task_dim must be 18, the length of SynthMNIST's t; it was 3" in capsys.readouterr().err
+
+
+def test_data_in_the_run_that_is_to_be_overwritten(run, tmp_path, capsys):
+    out = shutil.copytree(run, tmp_path / "run")
+    inside = write_tokens(out / "tokens")
+    assert call(train, "--data", inside, "--out", out, "--overwrite", *SETTINGS) == 1
+    assert "data must not be in the folder that is to be overwritten" in capsys.readouterr().err
+    assert (inside / "config.json").exists()
+
+
+def test_resumed_run_is_the_same(tokens, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    for stage in (copy / "checkpoint").glob("P*"):
+        shutil.rmtree(stage)
+    assert call(train, "--out", copy, "--resume") == 0
+    first, second = (json.loads((folder / "summary.json").read_text())["models"] for folder in (run, copy))
+    assert first == second
+
+
+def start_from(run, data, out, *more):
+    steps = ("--source-steps", 0, "--steps", 2, "--batch-size", 4, "--scales", "1/2", "--no-unconditional")
+    return call(train, "--source", run, *data, "--out", out, *steps, "--eval-images", 8, *more)
+
+
+def test_source_of_another_vocabulary(run, tmp_path, capsys):
+    others = write_tokens(tmp_path / "others", vocabulary=8)
+    assert start_from(run, ("--data", others), tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert f"colors must be the source's vocabulary, 16 in {run}; it was 8, as in {others}" in said
+    larger = write_tokens(tmp_path / "larger", grid=5)
+    assert start_from(run, ("--data", larger), tmp_path / "out") == 1
+    assert f"it was 5, as in {larger}" in capsys.readouterr().err
+
+
+def test_source_keeps_its_weights_and_says_what_tokens_mean(run, tokens, tiny_run, tmp_path, capsys):
+    note = "Its tokens meant something else"
+    assert start_from(run, ("--data", tokens), tmp_path / "same") == 0
+    assert note not in capsys.readouterr().out
+    mine, theirs = (TrainedRun.open(folder).source().state_dict() for folder in (tmp_path / "same", run))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert start_from(run, ("--data", write_tokens(tmp_path / "others", seed=1)), tmp_path / "other") == 0
+    assert note in capsys.readouterr().out
+    assert start_from(run, (), tmp_path / "digits", "--image-size", 4, "--colors", 16) == 0  # on SynthMNIST
+    assert note in capsys.readouterr().out and TrainedRun.open(tmp_path / "digits").palette is not None
+    assert start_from(tiny_run, ("--data", write_tokens(tmp_path / "eight", vocabulary=8)), tmp_path / "back") == 0
+    assert note in capsys.readouterr().out
+
+
+def test_settings_of_tokenised_images_are_stored(run, tokens):
+    config = TrainConfig.from_json(
+        {k: v for k, v in json.loads((run / "config.json").read_text()).items() if k not in ("format", "version")}
+    )
+    assert config == TrainedRun.open(run).config and config.data == str(tokens)
