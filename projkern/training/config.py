@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import typing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -232,12 +231,4 @@ class TrainConfig:
             scales = tuple(map(Fraction, given["scales"]))
         except (TypeError, ValueError, ZeroDivisionError):
             raise InputError(f"scales must be a list of fractions 1/g; it was {given['scales']}") from None
-        return _from_flat(given | {"scales": scales})
-
-
-def _from_flat(values: dict[str, Any]) -> TrainConfig:
-    hints = typing.get_type_hints(TrainConfig)
-    parts = {
-        section: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for section, kind in hints.items()
-    }
-    return TrainConfig(**parts)
+        return cls().replace(**given | {"scales": scales})
