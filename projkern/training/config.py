@@ -87,7 +87,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OperatorConfig:
-    """What generates the small models. Settings without an option are arguments of the diagonal generator."""
+    """What generates the small models. Settings without an option are arguments of the diagonal generator alone."""
 
     scales: tuple[Fraction, ...] = setting((Fraction(1, 4),), "scales s of the small models")
     rank: int = setting(8, "inner width r of the weight generators")

@@ -107,7 +107,8 @@ def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
     for section, field in fields_of(settings):
         if section not in groups:
             owner = settings if section is None else getattr(settings, section)
-            groups[section] = parser.add_argument_group(section or "settings", owner.__doc__)
+            summary = (owner.__doc__ or "").partition(".")[0]
+            groups[section] = parser.add_argument_group(section or "settings", summary)
         if field.metadata["option"] is None:
             continue
         kind: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, **_kind(hints[field.name])}
