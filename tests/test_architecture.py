@@ -104,7 +104,7 @@ def test_the_architecture_page_names_every_file():
     tree = re.search(r"^projkern/\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert tree, "docs/architecture.md shows no tree of projkern/"
     named, folders = set(), ["projkern"]
-    for line in tree[1].splitlines():
+    for line in filter(None, tree[1].splitlines()):
         indent, names = len(line) - len(line.lstrip()), line.strip().split("  ")[0].split(" ")
         del folders[indent // 2 :]
         if names[0].endswith("/"):
