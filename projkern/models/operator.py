@@ -25,7 +25,8 @@ from .blocks import Affine, Factored, Layer, assemble, transformer
 from .decode import Decoder
 from .generators import DiagonalGenerator, TaskWeights, group_of, make_generator, project_factors
 from .generators.base import MLPGenerator, unstack
-from .gpt import GPT, LINEARS, GPTConfig, Tables, check_task, check_tokens
+from .gpt import GPT, check_task, check_tokens
+from .layout import LINEARS, GPTConfig, Tables
 
 
 class ProjectionOperator(nn.Module):

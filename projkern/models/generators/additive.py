@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
-from ..gpt import GPT, LINEARS
+from ..gpt import GPT
+from ..layout import LINEARS
 from .base import Generator, MLPGenerator, TaskWeights, unstack
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...kernels.projection import project_layers
 from ...utils.errors import InputError
-from ..gpt import GPT, LINEARS
+from ..gpt import GPT
+from ..layout import LINEARS
 from .base import MLPGenerator, TaskWeights
 
 STARTS = ("constant", "noise", "signs", "one-hot")

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
-from ..gpt import GPT, LINEARS
+from ..gpt import GPT
+from ..layout import LINEARS
 from .base import MLPGenerator, TaskWeights, unstack
 
 LARGEST_MAPS = 100_000_000

@@ -25,7 +25,7 @@ from ...utils.errors import InputError
 from ...utils.files import new_folder, read_object
 from ...utils.tensors import read_weights
 from .. import GPT, GPTConfig
-from ..gpt import LINEARS, Tables
+from ..layout import LINEARS, Tables
 from . import imagegpt
 from .card import model_card
 
