@@ -1,8 +1,8 @@
-"""The GPT that everything here is made of: source, baseline and projected model are this one function.
+"""The GPT: source, baseline and projected model are this one function.
 
 GPT-2 blocks with biases, learned positions and an untied head. Position 0 is a start slot: a learned vector,
-or Linear(t) in the conditional baseline (paper, Sec. 3.3.1), whose stronger forms are told t at every position
-and in every norm too; the logits at position i predict token i.
+or Linear(t) in the conditional baseline (paper, Sec. 3.3.1), whose stronger forms are conditioned on t at every
+position and in every norm too; the logits at position i predict token i.
 Each linear operator's weights are stacked over layers, (L, N, M), so that one call projects them all.
 """
 
@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from ..utils.errors import InputError
 from .blocks import Affine, Layer, assemble, norm, transformer
 from .decode import Decoder
-
-LINEARS = ("attn_qkv", "attn_out", "mlp_in", "mlp_out")
-"""The linear operators of a layer, in the order of every stacked or concatenated quantity."""
+from .layout import LINEARS
 
 CONDITIONINGS = ("first", "every", "norms")
-"""Where a conditional model is told t; each form has all of those before it."""
+"""Where a conditional model takes t; each form has all of those before it."""
 
 CONDITIONING_WIDTH = 64
 """Hidden units of the MLPs of t in the conditional baseline.
@@ -48,7 +46,7 @@ class GPTConfig:
         n_head: attention heads, each n_embd / n_head wide.
         dropout: rate on embeddings, attention and residual branches while training.
         task_dim: None, or the length of t: then the start slot holds Linear(t), and the model is conditional.
-        conditioning: where a conditional model is told t. "first": in the start slot alone, as the paper's. "every":
+        conditioning: where a conditional model takes t. "first": in the start slot alone, as the paper's. "every":
             an MLP of t is added to the embedding of every position too. "norms": and another gives the weight and
             bias of every norm as (1 + a(t)) · weight and bias + b(t). Both MLPs give zero at the start.
         t_mean: t enters a conditional model as (t - t_mean) / t_std.
@@ -88,8 +86,7 @@ class GPTConfig:
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """(outputs, inputs) of each linear operator of a layer."""
-        d = self.n_embd
-        return {"attn_qkv": (3 * d, d), "attn_out": (d, d), "mlp_in": (4 * d, d), "mlp_out": (d, 4 * d)}
+        return {name: linear.shape(self.n_embd) for name, linear in LINEARS.items()}
 
 
 class Tables(nn.Module):
@@ -134,18 +131,18 @@ class Tables(nn.Module):
         bias = torch.cat([self.norm_1_bias, self.norm_2_bias, self.final_norm_bias[None]])
         a, b = changes.unbind(1)
         # Under autocast a is of half precision, in which 1 + a would lose most of it.
-        made = list(map(Affine, (weight + weight * a).unbind(1), (bias + b).unbind(1)))
+        norms = list(map(Affine, (weight + weight * a).unbind(1), (bias + b).unbind(1)))
         layers = len(self.norm_1_weight)
-        return list(zip(made[:layers], made[layers:-1])), made[-1]
+        return list(zip(norms[:layers], norms[layers:-1])), norms[-1]
 
     def logits(self, x: Tensor, final_norm: Affine | None = None) -> Tensor:
-        """(..., d) -> (..., vocab_size). A final norm of (B, d), in place of its own, wants x (1, B·T, d)."""
+        """(..., d) -> (..., vocab_size). A final norm of (B, d), in place of its own, needs x (1, B·T, d)."""
         x = norm(x, final_norm or Affine(self.final_norm_weight, self.final_norm_bias))
         return F.linear(x, self.head)
 
 
 class Conditioning(nn.Module):
-    """What a conditional model is told beyond its start slot; at the start, nothing."""
+    """Where a conditional model takes t beside its start slot; initially this changes nothing."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -156,7 +153,7 @@ class Conditioning(nn.Module):
             self.norms = _zero_mlp(config.task_dim, math.prod(self._changes_shape))
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """t (B, task_dim) -> what every position adds (B, d), and the norms' changes (B, 2, 2L + 1, d) or None."""
+        """t (B, task_dim) -> the offset of every position (B, d), the norms' changes (B, 2, 2L + 1, d) or None."""
         changes = None if self.norms is None else self.norms(t).view(-1, *self._changes_shape)
         return self.offset(t), changes
 
@@ -182,9 +179,10 @@ class GPT(nn.Module):
         self.tables = Tables(config)
         self.weights = nn.ParameterDict()
         self.biases = nn.ParameterDict()
-        for name, (rows, cols) in config.linear_shapes().items():
+        for name, linear in LINEARS.items():
+            rows, cols = linear.shape(config.n_embd)
             # GPT-2's 0.02 at d = 768 is about half of 1 / sqrt(fan in); residual branches shrink with depth.
-            std = 0.5 / math.sqrt(cols) / (math.sqrt(2 * config.n_layer) if name.endswith("out") else 1)
+            std = 0.5 / math.sqrt(cols) / (math.sqrt(2 * config.n_layer) if linear.writes_stream else 1)
             self.weights[name] = nn.Parameter(torch.randn(config.n_layer, rows, cols) * std)
             self.biases[name] = nn.Parameter(torch.zeros(config.n_layer, rows))
         # Last, so that models of one seed start alike in all forms.
@@ -205,7 +203,7 @@ class GPT(nn.Module):
         """
         check_tokens(tokens, self.config)
         t = self._checked(t, len(tokens))
-        offset, layers, final_norm = self._told(t)
+        offset, layers, final_norm = self._conditioned(t)
         dropout = self.config.dropout if self.training else 0.0
         x = self.tables.embed(tokens, t)
         if offset is not None:
@@ -229,21 +227,21 @@ class GPT(nn.Module):
         t = self._checked(t, batch)
         with torch.no_grad():
             start = self.tables.start.expand(batch, -1) if t is None else self.tables.start_of_task(t)
-            offset, layers, final_norm = self._told(t)
+            offset, layers, final_norm = self._conditioned(t)
             return Decoder(self.tables, layers, self.config.n_head, start, offset=offset, final_norm=final_norm)
 
     def _checked(self, t: Tensor | None, batch: int) -> Tensor | None:
         """t as it enters the model."""
         if (t is None) != (self.config.task_dim is None):
-            wanted = "None" if self.config.task_dim is None else f"(B, {self.config.task_dim})"
-            raise InputError(f"t must be {wanted} for this model; it was {t if t is None else tuple(t.shape)}")
+            expected = "None" if self.config.task_dim is None else f"(B, {self.config.task_dim})"
+            raise InputError(f"t must be {expected} for this model; it was {t if t is None else tuple(t.shape)}")
         if t is None:
             return t
         check_task(t, batch, self.config.task_dim)
         return (t - self.config.t_mean) / self.config.t_std
 
-    def _told(self, t: Tensor | None) -> tuple[Tensor | None, list[Layer], Affine | None]:
-        """What every position adds (B, d), the layers, and the final norm; None where t does not change it."""
+    def _conditioned(self, t: Tensor | None) -> tuple[Tensor | None, list[Layer], Affine | None]:
+        """The offset of every position (B, d), the layers and the final norm; None where t does not change it."""
         if self.conditioning is None:
             return None, self._layers(self.tables.norms()), None
         offset, changes = self.conditioning(t)
@@ -277,10 +275,10 @@ class GPT(nn.Module):
         """
         from .huggingface import gpt2
 
-        read = gpt2.load(Path(folder))
-        for note in read.notes:
+        pretrained = gpt2.load(Path(folder))
+        for note in pretrained.notes:
             warnings.warn(note, stacklevel=2)
-        return read.model
+        return pretrained.model
 
     def _layers(self, norms: list[tuple[Affine, Affine]]) -> list[Layer]:
         linears = [
