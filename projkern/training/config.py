@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import typing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -88,7 +87,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OperatorConfig:
-    """What generates the small models. Settings without an option are arguments of the diagonal generator."""
+    """What generates the small models. Settings without an option are arguments of the diagonal generator alone."""
 
     scales: tuple[Fraction, ...] = setting((Fraction(1, 4),), "scales s of the small models")
     rank: int = setting(8, "inner width r of the weight generators")
@@ -232,12 +231,4 @@ class TrainConfig:
             scales = tuple(map(Fraction, given["scales"]))
         except (TypeError, ValueError, ZeroDivisionError):
             raise InputError(f"scales must be a list of fractions 1/g; it was {given['scales']}") from None
-        return _from_flat(given | {"scales": scales})
-
-
-def _from_flat(values: dict[str, Any]) -> TrainConfig:
-    hints = typing.get_type_hints(TrainConfig)
-    parts = {
-        section: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for section, kind in hints.items()
-    }
-    return TrainConfig(**parts)
+        return cls().replace(**given | {"scales": scales})

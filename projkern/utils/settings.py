@@ -97,26 +97,30 @@ def require_types(settings: Any) -> None:
         require(settings, name, isinstance(getattr(settings, name), kind), f"of type {getattr(hint, '__name__', hint)}")
 
 
-def add_options(to: argparse.ArgumentParser | argparse._ArgumentGroup, settings: Any) -> None:
-    """Add an option for each setting; the defaults that ``--help`` shows are those of the instance ``settings``.
+def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
+    """Add an option for each setting, a group for each section; ``--help`` shows the values in ``settings`` as defaults.
 
     What the user gives is read with ``given_options``; there are no defaults on the command line itself.
     """
-    values = flat(settings)
-    hints = _hints(settings)
-    for _, field in fields_of(settings):
+    values, hints = flat(settings), _hints(settings)
+    groups: dict[str | None, argparse._ArgumentGroup] = {}
+    for section, field in fields_of(settings):
+        if section not in groups:
+            owner = settings if section is None else getattr(settings, section)
+            summary = (owner.__doc__ or "").partition(".")[0]
+            groups[section] = parser.add_argument_group(section or "settings", summary)
         if field.metadata["option"] is None:
             continue
-        default, hint = values[field.name], hints[field.name]
-        kind: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, **_kind(hint)}
+        kind: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, **_kind(hints[field.name])}
         if field.metadata["metavar"] is not None:
             kind["metavar"] = field.metadata["metavar"]
+        default = values[field.name]
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        text = field.metadata["help"] + ("" if shown is None else f" (default: {shown})")
-        to.add_argument(_option(field), help=text, **kind)
+        text = field.metadata["help"] + ("" if shown is None else f" (default: {_rounded(shown)})")
+        groups[section].add_argument(_option(field), help=text, **kind)
         former = field.metadata["former"]
         if former is not None and _dashed(former) != _option(field):
-            to.add_argument(_dashed(former), help=argparse.SUPPRESS, **kind)
+            groups[section].add_argument(_dashed(former), help=argparse.SUPPRESS, **kind)
 
 
 def given_options(options: argparse.Namespace, settings: Any) -> dict[str, Any]:
@@ -147,6 +151,10 @@ def scale(text: str) -> Fraction:
 
 def _option(field: dataclasses.Field[Any]) -> str:
     return _dashed(field.metadata["option"] or field.name)
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _dashed(name: str) -> str:
