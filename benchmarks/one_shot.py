@@ -27,7 +27,7 @@ from torch import Tensor
 
 import projkern as pk
 from projkern.data.synthmnist import TASK_DIM
-from projkern.models.gpt import LINEARS
+from projkern.models.layout import LINEARS
 from projkern.models.operator import generate_weights
 
 from .compare import write_result

@@ -28,8 +28,8 @@ import projkern as pk
 from projkern.data.synthmnist import TASK_DIM
 from projkern.data.tasks import random_tasks
 from projkern.export.tasks import Maker, project_tasks, state_dicts
-from projkern.models.gpt import LINEARS
 from projkern.models.huggingface import gpt2
+from projkern.models.layout import LINEARS
 from projkern.models.operator import generate_weights
 from projkern.training.config import PRESETS
 from projkern.utils.device import keep_freed_memory

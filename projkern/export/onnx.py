@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from ..models import GPTConfig
 from ..models.blocks import Affine, assemble, transformer
-from ..models.gpt import LINEARS
 from ..models.huggingface.gpt2 import linear_names
+from ..models.layout import LINEARS
 from ..utils.errors import MissingDependency
 
 FILE = "model.onnx"

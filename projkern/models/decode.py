@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,7 @@ from torch import Tensor
 from ..utils.device import free_memory, wait_for
 from ..utils.errors import InputError
 from .blocks import Affine, Layer, linear, norm
-
-if TYPE_CHECKING:
-    from .gpt import Tables
+from .tables import Tables
 
 
 class Decoder:

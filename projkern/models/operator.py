@@ -25,8 +25,9 @@ from .blocks import Affine, Factored, Layer, assemble, transformer
 from .decode import Decoder
 from .generators import DiagonalGenerator, TaskWeights, group_of, make_generator, project_factors
 from .generators.base import MLPGenerator, unstack
-from .gpt import GPT, GPTConfig, Tables, check_task, check_tokens
-from .layout import LINEARS, NORMS
+from .gpt import GPT, check_task, check_tokens
+from .layout import LINEARS, NORMS, GPTConfig
+from .tables import Tables
 
 
 class ProjectionOperator(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..data import TASK_DIM
 from ..models.generators import GENERATORS, STARTS
-from ..models.gpt import CONDITIONINGS
+from ..models.layout import CONDITIONINGS
 from ..utils.errors import InputError
 from ..utils.settings import fields_of, flat, require, require_types, setting
 from ..utils.settings import replace as replace_settings

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from decoding import assert_same, decoded
 
 import projkern as pk
-from projkern.models.gpt import CONDITIONINGS, LINEARS
+from projkern.models.layout import CONDITIONINGS, LINEARS
 
 TASK_DIM = 3
 CONFIG = pk.GPTConfig(vocab_size=11, n_positions=9, n_embd=32, n_layer=2, n_head=2, task_dim=TASK_DIM)

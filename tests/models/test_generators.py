@@ -14,7 +14,7 @@ import projkern as pk
 from projkern.models import operator as operator_module
 from projkern.models.generators import GENERATORS, STARTS, count_parameters, make_generator, rank_for
 from projkern.models.generators.diagonal import DiagonalGenerator
-from projkern.models.gpt import LINEARS
+from projkern.models.layout import LINEARS
 from projkern.models.operator import generate_weights, project_and_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import projkern as pk
-from projkern.models.gpt import LINEARS
+from projkern.models.layout import LINEARS
 from projkern.models.operator import project_and_run
 
 CONFIG = pk.GPTConfig(vocab_size=11, n_positions=9, n_embd=32, n_layer=2, n_head=2)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ...utils.errors import InputError
-from ..gpt import GPT, GPTConfig
+from ..gpt import GPT
+from ..layout import GPTConfig
 from .additive import LinearGenerator, LowRankGenerator, ModularGenerator
 from .base import Generator, TaskWeights, group_of
 from .diagonal import STARTS, DiagonalGenerator, project_factors

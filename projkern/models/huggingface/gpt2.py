@@ -25,8 +25,8 @@ from ...utils.errors import InputError
 from ...utils.files import new_folder, read_object
 from ...utils.tensors import read_weights
 from .. import GPT, GPTConfig
-from ..gpt import Tables
 from ..layout import LINEARS, NORMS, Norm
+from ..tables import Tables
 from . import imagegpt
 from .card import model_card
 
