@@ -63,7 +63,7 @@ def project_tasks(
     Raises:
         FileExistsError: ``out`` holds such models already, and neither flag was given.
         FolderInUse: another process is writing to it.
-        ValueError: a t of another shape; ``out`` holds other files, or, with ``resume``, another job.
+        InputError: a t of another shape; ``out`` holds other files, or, with ``resume``, another job.
         WrongModel: a model failed its check. It is removed.
         OSError: something could not be written (a full disk, say); the models that are there are whole.
         MissingDependency: ``with_onnx`` without the packages that it needs.

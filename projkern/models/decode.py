@@ -79,7 +79,7 @@ class Decoder:
             (B, vocab_size) logits.
 
         Raises:
-            ValueError: tokens of another shape or dtype, None after the first step, or a step past the last position.
+            InputError: tokens of another shape or dtype, None after the first step, or a step past the last position.
         """
         if self.position == self.positions:
             raise InputError(f"step must be called {self.positions} times at most, once for each position")

@@ -89,7 +89,7 @@ class GPT(nn.Module):
             (B, T, vocab_size) logits; those at position i predict ``tokens[:, i]``.
 
         Raises:
-            ValueError: tokens of another shape, or a t where none is taken or the other way round.
+            InputError: tokens of another shape, or a t where none is taken or the other way round.
         """
         check_tokens(tokens, self.config)
         t = self._checked(t, len(tokens))
@@ -110,7 +110,7 @@ class GPT(nn.Module):
             t: (B, task_dim) for a conditional model, None for all others.
 
         Raises:
-            ValueError: no sequence, or a t where none is taken or the other way round.
+            InputError: no sequence, or a t where none is taken or the other way round.
         """
         if batch < 1:
             raise InputError(f"batch must be at least 1; it was {batch}")
@@ -145,7 +145,7 @@ class GPT(nn.Module):
 
         Raises:
             FileExistsError: the folder holds something already.
-            ValueError: a conditional model, or one of more than one type, for which that format has no place.
+            InputError: a conditional model, or one of more than one type, for which that format has no place.
         """
         from .huggingface import gpt2
 
@@ -161,7 +161,7 @@ class GPT(nn.Module):
             The model in evaluation mode, on the CPU.
 
         Raises:
-            ValueError: a folder without such a model, or what a ``GPT`` cannot represent.
+            InputError: a folder without such a model, or what a ``GPT`` cannot represent.
         """
         from .huggingface import gpt2
 

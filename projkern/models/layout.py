@@ -93,7 +93,7 @@ class GPTConfig:
         t_std: see ``t_mean``; above 0.
 
     Raises:
-        ValueError: a value out of its range, or "every" or "norms" without a ``task_dim``.
+        InputError: a value out of its range, or "every" or "norms" without a ``task_dim``.
     """
 
     vocab_size: int

@@ -49,7 +49,7 @@ class ProjectionOperator(nn.Module):
         options: of the kind. diagonal: ``start``, ``shared_inner``, ``tied``; low-rank: ``delta_rank``.
 
     Raises:
-        ValueError: a scale that is not one over an integer, or does not divide the width of each head; a conditional
+        InputError: a scale that is not one over an integer, or does not divide the width of each head; a conditional
             source; an unknown generator, or an option that is not its own; a source too large for the general one.
     """
 
@@ -158,7 +158,7 @@ class ProjectionOperator(nn.Module):
                 materialised.
 
         Raises:
-            ValueError: t of another shape, or a form that is unknown or that this generator does not have.
+            InputError: t of another shape, or a form that is unknown or that this generator does not have.
         """
         check_task(t, len(t), self.task_dim)
         if not len(t):

@@ -43,7 +43,7 @@ def sample(
         progress: show a progress bar.
 
     Raises:
-        ValueError: an argument out of its range, a decoder that has made steps, or one whose logits are no numbers.
+        InputError: an argument out of its range, a decoder that has made steps, or one whose logits are no numbers.
     """
     check_draws(temperature, top_k, top_p)
     if decoder.position:
@@ -84,7 +84,7 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None, top_p: 
 
 
 def check_draws(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise ValueError where one of them is out of its range."""
+    """Raise InputError where one of them is out of its range."""
     if not 0 <= temperature < float("inf"):
         raise InputError(f"temperature must be a number >= 0; it was {temperature}")
     if top_k is not None and top_k < 1:

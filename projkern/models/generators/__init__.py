@@ -50,7 +50,7 @@ def make_generator(kind: str, source: GPT, group: int, task_dim: int, rank: int,
     """A fresh generator.
 
     Raises:
-        ValueError: an unknown kind, an option that this kind does not have or a value that it does not take.
+        InputError: an unknown kind, an option that this kind does not have or a value that it does not take.
     """
     if kind not in GENERATORS:
         raise InputError(f"generator must be one of {', '.join(GENERATORS)}; it was {kind!r}")
@@ -90,7 +90,7 @@ def rank_for(
     """The rank r that brings a kind nearest to a number of parameters, as ``count_parameters`` counts them.
 
     Raises:
-        ValueError: no r up to 16,384 comes within 10 % of it.
+        InputError: no r up to 16,384 comes within 10 % of it.
     """
 
     def count(rank: int) -> int:

@@ -88,7 +88,7 @@ class LowRankGenerator(MLPGenerator):
         delta_rank: columns of L and rows of R: the rank of the change.
 
     Raises:
-        ValueError: a delta_rank below 1.
+        InputError: a delta_rank below 1.
     """
 
     options = ("delta_rank",)

@@ -36,7 +36,7 @@ class DiagonalGenerator(MLPGenerator):
             the source's width in all layers: both sides of the residual stream.
 
     Raises:
-        ValueError: an unknown start.
+        InputError: an unknown start.
     """
 
     options = ("start", "shared_inner", "tied")

@@ -30,7 +30,7 @@ class GeneralGenerator(MLPGenerator):
         rank: inner width r of the MLPs of p and q.
 
     Raises:
-        ValueError: a source so large that V, V^B and U hold more than ``LARGEST_MAPS`` numbers.
+        InputError: a source so large that V, V^B and U hold more than ``LARGEST_MAPS`` numbers.
     """
 
     def __init__(self, source: GPT, group: int, task_dim: int, rank: int) -> None:

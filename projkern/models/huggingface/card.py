@@ -58,7 +58,7 @@ def model_card(config: GPTConfig, parameters: int, provenance: dict[str, Any], i
     """
     head = _HEAD.format(
         parameters=parameters,
-        name=f", made for one task at s = {provenance['scale']}" if "t" in provenance else "",
+        name=f", generated for one task at s = {provenance['scale']}" if "t" in provenance else "",
         layers=config.n_layer,
         width=config.n_embd,
         heads=config.n_head,

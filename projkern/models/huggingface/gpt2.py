@@ -114,7 +114,7 @@ class Writer:
         palette: the colours of the tokens; they go into the folder as ImageGPT's image processor stores them.
 
     Raises:
-        ValueError: a conditional model, or a palette that does not fit the shape.
+        InputError: a conditional model, or a palette that does not fit the shape.
     """
 
     def __init__(self, config: GPTConfig, palette: Palette | None = None) -> None:
@@ -158,7 +158,7 @@ class Writer:
             provenance: the model's origin, for config.json and the card.
 
         Raises:
-            ValueError: tensors of more than one type, which a folder cannot declare.
+            InputError: tensors of more than one type, which a folder cannot declare.
             OSError: it cannot be written.
         """
         dtypes = {tensor.dtype for tensor in state.values()}
@@ -190,7 +190,7 @@ def save(model: GPT, folder: Path, palette: Palette | None = None) -> None:
 
     Raises:
         FileExistsError: the folder holds something already.
-        ValueError: a model that the format cannot represent.
+        InputError: a model that the format cannot represent.
         OSError: it cannot be written.
     """
     writer = Writer(model.config, palette)
