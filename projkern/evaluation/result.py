@@ -1,4 +1,4 @@
-"""All figures of a run's evaluation, as the JSON that its report is made from."""
+"""All figures of a run's evaluation, as the JSON that its report is written from."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def evaluate_run(
         What ``evaluation.json`` holds (docs/evaluation.md).
 
     Raises:
-        ValueError: too few images or more than there are, a component that there is not, or data that cannot be had.
+        InputError: too few images or more than there are, a component that there is not, or data that cannot be had.
         IncompleteRun: a model whose training has not ended.
     """
     if sweeps is None:

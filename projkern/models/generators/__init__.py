@@ -50,16 +50,16 @@ def make_generator(kind: str, source: GPT, group: int, task_dim: int, rank: int,
     """A fresh generator.
 
     Raises:
-        ValueError: an unknown kind, an option that this kind does not have or a value that it does not take.
+        InputError: an unknown kind, an option that this kind does not have or a value that it does not take.
     """
     if kind not in GENERATORS:
         raise InputError(f"generator must be one of {', '.join(GENERATORS)}; it was {kind!r}")
-    made = GENERATORS[kind]
+    generator = GENERATORS[kind]
     for name in options:
-        if name not in made.options:
-            taken = ", ".join(made.options) or "none"
-            raise InputError(f"options of the generator {kind!r} must be among its own ({taken}); one was {name!r}")
-    return made(source, group, task_dim, rank, **options)
+        if name not in generator.options:
+            known = ", ".join(generator.options) or "none"
+            raise InputError(f"options of the generator {kind!r} must be among its own ({known}); one was {name!r}")
+    return generator(source, group, task_dim, rank, **options)
 
 
 def count_parameters(
@@ -76,21 +76,21 @@ def count_parameters(
         options: of the kind.
 
     Raises:
-        ValueError: what no generator can be made of.
+        InputError: arguments that no generator takes.
     """
     with torch.device("meta"):
         group = group_of(scale, config.n_embd, config.n_head)
-        made = make_generator(kind, GPT(config), group, task_dim, rank, **options)
-    return sum(parameter.numel() for parameter in made.parameters())
+        generator = make_generator(kind, GPT(config), group, task_dim, rank, **options)
+    return sum(parameter.numel() for parameter in generator.parameters())
 
 
 def rank_for(
     kind: str, parameters: int, config: GPTConfig, scale: float | Fraction, task_dim: int, **options: Any
 ) -> int:
-    """The rank r with which a kind has nearest to so many parameters, as ``count_parameters`` counts them.
+    """The rank r that brings a kind nearest to a number of parameters, as ``count_parameters`` counts them.
 
     Raises:
-        ValueError: no r up to 16,384 comes within 10 % of it.
+        InputError: no r up to 16,384 comes within 10 % of it.
     """
 
     def count(rank: int) -> int:
@@ -101,7 +101,7 @@ def rank_for(
     rank = min(ranks, key=lambda r: (abs(count(r) - parameters), r))
     if abs(count(rank) - parameters) > NEAR * parameters:
         raise InputError(
-            f"parameters must be near what some rank gives a generator {kind!r}; the nearest to {parameters:,} "
+            f"parameters must be near those of a generator {kind!r} of some rank; the nearest to {parameters:,} "
             f"is {count(rank):,}, at rank {rank}"
         )
     return rank
