@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from projkern.data.tokens import TokenImages, read_settings, subset
-from projkern.tokenization.run import TokenizeConfig, run
-from projkern.utils.files import occupied
+from projkern.tokenization.config import TokenizeConfig
+from projkern.tokenization.run import run
+from projkern.utils.errors import InputError
+from projkern.utils.files import is_nonempty
 
 from .jobs import require_same
 from .measures import first_parts
@@ -30,11 +32,11 @@ def tokenised(folder: Path, config: TokenizeConfig | None) -> None:
     """Have tokenised images in a folder: made by ``config``, unless they are there; continued where they have begun.
 
     Raises:
-        ValueError: the folder holds others, or it holds none and nothing says what to make them of.
+        InputError: the folder holds others, or it holds none and nothing says what to make them of.
     """
-    if not occupied(folder):
+    if not is_nonempty(folder):
         if config is None:
-            raise ValueError("images and embeddings must be given: real images, and t of each (docs/tokenizing.md)")
+            raise InputError("images and embeddings must be given: real images, and t of each (docs/tokenizing.md)")
         run(folder, config)
         return
     if config is not None:
@@ -61,8 +63,8 @@ def parts(whole: Path) -> dict[str, Path]:
         if not (folders[rows] / "config.json").exists():  # it is written last
             shutil.rmtree(folders[rows], ignore_errors=True)
             subset(whole, folders[rows], keep[part].nonzero()[:, 0])
-        theirs, ours = ({"images": fingerprint(folder)} for folder in (folders[rows], whole))
-        require_same(str(folders[rows]), theirs, ours)
+        part_images, whole_images = ({"images": fingerprint(folder)} for folder in (folders[rows], whole))
+        require_same(str(folders[rows]), part_images, whole_images)
     return folders
 
 

@@ -9,13 +9,16 @@ from fractions import Fraction
 from typing import Any
 
 from projkern.models.generators import GENERATORS, count_parameters, rank_for
-from projkern.training.config import PLAIN, QUICK, SOURCE
+from projkern.models.names import SOURCE, Kind, ModelName
+from projkern.training.presets import PLAIN, QUICK
 from projkern.training.stages import gpt_config
+from projkern.utils.errors import InputError
 
 from .jobs import Job
 from .sizes import Size
 from .tangents import Tangents
 
+M_1 = str(SOURCE)
 SCALES = (Fraction(1, 2), Fraction(1, 4), Fraction(1, 8))
 RANKS = {Fraction(1, 2): (8, 16), Fraction(1, 4): (8, 16, 32)}
 """Inner widths r for the sources of Table 3; for M_1 it is Table 1's."""
@@ -37,32 +40,33 @@ class Plan:
     Args:
         size: shapes and schedules.
         changes: settings that the data and the machine bring.
-        folders: what stored results tell in place of the settings that name folders.
+        shown: what stored results say in place of settings that belong to this machine, such as folders.
         prefix: of the names of jobs, another one for each data set.
     """
 
-    def __init__(self, size: Size, changes: dict[str, Any], folders: dict[str, str], prefix: str = "") -> None:
-        self.size, self.folders, self.prefix = size, folders, prefix
-        self.base = dataclasses.replace(size.base, **changes)
+    def __init__(self, size: Size, changes: dict[str, Any], shown: dict[str, str], prefix: str = "") -> None:
+        self.size, self.shown, self.prefix = size, shown, prefix
+        self.base = size.base.replace(**changes)
 
-    def job(self, name: str, stage: str, seed: int, source: Job | None = None, **changes: Any) -> Job:
+    def job(self, name: str, stage: ModelName, seed: int, source: Job | None = None, **changes: Any) -> Job:
         """One training of a stage as ``training/stages.py`` names it."""
-        config = dataclasses.replace(self.base, **{"seed": seed, **self.rates(name, stage), **changes})
-        return Job(f"{self.prefix}{_folder(name)}/seed-{seed}", stage, config, source, self.folders)
+        config = self.base.replace(**{"seed": seed, **self.rates(name, stage), **changes})
+        return Job(f"{self.prefix}{_folder(name)}/seed-{seed}", stage, config, source, self.shown)
 
-    def rates(self, name: str, stage: str) -> dict[str, float]:
+    def rates(self, name: str, stage: ModelName) -> dict[str, float]:
         """The learning rates of a training: its own, or those of its stage."""
         known = self.size.rates
-        return known.get(name.removesuffix(ALL_STEPS)) or known.get(stage.replace("~_", "_"), {})
+        plain = ModelName(Kind.UNCONDITIONAL, stage.scale) if stage.is_conditional else stage
+        return known.get(name.removesuffix(ALL_STEPS)) or known.get(str(plain), {})
 
     def source(self, seed: int) -> Job:
         """The pretrained M_1."""
-        return self.job(SOURCE, SOURCE, seed)
+        return self.job(M_1, SOURCE, seed)
 
     def projected(self, seed: int, scale: Fraction, name: str | None = None, **changes: Any) -> Job:
         """P_s, from the pretrained M_1."""
-        stage = f"P_{scale}"
-        return self.job(name or stage, stage, seed, self.source(seed), **{"scales": (scale,), **changes})
+        stage = ModelName(Kind.PROJECTED, scale)
+        return self.job(name or str(stage), stage, seed, self.source(seed), **{"scales": (scale,), **changes})
 
     def brief(self, seed: int, name: str = "plain", **changes: Any) -> Job:
         """P_s for a comparison of generators or recipes."""
@@ -70,79 +74,88 @@ class Plan:
 
     def all_steps(self) -> dict[str, int]:
         """For a baseline that sees as many batches as a projected model and its source together."""
-        return {"source_steps": 0, "steps": self.base.source_steps + self.base.steps}
+        schedule = self.base.schedule
+        return {"source_steps": 0, "steps": schedule.source_steps + schedule.steps}
 
 
 def _folder(name: str) -> str:
     return re.sub(r"[^\w=.~-]+", "-", name)
 
 
+def _conditional(scale: Fraction) -> ModelName:
+    return ModelName(Kind.CONDITIONAL, scale)
+
+
 def table1(plan: Plan, seed: int) -> Rows:
     """Table 1: source, baselines, projected models, and those of all sizes on one source; and stronger baselines."""
 
-    def row(label: str, stage: str, **changes: Any) -> tuple[str, Job]:
-        return label, plan.job(label, stage, seed, **changes)
+    def row(stage: ModelName, variant: str = "", **changes: Any) -> tuple[str, Job]:
+        return f"{stage}{variant}", plan.job(f"{stage}{variant}", stage, seed, **changes)
 
     all_steps: dict[str, Any] = plan.all_steps()
-    yield SOURCE, plan.source(seed)
+    yield row(SOURCE)
     for s in SCALES:
         yield f"P_{s}", plan.projected(seed, s)
-        yield row(f"M~_{s}", f"M~_{s}")
-    yield "P~", plan.job("P~", "P~", seed, plan.source(seed), scales=SCALES, joint=True)
+        yield row(_conditional(s))
+    yield row(ModelName(Kind.JOINT), source=plan.source(seed), scales=SCALES, joint=True)
     for s in SCALES:
-        yield row(f"M_{s}", f"M_{s}")
-    yield row("M~_1", "M~_1", small_lr=plan.size.rates[SOURCE]["source_lr"])
+        yield row(ModelName(Kind.UNCONDITIONAL, s))
+    yield row(_conditional(Fraction(1)), small_lr=plan.size.rates[M_1]["source_lr"])
     for s in SCALES:
-        yield row(f"M~_{s}{ALL_STEPS}", f"M~_{s}", **all_steps)
-        yield row(f"M~_{s}, norms", f"M~_{s}", conditioning="norms")
-        yield row(f"M~_{s}, norms{ALL_STEPS}", f"M~_{s}", conditioning="norms", **all_steps)
-        yield row(f"M~_{s}, every position", f"M~_{s}", conditioning="every")
-    yield row(f"{SOURCE}{ALL_STEPS}", SOURCE, source_steps=all_steps["steps"])
+        yield row(_conditional(s), ALL_STEPS, **all_steps)
+        yield row(_conditional(s), ", norms", conditioning="norms")
+        yield row(_conditional(s), f", norms{ALL_STEPS}", conditioning="norms", **all_steps)
+        yield row(_conditional(s), ", every position", conditioning="every")
+    yield row(SOURCE, ALL_STEPS, source_steps=all_steps["steps"])
     yield from _default_recipe(plan, seed)
 
 
 def _default_recipe(plan: Plan, seed: int) -> Rows:
-    """P_s by what the package does where nobody says otherwise, t as the data bring it."""
-    recipe = {name: getattr(QUICK, name) for name in PLAIN if plan.base.data is None or name not in ("t_mean", "t_std")}
+    """P_s by the package's defaults, t normalised as the data ask for it."""
+    from_data = ("t_mean", "t_std") if plan.base.data.folder is not None else ()
+    recipe = {name: value for name, value in QUICK.flat().items() if name in PLAIN and name not in from_data}
     for s in SCALES:
         label = f"P_{s}, default recipe"
         yield label, plan.projected(seed, s, label, **recipe)
 
 
 def figure4(plan: Plan, seed: int) -> Rows:
-    """Figure 4: those models of Table 1 that are told t, which are measured against t_scale."""
-    yield from ((label, job) for label, job in table1(plan, seed) if job.stage.startswith(("P", "M~")))
+    """Figure 4: those models of Table 1 that depend on t, which are measured against t_scale."""
+    rows = table1(plan, seed)
+    yield from ((label, job) for label, job in rows if job.stage.is_projected or job.stage.is_conditional)
 
 
 def table2(plan: Plan, seed: int) -> Rows:
     """Table 2: the same on tokenised images, with an encoder's embedding as t."""
-    yield SOURCE, plan.source(seed)
+    yield M_1, plan.source(seed)
     for s in SCALES:
         yield f"P_{s}", plan.projected(seed, s)
-        yield f"M~_{s}", plan.job(f"M~_{s}", f"M~_{s}", seed)
-    yield "M~_1", plan.job("M~_1", "M~_1", seed, small_lr=plan.size.rates[SOURCE]["source_lr"])
+        yield f"M~_{s}", plan.job(f"M~_{s}", _conditional(s), seed)
+    yield "M~_1", plan.job("M~_1", _conditional(Fraction(1)), seed, small_lr=plan.size.rates[M_1]["source_lr"])
     for s in SCALES:
-        yield f"M~_{s}{ALL_STEPS}", plan.job(f"M~_{s}{ALL_STEPS}", f"M~_{s}", seed, None, **plan.all_steps())
+        label = f"M~_{s}{ALL_STEPS}"
+        yield label, plan.job(label, _conditional(s), seed, None, **plan.all_steps())
     yield from _default_recipe(plan, seed)
 
 
 def table3(plan: Plan, seed: int) -> Rows:
     """Table 3: smaller sources, with more parameters in the operator in return."""
     for s in SCALES[1:]:
-        yield f"P_{s} from M_1, r = {plan.base.rank}", plan.projected(seed, s)
-        for of, ranks in RANKS.items():
-            if s == of:
+        yield f"P_{s} from M_1, r = {plan.base.operator.rank}", plan.projected(seed, s)
+        for source_scale, ranks in RANKS.items():
+            if s == source_scale:
                 continue
-            width: dict[str, Any] = {"n_embd": int(plan.base.n_embd * of)}
-            lr = plan.size.rates[f"M_{of}"]["small_lr"]
-            source = plan.job(f"source M_{of}", SOURCE, seed, **width, source_lr=lr)
+            width: dict[str, Any] = {"n_embd": int(plan.base.model.n_embd * source_scale)}
+            lr = plan.size.rates[f"M_{source_scale}"]["small_lr"]
+            source = plan.job(f"source M_{source_scale}", SOURCE, seed, **width, source_lr=lr)
             rates = plan.size.rates[f"P_{s}"]
             # A smaller source takes a higher rate, when it is tuned no less than when it was pretrained.
-            rates = rates | {"tuning_lr": lr * rates["tuning_lr"] / plan.size.rates[SOURCE]["source_lr"]}
+            rates = rates | {"tuning_lr": lr * rates["tuning_lr"] / plan.size.rates[M_1]["source_lr"]}
             for rank in ranks:
-                label = f"P_{s} from M_{of}, r = {rank}"
-                changes = {**rates, **width, "scales": (s / of,), "rank": rank}
-                yield label, plan.job(label, f"P_{s / of}", seed, source, **changes)
+                label = f"P_{s} from M_{source_scale}, r = {rank}"
+                stage = ModelName(Kind.PROJECTED, s / source_scale)
+                changes = {**rates, **width, "scales": (stage.scale,), "rank": rank}
+                yield label, plan.job(label, stage, seed, source, **changes)
 
 
 def table4(plans: dict[str, Plan], seed: int) -> Rows:
@@ -168,21 +181,22 @@ def generators(plan: Plan, seed: int) -> Rows:
         elif (rank := _equal_rank(plan, kind)) is not None:
             rates = plan.size.rates.get(f"generator {kind}", {})
             yield kind, plan.brief(seed, f"generator {kind}", generator=kind, rank=rank, **rates)
-    steps = plan.base.source_steps + plan.size.brief
-    base = plan.job("local tangent", f"M_{BRIEF_SCALE}", seed, source_steps=0, steps=steps)
+    steps = plan.base.schedule.source_steps + plan.size.brief
+    stage = ModelName(Kind.UNCONDITIONAL, BRIEF_SCALE)
+    base = plan.job("local tangent", stage, seed, source_steps=0, steps=steps)
     yield "local tangent", dataclasses.replace(base, tangents=Tangents())
 
 
 def _equal_rank(plan: Plan, kind: str) -> int | None:
     """The rank with the paper's number of parameters, or 1 where none comes near; None where the kind is refused."""
-    shape = gpt_config(plan.base, Fraction(1)), BRIEF_SCALE, plan.base.task_dim
+    shape = gpt_config(plan.base, Fraction(1)), BRIEF_SCALE, plan.base.data.task_dim
     try:
         count_parameters(kind, *shape, 1)
-    except ValueError:
+    except InputError:
         return None
     try:
-        return rank_for(kind, count_parameters("diagonal", *shape, plan.base.rank), *shape)
-    except ValueError:  # a kind whose size is fixed, or starts above it: the table shows its parameters
+        return rank_for(kind, count_parameters("diagonal", *shape, plan.base.operator.rank), *shape)
+    except InputError:  # a kind whose size is fixed, or starts above it: the table shows its parameters
         return 1
 
 
@@ -202,8 +216,8 @@ def _around(values: dict[str, Any], *factors: float) -> Iterator[tuple[str, dict
 
 def _baseline_rates(plan: Plan, seed: int, form: str, conditioning: str) -> Rows:
     for s in SCALES:
-        model = f"M~_{s}"
-        for how, changes in _around(plan.rates(model + form, model), 0.5, 2):
+        model = _conditional(s)
+        for how, changes in _around(plan.rates(f"{model}{form}", model), 0.5, 2):
             label = f"{model}{form}, {how}"
             yield label, plan.job(label, model, seed, conditioning=conditioning, **changes)
 
@@ -211,8 +225,8 @@ def _baseline_rates(plan: Plan, seed: int, form: str, conditioning: str) -> Rows
 def token_rates(plan: Plan, seed: int) -> Rows:
     """Learning rates: those of the size and others around them, on a seed that no table uses."""
     seed += RATES_SEED
-    for how, changes in _around(plan.size.rates[SOURCE], 0.5, 2):
-        yield f"{SOURCE}, {how}", plan.job(f"{SOURCE}, {how}", SOURCE, seed, **changes)
+    for how, changes in _around(plan.size.rates[M_1], 0.5, 2):
+        yield f"{M_1}, {how}", plan.job(f"{M_1}, {how}", SOURCE, seed, **changes)
     yield from _baseline_rates(plan, seed, "", "first")
     for how, changes in _around(plan.size.rates[f"P_{BRIEF_SCALE}"], 0.5, 2):
         label = f"P_{BRIEF_SCALE}, {how}"
@@ -236,16 +250,17 @@ def rates(plan: Plan, seed: int) -> Rows:
 def lengths(plan: Plan, seed: int) -> Rows:
     """Table 1's models after shorter and longer trainings, the source's and their own."""
     for factor in LENGTHS:
-        steps = {name: int(getattr(plan.base, name) * factor) for name in ("source_steps", "steps")}
-        told = "" if factor == 1 else f", {steps['steps']} steps"
-        source = plan.job(SOURCE + told, SOURCE, seed, None, **steps)
-        yield f"{SOURCE}, {steps['source_steps']} steps", source
+        schedule = plan.base.schedule
+        steps = {"source_steps": int(schedule.source_steps * factor), "steps": int(schedule.steps * factor)}
+        variant = "" if factor == 1 else f", {steps['steps']} steps"
+        source = plan.job(f"{M_1}{variant}", SOURCE, seed, None, **steps)
+        yield f"{M_1}, {steps['source_steps']} steps", source
         for s in SCALES:
-            model = f"M~_{s}"
-            yield f"{model}, {steps['steps']} steps", plan.job(model + told, model, seed, None, **steps)
+            model = _conditional(s)
+            yield f"{model}, {steps['steps']} steps", plan.job(f"{model}{variant}", model, seed, None, **steps)
         for s in SCALES[1:]:
-            model = f"P_{s}"
-            job = plan.job(model + told, model, seed, source, scales=(s,), **steps)
+            model = ModelName(Kind.PROJECTED, s)
+            job = plan.job(f"{model}{variant}", model, seed, source, scales=(s,), **steps)
             yield f"{model}, {steps['steps']} steps", job
 
 

@@ -24,7 +24,7 @@ from projkern.training.loop import forward_backward_step, make_optimizer
 from projkern.training.stages import Stage
 from projkern.utils.device import wait_for
 
-from .results import PARTS
+from .documents import PARTS
 
 WARM_UP, STEPS = 3, 12
 
@@ -57,14 +57,14 @@ def seconds_of_parts(
     out of "backward".
     """
     stage = make()
-    optimizer = make_optimizer(stage, config)
+    optimizer = make_optimizer(stage, config.schedule)
     device = next(stage.module.parameters()).device
     stage.module.train()
 
     def step(k: int) -> None:
         with record_function("data"):
             tokens, t = data.batch(k)
-        forward_backward_step(stage, tokens, t, optimizer, dtype, config.clip)
+        forward_backward_step(stage, tokens, t, optimizer, dtype, config.schedule.clip)
         wait_for(device)
 
     for k in range(WARM_UP):

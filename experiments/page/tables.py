@@ -1,4 +1,4 @@
-"""Tables, figures and verdicts as the page writes them."""
+"""Losses, differences and claims as the page writes them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from projkern.models.names import with_tildes
+from projkern.utils.markdown import table
 
 from .statistics import Difference, Spread, difference, spread
 
@@ -17,20 +18,14 @@ Models = Mapping[int, Mapping[str, Any]]
 """A model's stored figures, by seed; empty where it was not run."""
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table, its first column to the left and the others to the right."""
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def spread_of(models: Models) -> Spread:
     """Of the losses over seeds."""
     return spread([model["loss"] for model in models.values()])
 
 
-def mean_and_deviation(of: Spread, digits: int = 3) -> str:
-    deviation = "" if of.deviation is None else f" ± {of.deviation:.{digits}f}"
-    return f"{of.mean:.{digits}f}{deviation}"
+def mean_and_deviation(spread: Spread, digits: int = 3) -> str:
+    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.{digits}f}"
+    return f"{spread.mean:.{digits}f}{deviation}"
 
 
 def seeds(count: int) -> str:
@@ -38,26 +33,26 @@ def seeds(count: int) -> str:
 
 
 def range_of(models: Models) -> str:
-    of = spread_of(models)
-    shown = f"{of.low:.3f}" if of.seeds == 1 else f"{of.low:.3f} to {of.high:.3f}"
-    return f"{shown} ({seeds(of.seeds)})"
+    losses = spread_of(models)
+    shown = f"{losses.low:.3f}" if losses.seeds == 1 else f"{losses.low:.3f} to {losses.high:.3f}"
+    return f"{shown} ({seeds(losses.seeds)})"
 
 
-def interval(of: Difference, digits: int = 3) -> str:
+def interval(gap: Difference, digits: int = 3) -> str:
     """A difference and its interval, with what that leaves out."""
-    low, high = of.interval
-    alone = "" if of.over_seeds else ", images alone"
-    return f"{of.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}{alone}]"
+    low, high = gap.interval
+    scope = "" if gap.over_seeds else ", images alone"
+    return f"{gap.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}{scope}]"
 
 
-def marked_difference(ours: Models, theirs: Models) -> str:
-    """Ours minus theirs: bold if ours is lower beyond noise, italic if it is higher."""
-    if not ours or not theirs:
+def marked_difference(models: Models, rivals: Models) -> str:
+    """Of a model's loss and a rival's: bold if the model's is lower beyond noise, italic if it is higher."""
+    if not models or not rivals:
         return NOT_RUN
-    found = difference(ours, theirs)
-    low, high = found.interval
-    mark = "" if not found.over_seeds else "**" if high < 0 else "*" if low > 0 else ""
-    return f"{mark}{interval(found)}{mark}"
+    gap = difference(models, rivals)
+    low, high = gap.interval
+    mark = "" if not gap.over_seeds else "**" if high < 0 else "*" if low > 0 else ""
+    return f"{mark}{interval(gap)}{mark}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class Cell:
 
     Args:
         name: of the line.
-        models: ours.
+        models: those of this project.
         paper: the paper's loss; None where it has none.
         base: name of the line that losses are also divided by.
     """
@@ -87,15 +82,15 @@ def losses_table(cells: Sequence[Cell], over: str, digits: int = 3) -> str:
         paper_over = f"{cell.paper / base.paper:.3f}" if cell.paper and base and base.paper else ""
         if not cell.models:
             return [with_tildes(cell.name), "", NOT_RUN, "", paper, "", "", paper_over]
-        ours = spread_of(cell.models)
+        losses = spread_of(cell.models)
         return [
             with_tildes(cell.name),
             f"{next(iter(cell.models.values()))['parameters']:,}",
-            mean_and_deviation(ours, digits),
+            mean_and_deviation(losses, digits),
             " ".join(f"{model['loss']:.{digits}f}" for _, model in sorted(cell.models.items())),
             paper,
-            f"{ours.mean / cell.paper:.2f}" if cell.paper else "",
-            f"{ours.mean / spread_of(base.models).mean:.3f}" if base and base.models else "",
+            f"{losses.mean / cell.paper:.2f}" if cell.paper else "",
+            f"{losses.mean / spread_of(base.models).mean:.3f}" if base and base.models else "",
             paper_over,
         ]
 
@@ -113,12 +108,11 @@ class Claim:
 
 
 def claims_table(claims: Iterable[Claim]) -> str:
-    lines = ["| claim | verdict | figures |", "|---|---|---|"]
-    lines += [f"| {c.statement} | **{c.verdict}** | {c.evidence} |" for c in claims]
-    return "\n".join(lines)
+    rows = ([claim.statement, f"**{claim.verdict}**", claim.evidence] for claim in claims)
+    return table(["claim", "verdict", "figures"], rows, left=3)
 
 
-def apart(statement: str, low: Models, high: Models) -> Claim:
+def clearly_below(statement: str, low: Models, high: Models) -> Claim:
     """That one model is below another by more than their ranges over seeds; the interval, if images allow one, tells
     how sure that is."""
     if not low or not high:
@@ -131,23 +125,23 @@ def apart(statement: str, low: Models, high: Models) -> Claim:
         return Claim(statement, "fails", evidence)
     if not all("by_image" in model for model in (*low.values(), *high.values())):
         return Claim(statement, "holds", evidence)
-    found = difference(low, high)
-    return Claim(statement, sign_verdict(found), f"{evidence}: {interval(found)}")
+    gap = difference(low, high)
+    return Claim(statement, sign_verdict(gap), f"{evidence}: {interval(gap)}")
 
 
 def not_above(statement: str, low: Models, high: Models, digits: int = 3) -> Claim:
     """That one model is at or below another; the interval of the difference tells how sure that is."""
     if not low or not high:
         return Claim(statement, NOT_RUN)
-    found = difference(low, high)
+    gap = difference(low, high)
     a, b = (f"{spread_of(models).mean:.{digits}f}" for models in (low, high))
-    return Claim(statement, sign_verdict(found), f"{a} against {b}: {interval(found, digits)}")
+    return Claim(statement, sign_verdict(gap), f"{a} against {b}: {interval(gap, digits)}")
 
 
-def sign_verdict(of: Difference) -> str:
+def sign_verdict(gap: Difference) -> str:
     """Whether a difference that ought to be at or below zero is, and whether its interval leaves that open."""
-    if not of.over_seeds:
+    if not gap.over_seeds:
         return ONE_SEED
-    low, high = of.interval
-    sure = high < 0 if of.mean <= 0 else low > 0
-    return ("holds" if of.mean <= 0 else "fails") + ("" if sure else ", within noise")
+    low, high = gap.interval
+    is_sure = high < 0 if gap.mean <= 0 else low > 0
+    return ("holds" if gap.mean <= 0 else "fails") + ("" if is_sure else ", within noise")
