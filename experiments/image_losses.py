@@ -41,7 +41,7 @@ def take_out(results: dict[str, Any], masks: Masks) -> tuple[dict[str, Any], dic
     def name(losses: list[float], whole: list[float] | None, part: str) -> str:
         if whole is not None and part in masks and losses == _select(whole, masks[part]):
             return part
-        units = np.rint(np.asarray(losses, float) * 10**DECIMALS).astype("<i4")
+        units = np.rint(np.nan_to_num(losses) * 10**DECIMALS).astype("<i4")
         if _losses(units) != losses:
             raise InputError(f"by_image must have {DECIMALS} decimals; it was {losses[:3]} and so on")
         key = hashlib.blake2b(units.tobytes(), digest_size=8).hexdigest()

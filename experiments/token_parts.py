@@ -36,7 +36,7 @@ def tokenised(folder: Path, config: TokenizeConfig | None) -> None:
     """
     if not is_nonempty(folder):
         if config is None:
-            raise InputError("images and embeddings must be given: real images, and t of each (docs/tokenizing.md)")
+            raise InputError("collections and embeddings must be given: images, and t of each (docs/tokenizing.md)")
         run(folder, config)
         return
     if config is not None:

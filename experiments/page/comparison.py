@@ -76,7 +76,7 @@ def weak_baselines(document: Document) -> list[str]:
         return []
     return [
         f"**Beware:** no better than what they should beat are {'; '.join(weak)}. They did not train well at their "
-        "learning rate and length, and what is claimed or read off against them proves little."
+        "learning rate and length, so claims and equivalent sizes that rest on them prove little."
     ]
 
 

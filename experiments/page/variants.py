@@ -66,7 +66,7 @@ def _local_tangent(document: Document) -> str:
     left = [norms[-1] / norms[0] for model in models.values() for norms in model["residuals"]]
     return (
         "The local tangent (Eq. 3) is no generator: it is one step from an unconditional M_1/4, its base, which was "
-        "trained for as many steps as P_1/4 and its source together. It is made for one task at a time, from "
+        "trained for as many steps as P_1/4 and its source together. It is computed for one task at a time, from "
         f"{how['training_images']} images of that task in {seconds:.0f} seconds, which the costs below leave out. Its "
         f"loss is of {how['images']} images of each of {how['tasks']} held-out tasks, not of the other lines' "
         f"{settings['eval_images']:,} images of a task each, so only its base is set beside it: {same} on its images, "

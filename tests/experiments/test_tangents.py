@@ -7,21 +7,22 @@ from fractions import Fraction
 import pytest
 import torch
 
-from experiments import cost, tangents
-from experiments.experiments import Plan, generators
+from experiments import step_cost, tangents
 from experiments.jobs import run_job
+from experiments.plans import Plan, generators
 from experiments.sizes import MINI
 from experiments.tangents import Tangents, measure_tangents
 from projkern.models import GPT
 from projkern.training.data import open_data
-from projkern.training.loop import Interrupted
-from projkern.training.stages import gpt_config, nats_per_token
+from projkern.training.losses import nats_per_token
+from projkern.training.stages import gpt_config
+from projkern.utils.command import Interrupted
 
 HOW = Tangents(
     tasks=3, images=6, training_images=16, iterations=3, other_tasks=2, dampings=(1.0, 1e4), radii=(0.0, 0.5)
 )
-TINY = {"image_size": 4, "colors": 8, "n_layer": 1, "n_embd": 32, "batch_size": 8, "warmup": 1, "eval_images": 4}
-CONFIG = dataclasses.replace(MINI.base, **TINY, source_steps=0, steps=4, device="cpu")
+TINY = {"side": 4, "vocab_size": 8, "n_layer": 1, "n_embd": 32, "batch_size": 8, "warmup": 1, "eval_images": 4}
+CONFIG = MINI.base.replace(**TINY, source_steps=0, steps=4, device="cpu")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -102,12 +103,12 @@ def test_stops_between_tasks(model, streams):
 
 
 def test_the_job(tmp_path, monkeypatch):
-    monkeypatch.setattr(cost, "WARM_UP", 1)
-    monkeypatch.setattr(cost, "STEPS", 1)
-    size = dataclasses.replace(MINI, base=dataclasses.replace(CONFIG, source_steps=3), brief=2)
+    monkeypatch.setattr(step_cost, "WARM_UP", 1)
+    monkeypatch.setattr(step_cost, "STEPS", 1)
+    size = dataclasses.replace(MINI, base=CONFIG.replace(source_steps=3), brief=2)
     rows = dict(generators(Plan(size, {}, {}), seed=1))
     job = dataclasses.replace(rows["local tangent"], tangents=HOW)
-    assert job.settings()["tangents"]["radii"] == [0.0, 0.5] and job.stage == "M_1/4" and job.steps == 5
+    assert job.settings()["tangents"]["radii"] == [0.0, 0.5] and str(job.stage) == "M_1/4" and job.steps == 5
     assert all("tangents" not in rows[label].settings() for label in rows if label != "local tangent")
     result = run_job(tmp_path, job, lambda step: False)
     (row,) = result["models"].values()

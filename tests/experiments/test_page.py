@@ -1,4 +1,4 @@
-"""The ledger: stored results -> docs/reproduction.md. All results here are made up."""
+"""The page: stored results -> docs/reproduction.md. Results here are invented, but for those of the checkout."""
 
 import dataclasses
 import json
@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.experiments import ON_TOKENS
+from experiments.documents import EXPERIMENTS, PARTS, SIZES, labels, models_of, read_experiment, read_results
 from experiments.page import paper
 from experiments.page.figures import fingerprint
 from experiments.page.further import SPLITS, picture
-from experiments.page.ledger import TITLES, render, write_page
+from experiments.page.render import render, write_page
 from experiments.page.statistics import difference, equivalent_size_over_seeds, spread
-from experiments.results import EXPERIMENTS, PARTS, SIZES, labels, models_of, read_experiment, read_results
-from projkern.training.config import BEFORE, QUICK
+from experiments.page.words import title
+from experiments.plans import ON_TOKENS
+from experiments.settings import as_json, complete
+from projkern.training.presets import QUICK
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
+RESULTS, PAGE = ROOT / "experiments" / "results", ROOT / "docs" / "reproduction.md"
 PARAMETERS = paper.PARAMETERS
 IMAGES = np.random.default_rng(0).normal(0, 0.3, 64)  # what makes an image hard, for every model
 
@@ -38,13 +41,11 @@ def model(loss, parameters=400, noise=0.0, **more):
 
 
 def result(label, seed, models, **settings):
-    stage = label.partition(",")[0] if label[0] in "MP" else "P_1/2"
+    stage = label.partition(",")[0].partition(" ")[0] if label[0] in "MP" else "P_1/2"
     return {
         "label": label,
         "seed": seed,
-        "settings": QUICK.to_json()
-        | {"seed": seed, "mnist": "MNIST", "stage": stage}
-        | settings,
+        "settings": as_json(QUICK) | {"seed": seed, "mnist": "MNIST", "stage": stage} | settings,
         "models": models,
         "steps": 1000,
         "images": 8000,
@@ -84,10 +85,10 @@ def table1(losses=paper.TABLE_1, seeds=3, step=0.01):
 
 
 def page(*documents):
-    found = {}
+    results = {}
     for one in documents:
-        found.setdefault(one["size"], {})[one["experiment"]] = one
-    return render(found)
+        results.setdefault(one["size"], {})[one["experiment"]] = one
+    return render(results)
 
 
 def line(text, start):
@@ -107,8 +108,7 @@ def verdict(text, statement):
 
 
 def test_spread():
-    found = spread([1.0, 2.0, 3.0])
-    assert dataclasses.astuple(found) == (2.0, 1.0, 1.0, 3.0, 3)
+    assert dataclasses.astuple(spread([1.0, 2.0, 3.0])) == (2.0, 1.0, 1.0, 3.0, 3)
     assert spread([1.0]).deviation is None
 
 
@@ -117,22 +117,22 @@ def test_difference_pairs_images_and_seeds():
     stats = pytest.importorskip("scipy.stats")
     a, b = ({s: model(loss + 0.1 * s) for s in range(3)} for loss in (1.0, 1.5))
     a[0] = model(1.03)  # the seeds' differences are -0.47, -0.5, -0.5; no noise of images
-    found = difference(a, b)
+    gap = difference(a, b)
     expected = stats.ttest_1samp([-0.47, -0.5, -0.5], 0).confidence_interval()
-    assert found.over_seeds and found.interval == pytest.approx((expected.low, expected.high), abs=1e-4)
+    assert gap.over_seeds and gap.interval == pytest.approx((expected.low, expected.high), abs=1e-4)
     a, b = {0: model(1.0, noise=0.2)}, {0: model(1.5)}
-    found = difference(a, b)
-    apart = np.subtract(a[0]["by_image"], b[0]["by_image"])
-    expected = stats.ttest_1samp(apart, 0).confidence_interval()
-    assert not found.over_seeds and found.interval == pytest.approx((expected.low, expected.high))
+    gap = difference(a, b)
+    by_image = np.subtract(a[0]["by_image"], b[0]["by_image"])
+    expected = stats.ttest_1samp(by_image, 0).confidence_interval()
+    assert not gap.over_seeds and gap.interval == pytest.approx((expected.low, expected.high))
 
 
 def test_difference_of_other_seeds_takes_their_noise():
     stats = pytest.importorskip("scipy.stats")
     a, b = {s: model(1 + 0.1 * s) for s in range(4)}, {9: model(1.5)}
-    found = difference(a, b)
+    gap = difference(a, b)
     half = stats.t.ppf(0.975, 3) * np.std([0, 0.1, 0.2, 0.3], ddof=1) * (1 / 4 + 1) ** 0.5
-    assert found.over_seeds and found.interval == pytest.approx((-0.35 - half, -0.35 + half), abs=1e-3)
+    assert gap.over_seeds and gap.interval == pytest.approx((-0.35 - half, -0.35 + half), abs=1e-3)
     with pytest.raises(ValueError, match="by_image must be of the same images"):
         difference(a, {0: {"by_image": [1.0, 2.0]}})
 
@@ -162,7 +162,7 @@ def test_equivalent_size_covers_seeds():
 
 def test_table1_of_the_papers_own_losses():
     """Fed to it as ours, the paper's figures give ratios of one, and bear out its claims."""
-    text = section(page(table1()), TITLES["table1"])
+    text = section(page(table1()), title("table1"))
     each = "0.460 0.470 0.480"
     assert line(text, "P_1/4 ") == ["P_1/4", "5,020,928", "0.470 ± 0.010", each, "0.47", "1.00", "1.044", "1.044"]
     assert line(text, "M̃_1/8 ")[2:6] == ["0.780 ± 0.010", "0.770 0.780 0.790", "0.78", "1.00"]
@@ -192,7 +192,7 @@ def test_table1_of_the_papers_own_losses():
 
 def test_claims_of_table1_can_fail():
     worse = paper.TABLE_1 | {"P_1/2": 0.455, "P_1/8": 0.9, "M_1": 0.40, "P~_1/4": 0.60}
-    text = section(page(table1(worse)), TITLES["table1"])
+    text = section(page(table1(worse)), title("table1"))
     assert verdict(text, "P_1/2 is below M̃_1/2;") == "fails"  # ranges overlap
     assert verdict(text, "P_1/8 is below M̃_1/8;") == "fails"
     assert verdict(text, "P_1/8 is at or below M̃_1/4") == "fails"
@@ -204,7 +204,7 @@ def test_claims_of_table1_can_fail():
 
 
 def test_one_seed_decides_no_ranges():
-    text = section(page(table1(seeds=1)), TITLES["table1"])
+    text = section(page(table1(seeds=1)), title("table1"))
     assert line(text, "P_1/4 ")[2:4] == ["0.470", "0.470"]
     assert verdict(text, "P_1/4 is below M̃_1/4;") == "undecided: one seed"
     assert "images alone" in line(text, "P_1/8 is at or below M̃_1/4")[2]
@@ -214,12 +214,12 @@ def test_one_seed_decides_no_ranges():
 
 def test_noise_leaves_the_source_open():
     stored = table1(paper.TABLE_1 | {"M_1": 0.427}, step=0.05)  # 0.44 is 3.04 % above, with 5 % between seeds
-    text = section(page(stored), TITLES["table1"])
+    text = section(page(stored), title("table1"))
     assert verdict(text, "The source after co-training with P_1/4 is") == "fails, within noise"
 
 
 def test_other_recipes_are_held_against_the_papers():
-    text = section(page(table1(paper.TABLE_1 | {"P_1/4, default recipe": 0.45})), TITLES["table1"])
+    text = section(page(table1(paper.TABLE_1 | {"P_1/4, default recipe": 0.45})), title("table1"))
     own, four_times = (text.partition(f"**Against every baseline of {size}")[2] for size in ("its own", "about four"))
     papers, default = line(own, "P_1/4 "), line(own, "P_1/4, default recipe")
     assert papers[1].startswith("**-0.110 [") and papers[2] == ""
@@ -231,7 +231,7 @@ def test_other_recipes_are_held_against_the_papers():
     assert float(line(sizes, "P_1/4, default recipe")[1].partition(" ")[0]) > 4
     assert line(text, "source after co-training with P_1/4, default recipe")[2] == "0.440 ± 0.000"
     assert verdict(text, "The source after co-training with P_1/4, default recipe is at most") == "holds"
-    worse = section(page(table1(paper.TABLE_1 | {"P_1/4, default recipe": 0.5})), TITLES["table1"])
+    worse = section(page(table1(paper.TABLE_1 | {"P_1/4, default recipe": 0.5})), title("table1"))
     own = worse.partition("**Against every baseline of its own")[2]
     assert line(own, "P_1/4, default recipe")[2].startswith("*+0.030 [")
 
@@ -240,7 +240,7 @@ def test_how_much_t_matters():
     stored = table1()
     for seed in range(3):
         stored["results"][f"P_1/4/seed-{seed}"]["models"]["P_1/4"]["loss_with_another_t"] = 0.6 + 0.01 * (seed - 1)
-    text = section(page(stored), TITLES["table1"]).partition("**How much t matters")[2]
+    text = section(page(stored), title("table1")).partition("**How much t matters")[2]
     assert line(text, "P_1/4 ") == ["P_1/4", "0.470 ± 0.010", "0.600 ± 0.010", "0.130 ± 0.000"]
 
 
@@ -250,7 +250,7 @@ def test_baselines_count_without_what_tells_them_t():
     for r in stored["results"].values():
         for name, one in r["models"].items():
             one["parameters"] *= 10 if name.startswith("M~") else 1
-    text = section(page(stored), TITLES["table1"]).partition("**Equivalent sizes")[2]
+    text = section(page(stored), title("table1")).partition("**Equivalent sizes")[2]
     assert line(text, "P_1/4 ")[1].startswith(f"{(PARAMETERS['1/2'] / PARAMETERS['1/4']) ** 0.5:.1f} [")
 
 
@@ -262,7 +262,7 @@ def test_lengths():
         for steps, loss in zip((1000, 16000), both)
         for seed in range(3)
     ]
-    text = section(page(document("lengths", results)), TITLES["lengths"])
+    text = section(page(document("lengths", results)), title("lengths"))
     assert line(text, "P_1/4 ") == ["P_1/4", "1.901 ± 0.001", "1.601 ± 0.001"]
     short, long = line(text, "P_1/4 minus M̃_1/2")[1:]
     assert short.startswith("*+0.100 [") and short.endswith("]*")
@@ -274,7 +274,7 @@ def test_lengths():
 def test_the_best_rate_is_one_of_the_same_model():
     losses = {"M~_1/4, small_lr = 0.1": 1.5, "M~_1/4, norms, small_lr = 0.1": 1.7, "M~_1/4, norms, small_lr = 0.2": 1.6}
     results = [result(name, 0, {"M~_1/4": model(loss)}) for name, loss in losses.items()]
-    text = section(page(document("rates", results)), TITLES["rates"])
+    text = section(page(document("rates", results)), title("rates"))
     assert line(text, "M̃_1/4, small_lr")[1] == "**1.500**"
     assert [line(text, f"M̃_1/4, norms, small_lr = {lr}")[1] for lr in ("0.1", "0.2")] == ["1.700", "**1.600**"]
 
@@ -289,7 +289,7 @@ def test_deviations_leave_out_what_a_training_does_not_read():
 
 def test_stronger_baselines_stand_beside_the_papers():
     losses = paper.TABLE_1 | {"M~_1/4, norms": 0.50, "M~_1/2, norms": 0.30, "M~_1/4, every position": 0.5}
-    text = section(page(table1(losses)), TITLES["table1"])
+    text = section(page(table1(losses)), title("table1"))
     assert line(text, "M̃_1/4, norms ")[2:5] == ["0.500 ± 0.010", "0.490 0.500 0.510", ""]
     own, four_times = (text.partition(f"**Against every baseline of {size}")[2] for size in ("its own", "about four"))
     assert line(own, "model") == ["model", "minus M̃", "minus M̃, norms", "minus P_s"]
@@ -305,7 +305,7 @@ def test_source_is_also_held_against_as_many_steps_alone():
     stored = table1()
     for seed in range(3):
         stored["results"][f"M_1, all steps/seed-{seed}"] = result("M_1, all steps", seed, {"M_1": model(0.42, 6400)})
-    text = section(page(stored), TITLES["table1"])
+    text = section(page(stored), title("table1"))
     assert verdict(text, "The source after co-training with P_1/4 is at most 3 % above M_1 ") == "holds"
     assert verdict(text, "The source after co-training with P_1/4 is at most 3 % above M_1, all steps") == "fails"
     assert line(text, "M_1, all steps")[2] == "0.420 ± 0.000"
@@ -313,7 +313,7 @@ def test_source_is_also_held_against_as_many_steps_alone():
 
 def test_missing_cells_say_so():
     some = table1({n: v for n, v in paper.TABLE_1.items() if n in ("M_1", "M~_1/4", "M~_1/2", "P_1/4")})
-    text = section(page(some), TITLES["table1"])
+    text = section(page(some), title("table1"))
     assert line(text, "P_1/8 ")[:5] == ["P_1/8", "", "not run", "", "0.57"]
     assert line(text, "P̃_1/2 ")[2] == "not run"
     assert verdict(text, "P_1/8 is below M̃_1/8;") == "not run"
@@ -325,13 +325,13 @@ def test_missing_cells_say_so():
 def test_table2():
     losses = paper.TABLE_2
     results = [
-        result(name, 0, {name: model(loss, PARAMETERS[name.partition("_")[2]])}, data="/far/away/tiny", task_dim=64)
+        result(name, 0, {name: model(loss, PARAMETERS[name.partition("_")[2]])}, folder="/far/away/tiny", task_dim=64)
         for name, loss in losses.items()
     ]
     text = page(document("table2", results))
-    found = section(text, TITLES["table2"])
-    assert line(found, "P_1/4 ")[4:] == ["2.246", "1.00", "1.032", "1.032"]
-    assert line(found.partition("**Equivalent sizes")[2], "P_1/4 ")[2:] == ["1.6", "1.6"]
+    table2 = section(text, title("table2"))
+    assert line(table2, "P_1/4 ")[4:] == ["2.246", "1.00", "1.032", "1.032"]
+    assert line(table2.partition("**Equivalent sizes")[2], "P_1/4 ")[2:] == ["1.6", "1.6"]
     assert "tokens of tiny" in text and "/far" not in text
 
 
@@ -349,12 +349,12 @@ def test_table3():
             ],
         )
 
-    text = section(page(stored(paper.TABLE_3)), TITLES["table3"])
+    text = section(page(stored(paper.TABLE_3)), title("table3"))
     assert line(text, "P_1/8 from M_1/4, r = 32")[4:] == ["0.67", "1.00", "1.175", "1.175"]
     larger = "A larger source is better, operators being about equal: P_1/8 from M_1/2, r = 16"
     assert verdict(text, larger) == "holds"
     assert verdict(text, "More r helps a small source: P_1/8 from M_1/4, r = 32") == "holds"
-    text = section(page(stored(paper.TABLE_3 | {"P_1/8 from M_1/4, r = 32": 0.5})), TITLES["table3"])
+    text = section(page(stored(paper.TABLE_3 | {"P_1/8 from M_1/4, r = 32": 0.5})), title("table3"))
     assert verdict(text, larger) == "fails"
 
 
@@ -368,7 +368,9 @@ def table4(losses, seeds=(0, 1)):
             for name in (SPLITS if data == "all" else [split])
             for part, loss in losses[f"{data}, {name}"].items()
         }
-        return result(label, seed, {"P_1/2": model(2.2, by_part=by_part)}, data=f"tokens, {label.removeprefix('all')}")
+        return result(
+            label, seed, {"P_1/2": model(2.2, by_part=by_part)}, folder=f"tokens, {label.removeprefix('all')}"
+        )
 
     stored = document("table4", [trained(label, seed) for label in losses for seed in seeds])
     for seed in seeds:
@@ -378,7 +380,7 @@ def table4(losses, seeds=(0, 1)):
 
 
 def test_table4():
-    text = section(page(table4(paper.TABLE_4)), TITLES["table4"])
+    text = section(page(table4(paper.TABLE_4)), title("table4"))
     assert line(text, "1/8 and 1, mod 2: C1")[4:6] == ["2.225", "1.00"]
     assert line(text, "all, mod 2: C2")[2:5] == ["2.2015 ± 0.0007", "2.2010 2.2020", "2.201"]
     assert "\n10 trainings, 0.5 hours" in text
@@ -387,7 +389,7 @@ def test_table4():
     assert verdict(text, "mod 2: 1/8 of C1 in place of all") == "holds"
     assert "-0.0080 [" in line(text, "mod 2: all examples of C2")[2]
     turned = paper.TABLE_4 | {"1/8 and 1, mod 2": {"C1": 2.24, "C2": 2.19}}
-    text = section(page(table4(turned)), TITLES["table4"])
+    text = section(page(table4(turned)), title("table4"))
     assert verdict(text, "mod 2: all examples of C2") == "fails"
     assert verdict(text, "The loss on C1 falls further in mod 2") == "fails"
     assert verdict(text, "mod 2: 1/8 of C1 in place of all") == "fails"
@@ -414,7 +416,7 @@ def figure4(good=0.1):
 
 
 def test_figure4():
-    text = section(page(figure4()), TITLES["figure4"])
+    text = section(page(figure4()), title("figure4"))
     assert line(text, "M̃_1/2 ") == ["M̃_1/2", "2", "1.255 ± 0.007", "1.505 ± 0.007", "1.755 ± 0.007", "2.005 ± 0.007"]
     assert line(text, "P̃_1/4 ")[2] == "1.200 ± 0.000"
     assert verdict(text, "P_1/2 is below M̃_1/2, mean loss over t_scale") == "holds"
@@ -434,7 +436,7 @@ def test_generators():
         for seed in (0, 1, 2)
     ]
     results.append(result("M_1", 0, {"M_1": model(0.9)}))
-    text = section(page(document("generators", results)), TITLES["generators"])
+    text = section(page(document("generators", results)), title("generators"))
     assert line(text, "blocks")[1:5] == ["400", "99", "1.210 ± 0.010", "3"]
     assert line(text, "blocks")[5].startswith("+0.200 [")
     assert "local tangent" not in text
@@ -450,7 +452,7 @@ def test_the_local_tangent_is_set_beside_its_base_alone():
     how = {"tasks": 2, "images": 64, "training_images": 128, "other_tasks": 3}
     results = [result("diagonal", seed, {"P_1/4": model(1.0, operator_parameters=99)}) for seed in (0, 1)]
     results += [result("local tangent", seed, {"tangent": tangent(seed, 1.5)}, tangents=how) for seed in (0, 1)]
-    text = section(page(document("generators", results)), TITLES["generators"])
+    text = section(page(document("generators", results)), title("generators"))
     shown = line(text, "local tangent")
     assert shown[1:5] == ["400", "", "1.500 ± 0.000", "2"]
     assert shown[5].startswith("-0.510 [") and shown[5].endswith("] minus its base")
@@ -467,9 +469,9 @@ def test_the_local_tangent_is_set_beside_its_base_alone():
 def test_recipes_get_a_verdict_by_rule():
     plain = {0: 1.00, 1: 1.02, 2: 1.01}
     shifts = {"better": -0.1, "worse": 0.1, "no other": 0.0}
-    papers = {"tied": not QUICK.tied, "distill": 0.0, "tables_lr": 4e-3, "operator_lr": 4e-3}
-    default = {"tied": QUICK.tied, "distill": QUICK.distill}
-    changes = {"better": default, "worse": default | {"distill": 7.0}, "no other": {"tied": QUICK.tied}}
+    papers = {"tied": not QUICK.operator.tied, "distill": 0.0, "tables_lr": 4e-3, "operator_lr": 4e-3}
+    default = {"tied": QUICK.operator.tied, "distill": QUICK.schedule.distill}
+    changes = {"better": default, "worse": default | {"distill": 7.0}, "no other": {"tied": QUICK.operator.tied}}
     results = [result("paper's", s, {"P_1/4": model(loss, noise=0.01)}, **papers) for s, loss in plain.items()]
     results.append(result("M_1", 0, {"M_1": model(0.9)}))
     for name, shift in shifts.items():
@@ -478,7 +480,7 @@ def test_recipes_get_a_verdict_by_rule():
             for s, loss in plain.items()
         ]
     results.append(result("lucky", 0, {"P_1/4": model(0.5)}, **papers))
-    text = section(page(document("recipes", results)), TITLES["recipes"])
+    text = section(page(document("recipes", results)), title("recipes"))
     verdicts = {name: line(text, name)[5].strip("*") for name in (*shifts, "lucky", "paper's")}
     assert verdicts == {
         "better": "wins",
@@ -494,9 +496,9 @@ def test_recipes_get_a_verdict_by_rule():
 def test_rates():
     losses = {"M_1, source_lr = 0.001": 1.0, "M_1, source_lr = 0.002": 0.9, "M~_1/4, small_lr = 0.01": 1.2}
     results = [result(label, 100, {label.partition(",")[0]: model(loss)}) for label, loss in losses.items()]
-    text = section(page(document("rates", results)), TITLES["rates"])
-    found = [line(text, label)[1] for label in ("M_1, source_lr = 0.001", "M_1, source_lr = 0.002", "M̃_1/4, small_lr")]
-    assert found == ["1.000", "**0.900**", "**1.200**"]
+    text = section(page(document("rates", results)), title("rates"))
+    shown = [line(text, label)[1] for label in ("M_1, source_lr = 0.001", "M_1, source_lr = 0.002", "M̃_1/4, small_lr")]
+    assert shown == ["1.000", "**0.900**", "**1.200**"]
 
 
 # ---------------------------------------------------------------- the rest of the page
@@ -512,7 +514,7 @@ def test_time_and_deviations():
     assert line(time, "P_1/4 ")[1:3] == ["1.0", "2.0"] and line(time, "P_1/4 ")[-1] == "10.0 %"
     assert line(time, "P_1/4 ")[-2] == "40.0 ± 0.0"
     there = section(text, "Deviations from the paper")
-    assert line(there, "`image_size`")[1:] == ["32", "16"]
+    assert line(there, "`side`")[1:] == ["32", "16"]
     assert line(there, "`batch_size`")[1:] == ["64", "8"]
     assert line(there, "`unconditional`")[2] == "no"
     assert not any(f"`{name}`" in there for name in ("rank", "seed", "tied"))  # as in the paper; no deviation
@@ -520,7 +522,7 @@ def test_time_and_deviations():
     assert "`batch_size` 8, `w_src` 1 at mini" in there
 
 
-def test_settings_that_differ_between_experiments_are_told_apart():
+def test_settings_that_differ_between_experiments_are_shown_with_them():
     other = document("figure4", [result("P_1/2", 0, {"P_1/2": model(1.0, by_scale=[])}, batch_size=16)])
     assert line(page(table1(), other), "`batch_size`")[2] == "8 (table1); 16 (figure4)"
 
@@ -528,7 +530,7 @@ def test_settings_that_differ_between_experiments_are_told_apart():
 def test_page_without_results():
     text = render({})
     for experiment in EXPERIMENTS:
-        data = "--images TRAIN VALIDATION" if experiment in ON_TOKENS else "--mnist DIR"
+        data = "--collections TRAIN VALIDATION" if experiment in ON_TOKENS else "--mnist DIR"
         assert f"Not run: mini (`python -m projkern.reproduce {experiment} --size mini {data}" in text
     assert "nan" not in text
 
@@ -549,20 +551,20 @@ def test_page_and_text_agree(tmp_path):
     write_page(results, written)
     assert written.read_text() == render(read_results(results))
     assert (tmp_path / "images" / "figure4_mini.png").stat().st_size > 10_000
-    for name in ("method.md", "evaluation.md", "synthmnist.md", "generators.md"):
+    for name in ("method.md", "evaluation.md", "synthmnist.md", "generators.md", "reproducing.md"):
         shutil.copy(ROOT / "docs" / name, tmp_path)
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", written.read_text()):
         assert (tmp_path / target).exists(), target
 
 
-@pytest.mark.skipif(not (ROOT / "docs" / "reproduction.md").exists(), reason="no experiment has been run")
+@pytest.mark.skipif(not PAGE.exists(), reason="no experiment has been run")
 def test_the_page_is_what_its_results_make():
-    assert (ROOT / "docs" / "reproduction.md").read_text() == render(read_results(ROOT / "docs" / "reproduction"))
+    assert PAGE.read_text() == render(read_results(RESULTS))
 
 
 def test_what_the_notes_say_of_mini_is_so():
     """The words on why the four-times claim fails, and those of the README, held against the stored results."""
-    mini = read_results(ROOT / "docs" / "reproduction").get("mini", {})
+    mini = read_results(RESULTS).get("mini", {})
     if not {"table1", "table3", "lengths"} <= mini.keys():
         pytest.skip("not all of it has been run at mini")
 
@@ -581,8 +583,8 @@ def test_what_the_notes_say_of_mini_is_so():
     assert lead == sorted(lead), "that of P_1/8 grows"
     for s in ("1/2", "1/4", "1/8"):
         for kind in ("P", "M~"):
-            ours = loss("table1", f"{kind}_{s}") / loss("table1", f"M_{s}")
-            assert ours > paper.TABLE_1[f"{kind}_{s}"] / paper.TABLE_1[f"M_{s}"], "t is worth less"
+            ratio = loss("table1", f"{kind}_{s}") / loss("table1", f"M_{s}")
+            assert ratio > paper.TABLE_1[f"{kind}_{s}"] / paper.TABLE_1[f"M_{s}"], "t is worth less"
     low, high = minus("table1", "P_1/4, default recipe", "M~_1/2").interval
     assert low < 0 < high, "level"
     for s in ("1/2", "1/4"):  # README.md
@@ -597,25 +599,25 @@ def test_what_the_notes_say_of_mini_is_so():
 @pytest.mark.parametrize("size", SIZES)
 def test_the_picture_is_what_its_results_make(size):
     """By the fingerprint that it carries: the pixels are those of one version of matplotlib."""
-    found = read_results(ROOT / "docs" / "reproduction").get(size, {})
-    if "figure4" not in found:
+    results = read_results(RESULTS).get(size, {})
+    if "figure4" not in results:
         pytest.skip(f"Figure 4 has not been run at {size}")
-    with Image.open(ROOT / "docs" / "images" / picture(found["figure4"])) as drawn:
-        assert drawn.text["Description"] == fingerprint(found["figure4"])
-    some = found["figure4"] | {"results": dict(list(found["figure4"]["results"].items())[1:])}
-    assert fingerprint(some) != fingerprint(found["figure4"])
+    with Image.open(ROOT / "docs" / "images" / picture(results["figure4"])) as drawn:
+        assert drawn.text["Description"] == fingerprint(results["figure4"])
+    some = results["figure4"] | {"results": dict(list(results["figure4"]["results"].items())[1:])}
+    assert fingerprint(some) != fingerprint(results["figure4"])
 
 
 def test_one_training_has_one_result():
-    """Experiments that share a training tell the same of it."""
+    """Experiments that share a training store the same figures of it."""
     known = {}
-    for experiments in read_results(ROOT / "docs" / "reproduction").values():
+    for experiments in read_results(RESULTS).values():
         for document in experiments.values():
             for r in document["results"].values():
-                key = json.dumps([BEFORE | r["settings"], r["seed"]], sort_keys=True)
-                told = (experiment_of(document), {name: r[name] for name in ("models", "steps", "images", "flops")})
-                first, other = known.setdefault(key, told)
-                assert other == told[1], f"{r['label']} of {told[0]} and {first}"
+                key = json.dumps([complete(r["settings"]), r["seed"]], sort_keys=True)
+                figures = {name: r[name] for name in ("models", "steps", "images", "flops")}
+                first, expected = known.setdefault(key, (experiment_of(document), figures))
+                assert figures == expected, f"{r['label']} of {experiment_of(document)} and {first}"
 
 
 def experiment_of(document):
@@ -627,11 +629,11 @@ def test_bad_files_are_named_and_nothing_is_written(tmp_path):
     path = results / "mini" / "table1.json"
     whole = path.read_text()
     path.write_text(whole[:5000])
-    with pytest.raises(ValueError, match=r"table1.json must be a whole JSON file; it was cut short"):
+    with pytest.raises(ValueError, match=r"table1.json must hold results of an experiment; it cannot be read"):
         write_page(results, written)
     assert not written.exists()
     path.write_text("{}")
-    with pytest.raises(ValueError, match=r"table1.json: it must be of projkern reproduction, version 1"):
+    with pytest.raises(ValueError, match=r"table1.json must hold results of an experiment"):
         read_experiment(path)
     path.write_text(whole)
     path.rename(results / "mini" / "table2.json")
@@ -645,7 +647,10 @@ def test_bad_files_are_named_and_nothing_is_written(tmp_path):
         (lambda r: r["P_1/4/seed-0"].pop("parts"), "result P_1/4/seed-0 must have .* without parts"),
         (lambda r: r["P_1/4/seed-0"]["models"]["P_1/4"].pop("by_image"), "P_1/4 of result .* without by_image"),
         (lambda r: r["P_1/4/seed-1"]["settings"].update(rank=4), "one set-up; P_1/4/seed-1 and .* differ in rank"),
-        (lambda r: [r[f"M_1/seed-{s}"]["settings"].update(colors=8) for s in range(3)], "experiment differ in colors"),
+        (
+            lambda r: [r[f"M_1/seed-{s}"]["settings"].update(vocab_size=8) for s in range(3)],
+            "experiment differ in vocab_size",
+        ),
     ],
 )
 def test_results_of_two_setups_or_without_figures_are_refused(tmp_path, spoil, message):
@@ -660,10 +665,10 @@ def test_baselines_that_did_not_train_well_are_named():
         return result(label, 0, {label.partition(",")[0]: model(loss)})
 
     good = [at("M_1/4", 1.9), at("M~_1/4", 1.8), at("M~_1/4, norms", 1.7)]
-    assert "Beware" not in section(page(document("table1", good)), TITLES["table1"])
+    assert "Beware" not in section(page(document("table1", good)), title("table1"))
     bad = [at("M_1/4", 1.7), at("M~_1/4", 1.8), at("M~_1/4, norms", 1.9)]
     bad.append(at("M~_1/4, norms, all steps", 1.95))
-    shown = section(page(document("table1", bad)), TITLES["table1"])
+    shown = section(page(document("table1", bad)), title("table1"))
     assert (
         "no better than what they should beat are M̃_1/4 (against M_1/4); M̃_1/4, norms (against M_1/4 and M̃_1/4); "
         "M̃_1/4, norms, all steps (against M_1/4 and M̃_1/4 and M̃_1/4, norms)."

@@ -12,21 +12,23 @@ import tiny_reproduction as tiny
 import torch
 from image_files import encoded, pack, pictures
 
-from experiments import cost, runner, sizes
-from experiments.experiments import SCALES
+from experiments import pool, sizes, step_cost
+from experiments.documents import read_experiment
 from experiments.measures import by_part
-from experiments.tokens import PARTS, masks
+from experiments.plans import SCALES
+from experiments.token_parts import PARTS, masks
 from projkern import reproduce
 from projkern.data import TokenImages
 from projkern.training.config import TrainConfig
 from projkern.training.data import with_settings_of_data
+from projkern.utils import command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MINI = Path("out/mini")
 PAGE = Path("docs/reproduction.md")
-OPTIONS = ["--out", "out", "--results", "docs/reproduction", "--device", "cpu", "--jobs", "1"]
-IMAGES = ["--images", "train.npz", "validation.npz", "--embeddings", "t.npz"]
+OPTIONS = ["--out", "out", "--results", "experiments/results", "--device", "cpu", "--jobs", "1"]
+IMAGES = ["--collections", "train.npz", "validation.npz", "--embeddings", "t.npz"]
 COUNTS = {"train": 21, "validation": 9}
 BAD = {"train": 4, "validation": 0}
 """Indices of the unreadable images."""
@@ -36,10 +38,10 @@ BAD = {"train": 4, "validation": 0}
 def workplace(tmp_path, monkeypatch):
     """Images of three classes and their embeddings; the size mini is tiny, and jobs run in this process."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cost, "WARM_UP", 1)
-    monkeypatch.setattr(cost, "STEPS", 1)
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", tiny.Here)
-    monkeypatch.setattr(reproduce, "terminate_as_interrupt", lambda: None)
+    monkeypatch.setattr(step_cost, "WARM_UP", 1)
+    monkeypatch.setattr(step_cost, "STEPS", 1)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", tiny.Here)
+    monkeypatch.setattr(command, "terminate_as_interrupt", lambda: None)
     monkeypatch.setitem(sizes.SIZES, "mini", tiny.TINY)
     for split, n in COUNTS.items():
         files = [encoded(image) for image in pictures(n, 8, seed=n)]
@@ -58,7 +60,7 @@ def run(experiment, *arguments):
 
 
 def stored(experiment):
-    return json.loads(Path(f"docs/reproduction/mini/{experiment}.json").read_text())["results"]
+    return read_experiment(Path(f"experiments/results/mini/{experiment}.json"))["results"]
 
 
 def error_of(capsys, *arguments):
@@ -67,7 +69,7 @@ def error_of(capsys, *arguments):
     assert run(*arguments) == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said and said.count("error: ") == 1
-    assert not Path("docs/reproduction").exists() and not list(Path("out").rglob("job.json"))
+    assert not Path("experiments/results").exists() and not list(Path("out").rglob("job.json"))
     return said.partition("error: ")[2].strip()
 
 
@@ -82,13 +84,13 @@ def test_tables_2_and_4(capsys, tmp_path):
     labels += [f"M~_{s}, all steps" for s in SCALES] + [f"P_{s}, default recipe" for s in SCALES]
     assert [result["label"] for result in stored("table2").values()] == labels
     settings = stored("table2")["P_1/2/seed-0"]["settings"]
-    assert settings["data"].startswith("tokens ") and settings["distill"] == 0
+    assert settings["folder"].startswith("tokens ") and settings["distill"] == 0
     # t is normalised by what the images bring, whichever the recipe.
-    brought = with_settings_of_data({"data": str(MINI / "tokens")})
+    brought = with_settings_of_data({"folder": str(MINI / "tokens")})
     ours = stored("table2")["P_1/2, default recipe/seed-0"]["settings"]
     assert {(s["t_mean"], s["t_std"]) for s in (settings, ours)} == {(brought["t_mean"], brought["t_std"])}
-    assert 0 < brought["t_std"] != TrainConfig().t_std and ours["distill"] == TrainConfig().distill > 0
-    assert (settings["image_size"], settings["colors"], settings["task_dim"], settings["steps"]) == (4, 16, 3, 3)
+    assert 0 < brought["t_std"] != TrainConfig().model.t_std and ours["distill"] == TrainConfig().schedule.distill > 0
+    assert (settings["side"], settings["vocab_size"], settings["task_dim"], settings["steps"]) == (4, 16, 3, 3)
 
     for split in COUNTS:  # the images have served
         Path(f"{split}.npz").unlink()
@@ -98,25 +100,25 @@ def test_tables_2_and_4(capsys, tmp_path):
     assert list(results) == labels
     assert results["all, halves"]["models"] == results["all, mod 2"]["models"]
     assert results["1/8 and 1, halves"]["models"] != results["1/8 and 1, mod 2"]["models"]
-    parts = {label: result["settings"]["data"].rpartition(" ")[0] for label, result in results.items()}
+    parts = {label: result["settings"]["folder"].rpartition(" ")[0] for label, result in results.items()}
     assert parts["all, halves"] == "tokens" and parts["1/8, mod 2"] == "tokens, an eighth"
     assert parts["1/8 and 1, halves"] == "tokens, an eighth of the first half"
     counts = {part: TokenImages(MINI / part, "train").count for part in set(parts.values())}
     assert counts["tokens, an eighth"] == 3 and counts["tokens"] == 20  # of three classes one image each
 
-    text = "".join(path.read_text() for path in (*Path("docs").rglob("*.json"), *Path("out").rglob("job.json")))
-    assert str(tmp_path) not in text and "out" not in {Path(r["settings"]["data"]).parts[0] for r in results.values()}
+    text = "".join(path.read_text() for path in (*Path("experiments").rglob("*.json"), *Path("out").rglob("job.json")))
+    assert str(tmp_path) not in text and "out" not in {Path(r["settings"]["folder"]).parts[0] for r in results.values()}
     assert f"{results['all, halves']['models']['P_1/2']['by_part']['halves, C1']['loss']:.3f}" in PAGE.read_text()
 
     # Other images behind the same names are another set-up, whichever folder of trainings is given.
-    before = Path("docs/reproduction/mini/table4.json").read_text()
+    before = Path("experiments/results/mini/table4.json").read_text()
     shutil.rmtree("out")
     for split, n in COUNTS.items():
         pack(f"{split}.npz", [encoded(image) for image in pictures(n, 8, seed=n + 1)], np.arange(n) % 3)
     assert run("table4", *IMAGES) == 1
     said = capsys.readouterr().err
-    assert "table4.json holds a result of another set-up (data = tokens" in said
-    assert Path("docs/reproduction/mini/table4.json").read_text() == before
+    assert "table4.json holds a result of another set-up (folder = tokens" in said
+    assert Path("experiments/results/mini/table4.json").read_text() == before
 
 
 def test_masks_of_table_4():
@@ -162,4 +164,4 @@ def test_embeddings_that_do_not_fit(capsys):
 @pytest.mark.parametrize("given", [IMAGES[:3], IMAGES[3:], []])
 def test_images_come_with_their_embeddings(given, capsys):
     said = error_of(capsys, "table4", *given)
-    assert said.startswith("images and embeddings must be given")
+    assert said.startswith("collections and embeddings must be given")
