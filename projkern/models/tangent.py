@@ -11,7 +11,6 @@ which conjugate gradients solve with products of H and a vector.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ..data import SynthMNIST
 from ..utils.errors import InputError
 from .gpt import GPT
 
@@ -38,40 +36,17 @@ class Tangent(NamedTuple):
     residuals: list[float]  # |(H + damping) delta - right-hand side| before the first iteration and after each
 
     def at(self, radius: float) -> GPT:
-        """The specialised copy theta(0) + radius · delta, in evaluation mode; radius in [0, 1] is |t|."""
-        _check_radius(radius)
+        """The specialised copy theta(0) + radius · delta, in evaluation mode; radius in [0, 1] is |t|.
+
+        Raises:
+            InputError: another radius.
+        """
+        if not 0 <= radius <= 1:
+            raise InputError(f"radius must be in [0, 1]; it was {radius}")
         small = copy.deepcopy(self.model).eval()
         moved = parameters_to_vector(small.parameters()).detach() + radius * self.direction
         vector_to_parameters(moved, small.parameters())
         return small
-
-
-def mixture(stream: SynthMNIST, task: Tensor, radius: float, step: int) -> Tensor:
-    """Samples of p(x|t) for t = radius · xi: a function of the stream's seed and split, radius and step alone.
-
-    Args:
-        stream: of everyday images; one that makes images of any task.
-        task: (task_dim,), the task identifier xi.
-        radius: in [0, 1]; each image is of the task with this probability.
-        step: of the stream.
-
-    Returns:
-        (B, T) int64 tokens.
-
-    Raises:
-        ValueError: another radius, a task of another shape, or a stream of stored images, each of its own task.
-    """
-    _check_radius(radius)
-    if not isinstance(stream, SynthMNIST):
-        raise InputError(f"stream must be a SynthMNIST, which makes images of any task; it was {type(stream).__name__}")
-    everyday, t = stream.batch(step)
-    if task.shape != t.shape[1:]:
-        raise InputError(f"task must be {tuple(t.shape[1:])}, one task identifier; it was {tuple(task.shape)}")
-    of_task, _ = stream.batch(step, task.expand_as(t))
-    digest = hashlib.blake2b(f"mixture {stream.seed} {stream.split} {step}".encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-    chosen = torch.rand(len(t), 1, generator=generator) < radius
-    return torch.where(chosen.to(everyday.device), of_task, everyday)
 
 
 def tangent(
@@ -89,8 +64,8 @@ def tangent(
         iterations: of conjugate gradients, at most.
 
     Raises:
-        ValueError: a conditional model, no batches, a negative damping, or no iterations.
-        NegativeCurvature: a damping that is too small; a ValueError too.
+        InputError: a conditional model, no batches, a negative damping, or no iterations.
+        NegativeCurvature: a damping that is too small; an InputError too.
     """
     if model.config.task_dim is not None:
         raise InputError(f"model must be unconditional; it took a t of {model.config.task_dim} numbers")
@@ -102,19 +77,6 @@ def tangent(
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
         direction, residuals = solve(loss, list(still.parameters()), everyday, of_task, damping, iterations)
     return Tangent(model, direction, residuals)
-
-
-def tangent_model(
-    model: GPT,
-    everyday: Sequence[Tensor],
-    of_task: Sequence[Tensor],
-    radius: float,
-    damping: float,
-    iterations: int,
-) -> GPT:
-    """The specialised copy of a model for |t| = radius. See ``tangent`` and its ``at`` for arguments and errors."""
-    _check_radius(radius)
-    return tangent(model, everyday, of_task, damping, iterations).at(radius)
 
 
 @torch.enable_grad()
@@ -152,12 +114,12 @@ def solve(
 
 
 def _conjugate_gradients(
-    apply: Callable[[Tensor], Tensor], wanted: Tensor, damping: float, iterations: int
+    apply: Callable[[Tensor], Tensor], target: Tensor, damping: float, iterations: int
 ) -> tuple[Tensor, list[float]]:
-    found, residual, along = torch.zeros_like(wanted), wanted, wanted
-    norms = [float(wanted.norm())]
+    solution, residual, along = torch.zeros_like(target), target, target
+    norms = [float(target.norm())]
     for _ in range(iterations):
-        if norms[-1] <= torch.finfo(wanted.dtype).eps * norms[0]:
+        if norms[-1] <= torch.finfo(target.dtype).eps * norms[0]:
             break
         image = apply(along)
         curvature = float(along @ image / (along @ along))
@@ -167,17 +129,12 @@ def _conjugate_gradients(
                 f"it was {damping:g}"
             )
         step = (residual @ residual) / (along @ image)
-        found, new = found + step * along, residual - step * image
+        solution, new = solution + step * along, residual - step * image
         along = new + (new @ new) / (residual @ residual) * along
         residual = new
         norms.append(float(residual.norm()))
-    return found, norms
+    return solution, norms
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
-
-
-def _check_radius(radius: float) -> None:
-    if not 0 <= radius <= 1:
-        raise InputError(f"radius must be in [0, 1]; it was {radius}")

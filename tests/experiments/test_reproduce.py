@@ -19,16 +19,18 @@ from types import SimpleNamespace
 import pytest
 import tiny_reproduction as tiny
 
-from experiments import cost, experiments, runner, sizes
+from experiments import plans, pool, sizes, step_cost
+from experiments.documents import read_experiment
 from projkern import reproduce
+from projkern.utils import command as commands
 from projkern.utils.files import locked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MINI = Path("out/mini")
-STORED = Path("docs/reproduction/mini/table1.json")
+STORED = Path("experiments/results/mini/table1.json")
 PAGE = Path("docs/reproduction.md")
-OPTIONS = ["--mnist", "mnist", "--out", "out", "--results", "docs/reproduction", "--device", "cpu", "--jobs", "1"]
+OPTIONS = ["--mnist", "mnist", "--out", "out", "--results", "experiments/results", "--device", "cpu", "--jobs", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +48,12 @@ def prepare(folder, mnist, cache, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PROJKERN_CACHE", str(cache))
     Path("mnist").symlink_to(mnist)
-    monkeypatch.setattr(cost, "WARM_UP", 1)
-    monkeypatch.setattr(cost, "STEPS", 1)
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", tiny.Here)
-    monkeypatch.setattr(reproduce, "terminate_as_interrupt", lambda: None)
+    monkeypatch.setattr(step_cost, "WARM_UP", 1)
+    monkeypatch.setattr(step_cost, "STEPS", 1)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", tiny.Here)
+    monkeypatch.setattr(commands, "terminate_as_interrupt", lambda: None)
     monkeypatch.setitem(sizes.SIZES, "mini", tiny.TINY)
-    monkeypatch.setitem(experiments.ON_SYNTHMNIST, "table1", tiny.few)
+    monkeypatch.setitem(plans.ON_SYNTHMNIST, "table1", tiny.few)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +76,7 @@ def finished(tmp_path_factory, mnist, cache):
 @pytest.fixture
 def made(workplace, finished):
     """Here too, then."""
-    for name in ("out", "docs"):
+    for name in ("out", "experiments", "docs"):
         shutil.copytree(finished[0] / name, name)
 
 
@@ -83,7 +85,7 @@ def table1(*arguments):
 
 
 def stored():
-    return json.loads(STORED.read_text())["results"]
+    return read_experiment(STORED)["results"]
 
 
 def figures():
@@ -111,7 +113,7 @@ def no_training(monkeypatch):
     """From here on whatever trains is an error."""
 
     def forbid():
-        monkeypatch.setattr(runner, "run_job", lambda *_: pytest.fail("something is trained"))
+        monkeypatch.setattr(pool, "run_job", lambda *_: pytest.fail("something is trained"))
 
     return forbid
 
@@ -119,7 +121,7 @@ def no_training(monkeypatch):
 def change(monkeypatch, **changes):
     """Give the tiny size other settings."""
     size = sizes.SIZES["mini"]
-    monkeypatch.setitem(sizes.SIZES, "mini", replace(size, base=replace(size.base, **changes)))
+    monkeypatch.setitem(sizes.SIZES, "mini", replace(size, base=size.base.replace(**changes)))
 
 
 # ---------------------------------------------------------------- made, and gone on with
@@ -143,7 +145,7 @@ def test_from_nothing_to_the_page_and_never_twice(made, finished, no_training, m
     assert reproduce.main(["page", *OPTIONS]) == 0 and PAGE.read_text() == texts[1]
 
     # The same trainings serve another experiment, and what was stored of them can be lost.
-    monkeypatch.setitem(experiments.ON_SYNTHMNIST, "figure4", tiny.few)
+    monkeypatch.setitem(plans.ON_SYNTHMNIST, "figure4", tiny.few)
     assert reproduce.main(["figure4", *OPTIONS]) == 0
     assert PAGE.with_name("images").is_dir()
     STORED.unlink()
@@ -161,9 +163,9 @@ def test_more_seeds_are_added_to_those_stored(made, capsys):
 
 def test_rates_take_one_seed_unless_told_otherwise(monkeypatch):
     monkeypatch.setitem(sizes.SIZES, "mini", replace(tiny.TINY, seeds=3))
-    monkeypatch.setitem(experiments.ON_SYNTHMNIST, "rates", lambda p, seed: [("M_1", p.source(seed + 100))])
+    monkeypatch.setitem(plans.ON_SYNTHMNIST, "rates", lambda p, seed: [("M_1", p.source(seed + 100))])
     assert reproduce.main(["rates", *OPTIONS]) == 0
-    assert list(json.loads(STORED.with_name("rates.json").read_text())["results"]) == ["M_1/seed-100"]
+    assert list(read_experiment(STORED.with_name("rates.json"))["results"]) == ["M_1/seed-100"]
 
 
 def test_no_result_names_a_folder_or_a_device(tmp_path, mnist):
@@ -172,7 +174,7 @@ def test_no_result_names_a_folder_or_a_device(tmp_path, mnist):
     assert not any(str(folder) in text for folder in (tmp_path, mnist, Path.home()))
     for result in stored().values():
         for settings in (result["settings"], result["settings"]["source"] or result["settings"]):
-            assert (settings["mnist"], settings["data"], settings["device"]) == ("MNIST", None, "auto")
+            assert (settings["mnist"], settings["folder"], settings["device"]) == ("MNIST", None, "auto")
 
 
 # ---------------------------------------------------------------- stopped
@@ -180,21 +182,21 @@ def test_no_result_names_a_folder_or_a_device(tmp_path, mnist):
 
 def test_stopped_at_any_step_it_goes_on_as_if_it_never_was(made, monkeypatch, capsys):
     never_stopped = figures(), weights()
-    for folder in ("out", "docs"):
+    for folder in ("out", "experiments", "docs"):
         shutil.rmtree(folder)
 
-    run_job, left = runner.run_job, [0]
+    run_job, left = pool.run_job, [0]
 
     def stopping(root, job, on_step):
         def counted(step):
             left[0] -= 1
             if left[0] == 0:
-                runner._stop.set()
+                pool._stop.set()
             return on_step(step)
 
         return run_job(root, job, counted)
 
-    monkeypatch.setattr(runner, "run_job", stopping)
+    monkeypatch.setattr(pool, "run_job", stopping)
     said = []
     for _ in range(10):
         left[0] = 3
@@ -208,14 +210,14 @@ def test_stopped_at_any_step_it_goes_on_as_if_it_never_was(made, monkeypatch, ca
 
 
 def test_it_ends_when_the_time_is_up(monkeypatch, capsys):
-    clock, run_job = [0.0], runner.run_job
+    clock, run_job = [0.0], pool.run_job
 
     def slow(*arguments):
         clock[0] += 40
         return run_job(*arguments)
 
-    monkeypatch.setattr(runner, "run_job", slow)
-    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(pool, "run_job", slow)
+    monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     assert table1("--minutes", "1") == 130
     assert "stopped with 2 of 3 trainings done. The same command goes on." in capsys.readouterr().err
     assert len(stored()) == 2
@@ -269,7 +271,7 @@ def test_processes_interrupted_and_killed_lose_nothing(monkeypatch):
     found = figures(), weights()
 
     monkeypatch.setitem(sizes.SIZES, "mini", tiny.with_steps(60))
-    for folder in ("out", "docs"):
+    for folder in ("out", "experiments", "docs"):
         shutil.rmtree(folder)
     assert table1() == 0
     assert (figures(), weights()) == found
@@ -277,9 +279,9 @@ def test_processes_interrupted_and_killed_lose_nothing(monkeypatch):
 
 def test_a_worker_that_is_killed_is_told_of(monkeypatch, capsys):
     def killed(*_):
-        raise runner.BrokenExecutor("a child process terminated abruptly")
+        raise pool.BrokenExecutor("a child process terminated abruptly")
 
-    monkeypatch.setattr(runner, "run_job", killed)
+    monkeypatch.setattr(pool, "run_job", killed)
     said = error_of(capsys)
     assert "0 of 3 trainings done; M_1/seed-0: a worker was killed; this goes on from its last checkpoint" in said
 
@@ -311,7 +313,7 @@ def test_a_half_written_file_of_results_is_named_and_kept(name, made, no_trainin
     damaged.write_text(half)
     page = PAGE.read_text()
     no_training()
-    assert f"{damaged} must be a whole JSON file; it was cut short" in error_of(capsys)
+    assert f"{damaged} must hold results of an experiment; it cannot be read" in error_of(capsys)
     assert damaged.read_text() == half and PAGE.read_text() == page
 
 
@@ -372,3 +374,10 @@ def test_a_wrong_command_line(words, wanted, capsys):
     with contextlib.suppress(SystemExit):
         assert reproduce.main(words) == "never"
     assert wanted in capsys.readouterr().err
+
+
+def test_outside_a_checkout_it_says_what_is_needed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "__file__", str(tmp_path / "site-packages" / "projkern" / "reproduce.py"))
+    assert reproduce.main(["page"]) == 1
+    said = capsys.readouterr().err
+    assert "checkout" in said and said.count("\n") == 1
