@@ -1,6 +1,6 @@
 """Builds csrc/cuda with a plain C++ compiler, so that its kernels run, and are checked, without a card.
 
-    import cuda_on_host                       # with tests/ on the path, as under pytest
+    import cuda_on_host                       # with tests/helpers on the path, as under pytest
     library = cuda_on_host.build()            # or build("races")
     plan = library.Plan(weights=..., matrices=..., p_width=..., q_width=...)
     plan.project_forward(..., stream=0)       # addresses of CPU memory
@@ -22,7 +22,7 @@ warp does together, launches that a card would refuse. With kind "races" every a
 that nothing orders, one of them a write, are an error too, whatever the schedule (about six times slower). Shared
 memory starts as NaN in each block.
 
-    python tests/cuda_on_host/build.py races  # prints where the library is, or the compiler's errors
+    python tests/helpers/cuda_on_host/build.py races  # prints where the library is, or the compiler's errors
 
 Object files are kept in build/cuda_on_host, and made again when their source, or any header, has changed. CXX names
 the compiler.
@@ -46,7 +46,7 @@ from types import ModuleType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT = HERE.parents[2]
 CSRC = ROOT / "csrc"
 ORDERS = ("ascending", "descending", "random")
 
