@@ -99,9 +99,9 @@ def check_registers(report: str) -> None:
     found = kernels(report)
     assert found
     nothing = r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
-    spilling = [name for name, says in found.items() if not re.search(nothing, says)]
+    spilling = [name for name, text in found.items() if not re.search(nothing, text)]
     assert not spilling, "\n".join(spilling)
-    large = [name for name, says in found.items() if int(re.search(r"Used (\d+) registers", says)[1]) > MOST_REGISTERS]
+    large = [name for name, text in found.items() if int(re.search(r"Used (\d+) registers", text)[1]) > MOST_REGISTERS]
     assert not large, "\n".join(large)
 
 

@@ -392,9 +392,9 @@ class Toys(cuda_on_host.Controls):
         self.kind = kind
         self.library.run_toy.restype = ctypes.c_char_p
 
-    def run(self, name: str, intact: bool, given: Tensor, out: Tensor) -> str:
-        self.set_memory({"given": given, "out": out})
-        addresses = ctypes.c_void_p(given.data_ptr()), ctypes.c_void_p(out.data_ptr())
+    def run(self, name: str, intact: bool, inputs: Tensor, out: Tensor) -> str:
+        self.set_memory({"given": inputs, "out": out})
+        addresses = ctypes.c_void_p(inputs.data_ptr()), ctypes.c_void_p(out.data_ptr())
         return self.library.run_toy(name.encode(), *addresses, intact).decode()
 
     def convert(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -410,26 +410,26 @@ def toys(request):
 
 @pytest.mark.parametrize("name", [*FOUND, *REFUSED])
 def test_intact_kernels_pass_and_broken_ones_are_found(toys, name):
-    given, out = torch.randn(2048), torch.zeros(2048)
+    inputs, out = torch.randn(2048), torch.zeros(2048)
     for schedule in SCHEDULES:
         toys.set_schedule(*schedule)
-        assert toys.run(name, True, given, out) == ""
+        assert toys.run(name, True, inputs, out) == ""
     toys.set_schedule("ascending")
-    says = toys.run(name, False, given, out)
+    message = toys.run(name, False, inputs, out)
     if name in REFUSED or toys.kind == "races":
-        assert re.search((FOUND | REFUSED)[name], says), says
-    assert toys.run(name, True, given, out) == ""  # a failed launch leaves nothing behind
+        assert re.search((FOUND | REFUSED)[name], message), message
+    assert toys.run(name, True, inputs, out) == ""  # a failed launch leaves nothing behind
 
 
 @pytest.mark.parametrize("name", ["missing barrier", "missing wait", "wait for too few", "missing barrier after wait"])
 def test_without_following_accesses_broken_kernels_differ_between_schedules(name):
-    toys, given = Toys("plain"), torch.randn(2048)
+    toys, inputs = Toys("plain"), torch.randn(2048)
 
     def outputs(intact):
         for schedule in SCHEDULES:
             toys.set_schedule(*schedule)
             out = torch.zeros(256)
-            toys.run(name, intact, given, out)
+            toys.run(name, intact, inputs, out)
             yield out
 
     first, *others = outputs(True)

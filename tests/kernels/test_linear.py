@@ -58,14 +58,14 @@ def case(seed: int, weight_dtype=F32, dtype=F32, *, sizes=None):
     def normal(*shape, dtype=F32):
         layout = pick("plain", "sliced", "transposed", "expanded")
         if layout == "sliced":
-            made = torch.randn(*shape[:-1], shape[-1] + 3, generator=r)[..., 2:-1]
+            tensor = torch.randn(*shape[:-1], shape[-1] + 3, generator=r)[..., 2:-1]
         elif layout == "transposed":
-            made = torch.randn(*shape[:-2], shape[-1], shape[-2], generator=r).mT
+            tensor = torch.randn(*shape[:-2], shape[-1], shape[-2], generator=r).mT
         elif layout == "expanded":
-            made = torch.randn(1, *shape[1:], generator=r).expand(shape)
+            tensor = torch.randn(1, *shape[1:], generator=r).expand(shape)
         else:
-            made = torch.randn(shape, generator=r)
-        return made.to(dtype).to(DEVICE)
+            tensor = torch.randn(shape, generator=r)
+        return tensor.to(dtype).to(DEVICE)
 
     N, M, factor = n * row_group, m * col_group, F64 if weight_dtype == F64 else F32
     inputs = normal(B, S, m, dtype=dtype), normal(N, M, dtype=weight_dtype), normal(B, N, dtype=factor)
@@ -141,18 +141,18 @@ def test_layout_of_the_incoming_gradient(form, layout):
 
 def test_gradients_not_needed_are_not_computed(monkeypatch):
     skip_without_triton()
-    asked = []
+    needed = []
     kernels = linear_ops._kernels()
     original = kernels.linear_backward
 
     def spy(*args):
-        asked.append(tuple(out is not None for out in args[7:]))
+        needed.append(tuple(out is not None for out in args[7:]))
         original(*args)
 
     monkeypatch.setattr(kernels, "linear_backward", spy)
     (x, weight, p, q), dy, group = case(0, sizes=(2, 3, 5, 6, 4, 2))
     pk.project_linear(x, weight, p.clone().requires_grad_(), q, group, form="projected").backward(dy)
-    assert asked == [(False, False, True, False)]
+    assert needed == [(False, False, True, False)]
 
 
 @pytest.mark.parametrize("form", ["materialised", "factored"])
@@ -411,8 +411,8 @@ X, W, P, Q = torch.randn(2, 5, 3), torch.randn(8, 12), torch.randn(2, 8), torch.
         (lambda: pk.explain(8, 12, 4, tasks=1, tokens=1, device="meta"), ValueError, "must be a CPU or CUDA.*meta"),
     ],
 )
-def test_bad_input(call, error, says):
-    with pytest.raises(error, match=says):
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
         call()
 
 

@@ -414,8 +414,8 @@ W, P, Q = torch.randn(8, 12), torch.randn(2, 8), torch.randn(2, 12)
         (lambda: pk.use_backend("gpu").__enter__(), ValueError, "backend must be one of .* it was 'gpu'"),
     ],
 )
-def test_bad_input(call, error, says):
-    with pytest.raises(error, match=says):
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
         call()
 
 

@@ -416,7 +416,7 @@ def test_one_launch_each_way_and_no_new_compilation_for_a_new_batch(tmp_path):
     env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", LAUNCH], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
-    made = json.loads(run.stdout)
+    compilations = json.loads(run.stdout)
     for name in ("_project_forward_kernel", "_project_backward_kernel"):
-        assert len(made[name]) == 2 and len(set(made[name])) == 1, (name, made)
-    assert len(made["_sum_parts_kernel"]) == 4 and len(set(made["_sum_parts_kernel"])) == 1
+        assert len(compilations[name]) == 2 and len(set(compilations[name])) == 1, (name, compilations)
+    assert len(compilations["_sum_parts_kernel"]) == 4 and len(set(compilations["_sum_parts_kernel"])) == 1
