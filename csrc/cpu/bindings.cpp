@@ -5,11 +5,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/instruction_set.h"
-#include "cpu/pages.h"
-#include "cpu/project.h"
-#include "cpu/threads.h"
-#include "python_types.h"
+#include "../python_types.h"
+#include "instruction_set.h"
+#include "pages.h"
+#include "project.h"
+#include "threads.h"
 
 namespace py = pybind11;
 
@@ -17,14 +17,15 @@ namespace projkern {
 namespace {
 
 DType served(const std::string& name) {
-    if (name == "float16") throw std::invalid_argument("the CPU kernels serve float32 and bfloat16; the storage type was float16");
+    if (name == "float16")
+        throw std::invalid_argument("the CPU kernels serve float32 and bfloat16; the storage type was float16");
     return dtype(name);
 }
 
-class NativePlan {
+class CpuPlan {
   public:
-    NativePlan(const std::vector<WeightRow>& weights, const std::vector<MatrixRow>& matrices, int64_t p_width,
-               int64_t q_width)
+    CpuPlan(const std::vector<WeightRow>& weights, const std::vector<MatrixRow>& matrices, int64_t p_width,
+            int64_t q_width)
         : plan_(make_plan(weights, matrices, p_width, q_width)), partition_(plan_) {}
 
     void project_forward(const std::vector<Address>& weights, const std::string& weight_dtype, Address p, Address q,
@@ -80,22 +81,21 @@ py::dict build_info() {
 }  // namespace
 }  // namespace projkern
 
-PYBIND11_MODULE(_native, module) {
+PYBIND11_MODULE(_cpu, module) {
     using namespace projkern;
     const std::string missing = cpu::missing_instruction_sets();
     if (!missing.empty())
         throw py::import_error("the kernels were compiled for a processor with " + missing +
                                ", which this one lacks; build them here, or anywhere with PROJKERN_PORTABLE=1");
 
-    py::class_<NativePlan>(module, "Plan")
+    py::class_<CpuPlan>(module, "Plan")
         .def(py::init<const std::vector<WeightRow>&, const std::vector<MatrixRow>&, int64_t, int64_t>(),
              py::arg("weights"), py::arg("matrices"), py::arg("p_width"), py::arg("q_width"))
-        .def("project_forward", &NativePlan::project_forward, py::arg("weights"), py::arg("weight_dtype"),
-             py::arg("p"), py::arg("q"), py::arg("outputs"), py::arg("output_dtype"), py::arg("batch"),
-             py::arg("threads"))
-        .def("project_backward", &NativePlan::project_backward, py::arg("weights"), py::arg("weight_dtype"),
-             py::arg("p"), py::arg("q"), py::arg("grads"), py::arg("grad_dtype"), py::arg("d_weights"), py::arg("dp"),
-             py::arg("dq"), py::arg("batch"), py::arg("threads"));
+        .def("project_forward", &CpuPlan::project_forward, py::arg("weights"), py::arg("weight_dtype"), py::arg("p"),
+             py::arg("q"), py::arg("outputs"), py::arg("output_dtype"), py::arg("batch"), py::arg("threads"))
+        .def("project_backward", &CpuPlan::project_backward, py::arg("weights"), py::arg("weight_dtype"), py::arg("p"),
+             py::arg("q"), py::arg("grads"), py::arg("grad_dtype"), py::arg("d_weights"), py::arg("dp"), py::arg("dq"),
+             py::arg("batch"), py::arg("threads"));
 
     module.def(
         "use_openmp", [](Address parallel) { cpu::use_openmp(reinterpret_cast<cpu::GompParallel>(parallel)); },
