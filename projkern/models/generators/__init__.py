@@ -54,12 +54,12 @@ def make_generator(kind: str, source: GPT, group: int, task_dim: int, rank: int,
     """
     if kind not in GENERATORS:
         raise InputError(f"generator must be one of {', '.join(GENERATORS)}; it was {kind!r}")
-    generator = GENERATORS[kind]
+    own_options = GENERATORS[kind].options()
     for name in options:
-        if name not in generator.options:
-            known = ", ".join(generator.options) or "none"
+        if name not in own_options:
+            known = ", ".join(own_options) or "none"
             raise InputError(f"options of the generator {kind!r} must be among its own ({known}); one was {name!r}")
-    return generator(source, group, task_dim, rank, **options)
+    return GENERATORS[kind](source, group, task_dim, rank, **options)
 
 
 def count_parameters(
