@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ...utils.errors import InputError
 from ..gpt import GPT
 
-
 COMMON_ARGUMENTS = ("source", "group", "task_dim", "rank")
 """What the constructor of every kind takes first."""
 
