@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
-from projkern.models.generators import GENERATORS, count_parameters, rank_for
+from projkern.models.generators import GENERATORS
 from projkern.models.names import SOURCE, Kind, ModelName
 from projkern.training.presets import PLAIN, QUICK
 from projkern.training.stages import gpt_config
 from projkern.utils.errors import InputError
 
+from .equal_parameters import count_parameters, rank_for
 from .jobs import Job
 from .sizes import Size
 from .tangents import Tangents

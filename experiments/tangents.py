@@ -13,11 +13,11 @@ from torch import Tensor
 
 from projkern.data import SynthMNIST
 from projkern.models import GPT
-from projkern.models.tangent import NegativeCurvature, Tangent, tangent
 from projkern.training.losses import nats_per_token
 from projkern.training.stages import count
 from projkern.utils.command import Interrupted
 
+from .local_tangent import NegativeCurvature, Tangent, tangent
 from .measures import summary
 
 BATCH = 8

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ..utils.errors import InputError
-from .gpt import GPT
+from projkern.models import GPT
+from projkern.utils.errors import InputError
 
 
 class NegativeCurvature(InputError):

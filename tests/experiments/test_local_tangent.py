@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import projkern as pk
-from projkern.models.tangent import Tangent, solve, tangent
+from experiments.local_tangent import Tangent, solve, tangent
 from projkern.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
