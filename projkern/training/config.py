@@ -31,14 +31,12 @@ class DataConfig:
     mnist: str | None = setting(
         None,
         "folder of the four MNIST idx files, or 'openml'; without it scikit-learn's digits",
-        metavar="DIR",
     )
     folder: str | None = setting(
         None,
         "folder of tokenised images (of projkern.tokenize), which brings their shape; without it SynthMNIST",
         option="data",
         former="data",
-        metavar="DIR",
     )
     side: int = setting(16, "height and width of an image in tokens (SynthMNIST: pixels)", former="image_size")
     vocab_size: int = setting(64, "number of tokens (SynthMNIST: colours of the palette)", former="colors")
@@ -64,7 +62,6 @@ class ModelConfig:
     source: str | None = setting(
         None,
         "folder that M_1 starts from: of a run, or a GPT-2 or ImageGPT of Hugging Face's; it brings its shape",
-        metavar="DIR",
     )
     n_layer: int = setting(4, "layers of every model")
     n_head: int = setting(2, "attention heads of every model")

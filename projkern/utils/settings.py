@@ -20,14 +20,7 @@ from .errors import InputError
 Settings = TypeVar("Settings")
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    option: str | None = "",
-    former: str | None = None,
-    metavar: str | None = None,
-) -> Any:
+def setting(default: Any, help: str, *, option: str | None = "", former: str | None = None) -> Any:
     """A field of a dataclass of settings.
 
     Args:
@@ -35,11 +28,8 @@ def setting(
         help: for ``--help``; the default is appended.
         option: its name on the command line, that of the field unless given; None for no option.
         former: an earlier name, still understood on the command line and in files.
-        metavar: of the option; from the type unless given.
     """
-    return dataclasses.field(
-        default=default, metadata={"help": help, "option": option, "former": former, "metavar": metavar}
-    )
+    return dataclasses.field(default=default, metadata={"help": help, "option": option, "former": former})
 
 
 def fields_of(settings: Any) -> Iterator[tuple[str | None, dataclasses.Field[Any]]]:
@@ -98,7 +88,7 @@ def require_types(settings: Any) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
-    """Add an option for each setting, a group for each section; ``--help`` shows the values in ``settings`` as defaults.
+    """Add an option for each setting, a group for each section; ``--help`` shows the values of ``settings``.
 
     What the user gives is read with ``given_options``; there are no defaults on the command line itself.
     """
@@ -112,8 +102,6 @@ def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
         if field.metadata["option"] is None:
             continue
         kind: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, **_kind(hints[field.name])}
-        if field.metadata["metavar"] is not None:
-            kind["metavar"] = field.metadata["metavar"]
         default = values[field.name]
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         text = field.metadata["help"] + ("" if shown is None else f" (default: {_rounded(shown)})")
@@ -177,4 +165,5 @@ def _kind(hint: Any) -> dict[str, Any]:
     if typing.get_origin(hint) is tuple:
         return {"type": scale, "nargs": "+", "metavar": "1/G"}
     plain = next(iter(typing.get_args(hint)), hint)  # float for "float | None"
-    return {"type": plain, "metavar": plain.__name__.upper()}
+    words = {"int": "N", "float": "X", "str": "NAME" if hint is str else "PATH"}
+    return {"type": plain, "metavar": words[plain.__name__]}
