@@ -1,6 +1,6 @@
 // All that the kernels ask of the device, one small function each. Kernels use nothing else of CUDA, so that the same
-// sources also compile as plain C++ against another definition of these functions (tests/cuda_on_host) and run, and are
-// checked for missing barriers, where there is no card.
+// sources also compile as plain C++ against another definition of these functions (tests/helpers/cuda_on_host) and run,
+// and are checked for missing barriers, where there is no card.
 #pragma once
 
 #include <cstdint>
