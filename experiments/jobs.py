@@ -108,7 +108,7 @@ def result_of(root: Path, job: Job) -> dict[str, Any] | None:
     if settings is not None:
         require_same(str(folder), settings, job.settings())
     elif is_nonempty(folder):
-        raise InputError(f"{folder} must have a job.json, the set-up of what it holds; delete it to have it made again")
+        raise InputError(f"{folder} must have a job.json, the set-up of what it holds; delete it to have it run again")
     return _read_json(folder / "result.json")
 
 
@@ -119,10 +119,10 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); delete {path.parent} to have it made again") from error
+        raise InputError(f"{path} cannot be read ({error}); delete {path.parent} to have it run again") from error
     if not isinstance(value, dict):
         raise InputError(
-            f"{path} must hold an object; it held {type(value).__name__}. Delete {path.parent} to have it made again"
+            f"{path} must hold an object; it held {type(value).__name__}. Delete {path.parent} to have it run again"
         )
     return value
 

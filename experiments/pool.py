@@ -23,6 +23,7 @@ from projkern.utils.errors import InputError, ProjkernError
 from .jobs import Job, job_seconds, result_of, run_job, work
 
 Result = dict[str, Any]
+OnResult = Callable[[Job, Result], None]
 POLL = 0.5  # seconds
 
 
@@ -30,9 +31,7 @@ class Failed(ProjkernError):
     """Some jobs could not be done; the others were."""
 
 
-def run_jobs(
-    root: Path, jobs: list[Job], store: Callable[[Job, Result], None], workers: int, seconds: float | None = None
-) -> None:
+def run_jobs(root: Path, jobs: list[Job], store: OnResult, workers: int, seconds: float | None = None) -> None:
     """Run all jobs that have no result yet, each as soon as its source is there, with one progress bar over all.
 
     Args:
@@ -58,17 +57,30 @@ def run_jobs(
         return
     if seconds is not None:
         _require_time(root, pending, seconds)
+    progress = _Progress(jobs, set(stored))
     deadline = math.inf if seconds is None else time.monotonic() + seconds
+    errors = _run(root, pending, store, workers, deadline, progress)
+    state = f"{len(progress.done)} of {len(jobs)} trainings done"
+    if errors:
+        names = {error: ", ".join(name for name in errors if errors[name] == error) for error in errors.values()}
+        raise Failed(f"{state}; " + "; ".join(f"{names[error]}: {error}" for error in names))
+    if len(progress.done) < len(jobs):
+        raise Interrupted(f"stopped with {state}")
+
+
+def _run(
+    root: Path, pending: list[Job], store: OnResult, workers: int, deadline: float, progress: _Progress
+) -> dict[str, str]:
+    """Run jobs until all are done or something stops them; returns the errors by job."""
     context = multiprocessing.get_context("spawn")
     updates, stop = context.SimpleQueue(), context.Event()
-    done, errors, running = set(stored), dict[str, str](), dict[Future[Result], Job]()
-    progress = _Progress(jobs, done)
+    errors, running = dict[str, str](), dict[Future[Result], Job]()
     with progress.bar, ProcessPoolExecutor(workers, context, _begin, (updates, stop)) as pool:
         try:
             while True:
                 if time.monotonic() > deadline:
                     stop.set()
-                ready = [job for job in pending if job.source is None or job.source.name in done]
+                ready = [job for job in pending if job.source is None or job.source.name in progress.done]
                 for job in ready[: 0 if stop.is_set() else workers - len(running)]:
                     pending.remove(job)
                     running[pool.submit(_work, root, job)] = job
@@ -78,7 +90,7 @@ def run_jobs(
                     job = running.pop(future)
                     try:
                         store(job, future.result())
-                        done.add(job.name)
+                        progress.done.add(job.name)
                     except Interrupted:
                         stop.set()
                     except BrokenExecutor:  # all workers end with the one that was killed
@@ -86,18 +98,12 @@ def run_jobs(
                         errors[job.name] = "a worker was killed; this goes on from its last checkpoint"
                     except (ProjkernError, OSError, MemoryError) as error:
                         errors[job.name] = f"{type(error).__name__}: {error}"
-                progress.show(updates, done)
+                progress.show(updates)
         except KeyboardInterrupt:
             pass
         finally:
             stop.set()  # the pool's exit waits for the workers, which save what they have
-    errors |= {job.name: "its source failed" for job in pending if job.source and job.source.name in errors}
-    state = f"{len(done)} of {len(jobs)} trainings done"
-    if errors:
-        names = {error: ", ".join(name for name in errors if errors[name] == error) for error in errors.values()}
-        raise Failed(f"{state}; " + "; ".join(f"{names[error]}: {error}" for error in names))
-    if len(done) < len(jobs):
-        raise Interrupted(f"stopped with {state}")
+    return errors | {job.name: "its source failed" for job in pending if job.source and job.source.name in errors}
 
 
 def default_workers(device: str) -> int:
@@ -124,16 +130,17 @@ class _Progress:
     def __init__(self, jobs: list[Job], done: set[str]) -> None:
         self._work = {job.name: work(job) for job in jobs}
         self._steps = {job.name: max(1, job.steps) for job in jobs}
-        self._share = {job.name: float(job.name in done) for job in jobs}
+        self._share = dict.fromkeys(self._work, 0.0) | dict.fromkeys(done, 1.0)
+        self.done = done
         layout = "{desc}{percentage:5.1f}%|{bar}| {elapsed} spent, {remaining} left{postfix}"
         self.bar = tqdm(total=sum(self._work.values()), initial=self._computed(), bar_format=layout)
 
-    def show(self, updates: multiprocessing.SimpleQueue[tuple[str, int]], done: set[str]) -> None:
+    def show(self, updates: multiprocessing.SimpleQueue[tuple[str, int]]) -> None:
         while not updates.empty():
             name, step = updates.get()
             self._share[name] = step / self._steps[name]
-        self._share |= dict.fromkeys(done, 1.0)
-        self.bar.set_description_str(f"{len(done)} of {len(self._work)} trainings ", refresh=False)
+        self._share |= dict.fromkeys(self.done, 1.0)
+        self.bar.set_description_str(f"{len(self.done)} of {len(self._work)} trainings ", refresh=False)
         self.bar.update(self._computed() - self.bar.n)
 
     def _computed(self) -> float:

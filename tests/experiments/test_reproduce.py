@@ -1,4 +1,4 @@
-"""The paper's experiments from a command to the page: made, gone on with, stopped, failing, refused."""
+"""The paper's experiments from a command to the page: run, resumed, stopped, failing, refused."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def finished(tmp_path_factory, mnist, cache):
 
 
 @pytest.fixture
-def made(workplace, finished):
+def results(workplace, finished):
     """Here too, then."""
     for name in ("out", "experiments", "docs"):
         shutil.copytree(finished[0] / name, name)
@@ -124,16 +124,16 @@ def change(monkeypatch, **changes):
     monkeypatch.setitem(sizes.SIZES, "mini", replace(size, base=size.base.replace(**changes)))
 
 
-# ---------------------------------------------------------------- made, and gone on with
+# ---------------------------------------------------------------- run, and resumed
 
 
-def test_from_nothing_to_the_page_and_never_twice(made, finished, no_training, monkeypatch, capsys):
+def test_from_nothing_to_the_page_and_never_twice(results, finished, no_training, monkeypatch, capsys):
     assert finished[1] == f"3 results added, 0 were there before. Wrote {STORED} and {PAGE}.\n"
     assert [result["label"] for result in stored().values()] == ["M_1", "P_1/4", "M~_1/4"]
-    made = stored()["P_1/4/seed-0"]
-    assert made["steps"] == 4 and made["images"] == 16 and made["settings"]["source"]["stage"] == "M_1"
-    assert len(made["models"]["P_1/4"]["by_image"]) == 8
-    assert f"{made['models']['P_1/4']['loss']:.3f}" in PAGE.read_text()
+    row = stored()["P_1/4/seed-0"]
+    assert row["steps"] == 4 and row["images"] == 16 and row["settings"]["source"]["stage"] == "M_1"
+    assert len(row["models"]["P_1/4"]["by_image"]) == 8
+    assert f"{row['models']['P_1/4']['loss']:.3f}" in PAGE.read_text()
 
     no_training()
     texts = STORED.read_text(), PAGE.read_text()
@@ -152,7 +152,7 @@ def test_from_nothing_to_the_page_and_never_twice(made, finished, no_training, m
     assert table1() == 0 and STORED.read_text() == texts[0]
 
 
-def test_more_seeds_are_added_to_those_stored(made, capsys):
+def test_more_seeds_are_added_to_those_stored(results, capsys):
     first = stored()
     shutil.rmtree("out")  # the sources are trained again then, but no stored result changes
     assert table1("--seeds", "2") == 0
@@ -180,7 +180,7 @@ def test_no_result_names_a_folder_or_a_device(tmp_path, mnist):
 # ---------------------------------------------------------------- stopped
 
 
-def test_stopped_at_any_step_it_goes_on_as_if_it_never_was(made, monkeypatch, capsys):
+def test_stopped_at_any_step_it_goes_on_as_if_it_never_was(results, monkeypatch, capsys):
     never_stopped = figures(), weights()
     for folder in ("out", "experiments", "docs"):
         shutil.rmtree(folder)
@@ -303,11 +303,24 @@ def test_a_training_that_diverges_stops_no_other(model, rate, monkeypatch, capsy
         assert list(stored()) == ["M_1/seed-0", "P_1/4/seed-0"]
 
 
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    """It is raised, not told in a line; what was done before is stored."""
+    run_job = pool.run_job
+
+    def broken(root, job, on_step):
+        return run_job(root, job, on_step) if job.source is None else {}[job.name]
+
+    monkeypatch.setattr(pool, "run_job", broken)
+    with pytest.raises(KeyError, match="P_1-4"):
+        table1()
+    assert list(stored()) == ["M_1/seed-0"]
+
+
 # ---------------------------------------------------------------- refused
 
 
 @pytest.mark.parametrize("name", ["table1", "table3"])
-def test_a_half_written_file_of_results_is_named_and_kept(name, made, no_training, capsys):
+def test_a_half_written_file_of_results_is_named_and_kept(name, results, no_training, capsys):
     damaged = STORED.with_name(f"{name}.json")
     half = STORED.read_text()[:999]
     damaged.write_text(half)
@@ -318,7 +331,7 @@ def test_a_half_written_file_of_results_is_named_and_kept(name, made, no_trainin
 
 
 @pytest.mark.parametrize("name", ["job.json", "result.json"])
-def test_a_half_written_file_of_a_job_is_named_and_kept(name, made, no_training, capsys):
+def test_a_half_written_file_of_a_job_is_named_and_kept(name, results, no_training, capsys):
     STORED.unlink()
     damaged = MINI / "P_1-4" / "seed-0" / name
     damaged.write_text(damaged.read_text()[:50])
@@ -329,14 +342,14 @@ def test_a_half_written_file_of_a_job_is_named_and_kept(name, made, no_training,
     assert not STORED.exists()
 
 
-def test_a_job_of_unknown_settings_is_refused(made, no_training, capsys):
+def test_a_job_of_unknown_settings_is_refused(results, no_training, capsys):
     STORED.unlink()
     (MINI / "M_1" / "seed-0" / "job.json").unlink()
     no_training()
     assert f"{MINI}/M_1/seed-0 must have a job.json" in error_of(capsys)
 
 
-def test_results_of_two_set_ups_do_not_mix(made, no_training, monkeypatch, capsys):
+def test_results_of_two_set_ups_do_not_mix(results, no_training, monkeypatch, capsys):
     text = STORED.read_text()
     change(monkeypatch, steps=5, rank=3)
     no_training()
