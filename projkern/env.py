@@ -1,7 +1,5 @@
 """``python -m projkern.env``: versions, the backends that can run here, and the build of the kernels."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -1,7 +1,5 @@
 """``python -m projkern.evaluate RUN``: losses, equivalent sizes, sweeps of t and speed of a run's models."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

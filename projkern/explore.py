@@ -1,7 +1,5 @@
 """``python -m projkern.explore``: a local page to move t by hand, and see the models generated for it."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

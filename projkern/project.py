@@ -1,7 +1,5 @@
 """``python -m projkern.project``: from a trained run and task identifiers to standalone small models."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

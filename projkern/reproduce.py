@@ -1,7 +1,5 @@
 """``python -m projkern.reproduce``: the experiments of a checkout (experiments/README.md), which are not installed."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """``python -m projkern.sample``: images drawn by a trained run's models or by one generated model."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``python -m projkern.tokenize``: real images as tokens, each with its task identifier."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

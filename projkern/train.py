@@ -1,7 +1,5 @@
 """``python -m projkern.train``: train a source, its baselines and projected models, and compare them."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

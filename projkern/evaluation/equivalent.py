@@ -6,8 +6,6 @@ SynthMNIST ("4 times as many parameters") and 1.6 for P_1/4 on ImageNet; one lin
 to 6.3 on the former, because loss falls ever slower with log(parameters) (docs/evaluation.md).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

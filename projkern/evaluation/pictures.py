@@ -1,7 +1,5 @@
 """The pictures of an evaluation, from its JSON."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The folder of an evaluation: figures as JSON, a report in Markdown, pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

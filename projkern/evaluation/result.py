@@ -1,7 +1,5 @@
 """All figures of a run's evaluation, as the JSON that its report is written from."""
 
-from __future__ import annotations
-
 import dataclasses
 import platform
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Speed and memory of inference: the source beside the small models that are generated from it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from functools import partial

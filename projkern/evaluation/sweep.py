@@ -1,7 +1,5 @@
 """Losses against one component of t, beyond the range that was trained (the paper's Figure 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Images drawn by a run's models, each for its own task, or by one standalone model, as one picture."""
 
-from __future__ import annotations
-
 import math
 from fractions import Fraction
 from pathlib import Path

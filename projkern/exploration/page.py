@@ -1,7 +1,5 @@
 """The page of ``python -m projkern.explore``: sliders for t, and beside them what t means to a trained run."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

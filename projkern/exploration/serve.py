@@ -1,7 +1,5 @@
 """Serving the page of a run until Ctrl-C."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

@@ -1,7 +1,5 @@
 """The meaning of one task identifier: its texture, and for each scale the model generated for it, with samples."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ is told once to put all it holds onto the disk, so that this is true after a pow
 costs far less than doing it file by file.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence

@@ -7,8 +7,6 @@ Both axes are dynamic. Exporting takes seconds, so it is done once for a shape: 
 under the names of the GPT-2 format, and each model's file fixes them to its own.
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ A model that has its name is whole and right (see ``checked``), so a job that wa
 are missing.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shutil

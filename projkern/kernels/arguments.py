@@ -1,7 +1,5 @@
 """Checks of arguments that ``project``, ``project_layers`` and ``project_linear`` share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -36,8 +36,6 @@ Beside arguments and results, the materialised form needs oBE bytes, twice that 
 one (s + c)T(N + M); the projected one nothing. A form that needs more than what is free is not chosen.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which kernels run: chosen by name with ``use_backend``, or the fastest that can, with ``auto``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """What the projected form's kernels serve: for their launchers, for the operators and for the cost model alike."""
 
-from __future__ import annotations
-
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -7,8 +7,6 @@ writes it. *Factored* scales x, multiplies by W itself, and sums: it costs g² m
 for the whole batch. ``projkern.explain`` says what each moves and computes, and which one ``auto`` takes.
 """
 
-from __future__ import annotations
-
 from operator import index
 
 import torch

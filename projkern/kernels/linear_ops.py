@@ -8,8 +8,6 @@ The first and the last are made of operators that exist. The second is ``projker
 ``projkern::linear_backward``, which are opaque to ``torch.compile``.
 """
 
-from __future__ import annotations
-
 import importlib
 from functools import lru_cache
 from types import ModuleType

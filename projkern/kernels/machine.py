@@ -1,7 +1,5 @@
 """What a machine can do: the few constants that the cost model (``projkern/kernels/cost.py``) stands on."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -5,8 +5,6 @@ functions stand outside of them. Both are differentiable: the map is trilinear i
 of the backward is made of the same two operators, and every order of derivative follows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

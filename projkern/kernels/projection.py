@@ -3,8 +3,6 @@
 W_s = P W Q,   P_ij = p_j [j // g_r == i],   Q_ij = q_i [i // g_c == j]           (paper, Sec. 2.2)
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The blocks of every model here: source, baseline and projected model run this one function."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ width), and attention is two batched products: of the layouts that were tried, t
 widths (docs/sampling.md).
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A block reads the stream of width d through norm_1 and attn_qkv, and through nor
 write to it. The order of the records is that of every stacked or concatenated quantity.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

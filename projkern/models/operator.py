@@ -6,8 +6,6 @@ or as another generator computes them. The small model's embeddings, norms, head
 and do not depend on t.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

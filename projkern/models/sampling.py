@@ -1,7 +1,5 @@
 """Drawing sequences from a model, token by token."""
 
-from __future__ import annotations
-
 import time
 from typing import NamedTuple
 

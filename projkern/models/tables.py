@@ -1,7 +1,5 @@
 """The tables of a model: embeddings, start vector, norms and head, which no operator generates for each t."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

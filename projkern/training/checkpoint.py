@@ -5,8 +5,6 @@
 Only the last one of a stage is kept, and it is dropped only once its successor is in place.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

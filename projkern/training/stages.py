@@ -1,12 +1,11 @@
 """What a run trains, in order: the source, the small baselines, the projected models (paper, Sec. 3.3)."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -6,8 +6,6 @@ A dataclass may hold others, its sections; names are unique over all of them, so
 need no more than a setting's own name.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import typing

@@ -1,7 +1,5 @@
 """What a backend is: a module with these four functions. To add one, list it in ``kernels/dispatch.py`` too."""
 
-from __future__ import annotations
-
 from typing import NamedTuple, Protocol
 
 import torch

@@ -5,8 +5,6 @@ here, using it raises and says why. It starts no threads of its own: it runs on 
 torch has loaded.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 from functools import lru_cache

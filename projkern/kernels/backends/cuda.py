@@ -4,8 +4,6 @@
 raises and says why. Everything that a launch needs travels in its arguments, so CUDA graphs capture it as it is.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """What the compiled libraries, `_cpu` and `_cuda`, have in common: how they load, how a plan is handed over."""
 
-from __future__ import annotations
-
 import importlib
 from types import ModuleType
 

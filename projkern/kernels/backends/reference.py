@@ -7,8 +7,6 @@ For one source matrix W, viewed as (n, g_r, m, g_c), with p (B, n, g_r) and q (B
 Runs on any device and in float64 too. Arithmetic is in float32 at the least, whatever the storage.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -19,8 +19,6 @@ tiles depend on the plan and never on the card. So results are bit-equal over re
 Triton is optional. It is imported at the first use, and without a card only runs interpreted (TRITON_INTERPRET=1).
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from collections.abc import Sequence

@@ -14,8 +14,6 @@ with axes of one element they crash the compiler; on a parameter they are lost w
 
 # mypy: disable-error-code="no-untyped-def"
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -17,8 +17,6 @@ follow each other within a strip, so that all but the first of them find it in t
 
 # mypy: disable-error-code="no-untyped-def"
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

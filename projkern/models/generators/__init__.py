@@ -3,8 +3,6 @@
 Each is used in the same way, in training and in projection (paper, Sec. 2 and appendix B; docs/generators.md).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from ...utils.errors import InputError

@@ -4,8 +4,6 @@ In all of them theta(0) is a parameter, and starts as the source under constant 
 diagonal generator starts from.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

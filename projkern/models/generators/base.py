@@ -5,8 +5,6 @@
 with the inner width r, which options call the rank.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from fractions import Fraction

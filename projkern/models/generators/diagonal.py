@@ -5,8 +5,6 @@
 so that each entry of W_s is a weighted sum over a block of g x g entries of W_1.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

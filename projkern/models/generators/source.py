@@ -1,7 +1,5 @@
 """Generators that read the source otherwise than by grouped diagonals: any linear map of it, and blocks as modules."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

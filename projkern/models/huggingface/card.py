@@ -1,7 +1,5 @@
 """The model card, README.md, that goes with every exported model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ...data import TASK_NAMES

@@ -8,8 +8,6 @@ so that one gets a row of zeros, which was never trained and is to be ignored. `
 A linear operator's weights lie the other way round there: (inputs, outputs).
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass

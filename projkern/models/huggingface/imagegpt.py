@@ -8,8 +8,6 @@ last token only ever starts a sequence, as the start slot does, and its head has
 - Its activation is x sigmoid(1.702 x), that of a ``GPT`` the tanh form of GELU.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
