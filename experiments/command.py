@@ -8,7 +8,7 @@ from pathlib import Path
 
 from projkern.utils import command
 
-from .documents import EXPERIMENTS
+from .documents import EXPERIMENTS, RESULTS
 from .sizes import SIZES
 
 DESCRIPTION = "Run an experiment of the paper (Projectable Models), or resume it, and write the page of all results."
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--results",
         type=Path,
-        default=Path("experiments/results"),
+        default=RESULTS,
         help="folder of the stored results; what they hold is not run again (default: %(default)s)",
     )
     return parser

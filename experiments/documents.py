@@ -14,6 +14,8 @@ from projkern.utils.files import Format, write_text
 from .image_losses import Masks, masks_of, put_back, read_arrays, take_out, write_arrays
 from .settings import complete
 
+RESULTS = Path("experiments/results")
+"""Where a checkout stores them, from its root."""
 SIZES = ("mini", "small", "paper")
 EXPERIMENTS = (
     *("table1", "table2", "table3", "table4", "figure4", "lengths"),

@@ -11,7 +11,7 @@ from projkern.training.data import check_data, with_settings_of_data
 from projkern.utils.errors import InputError
 from projkern.utils.files import locked
 
-from .documents import read_results
+from .documents import RESULTS, read_results
 from .image_losses import Masks
 from .measures import held_out_parts
 from .page.render import write_page
@@ -21,9 +21,8 @@ from .sizes import SIZES, Size
 from .store import Store
 from .token_parts import fingerprint, parts, tokenised
 
-RESULTS = Path("experiments/results")
-"""Where a checkout stores the results; their page is ``PAGE``."""
 PAGE = Path("docs/reproduction.md")
+"""Of the results in ``RESULTS``."""
 ONE_SEED = ("rates", "token_rates")
 """Experiments that take one seed where nobody says otherwise."""
 

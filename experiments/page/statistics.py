@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from projkern.evaluation.equivalent import LEVEL, RESAMPLES, EquivalentSize, read_off
-from projkern.utils.errors import InputError
+from projkern.utils.errors import InputError, MissingDependency
+
+try:
+    from scipy.special import stdtrit
+except ImportError as error:
+    raise MissingDependency("the page needs SciPy: pip install -e '.[experiments]'") from error
 
 Model = Mapping[str, Any]
 """A model's stored figures: at the least its loss, and ``by_image``, the losses of N held-out images."""
