@@ -3,7 +3,7 @@
 from typing import Any
 
 from ...data import TASK_NAMES
-from .. import GPTConfig
+from ..layout import GPTConfig
 
 _HEAD = """---
 library_name: transformers

@@ -22,8 +22,8 @@ from ...data import Palette
 from ...utils.errors import InputError
 from ...utils.files import new_folder, read_object
 from ...utils.tensors import read_weights
-from .. import GPT, GPTConfig
-from ..layout import LINEARS, NORMS, Norm
+from ..gpt import GPT
+from ..layout import LINEARS, NORMS, GPTConfig, Norm
 from ..tables import Tables
 from . import imagegpt
 from .card import model_card
