@@ -91,8 +91,6 @@ class LowRankGenerator(MLPGenerator):
         InputError: a delta_rank below 1.
     """
 
-    options = ("delta_rank",)
-
     def __init__(self, source: GPT, group: int, task_dim: int, rank: int, delta_rank: int = 1) -> None:
         if delta_rank < 1:
             raise InputError(f"delta_rank must be at least 1; it was {delta_rank}")

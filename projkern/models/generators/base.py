@@ -7,9 +7,10 @@ with the inner width r, which options call the rank.
 
 from __future__ import annotations
 
+import inspect
 import math
 from fractions import Fraction
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 
 from ...utils.errors import InputError
 from ..gpt import GPT
+
+COMMON_ARGUMENTS = ("source", "group", "task_dim", "rank")
+"""What the constructor of every kind takes first."""
 
 
 class TaskWeights(NamedTuple):
@@ -33,8 +37,12 @@ class Generator(nn.Module):
     stream that are initially the small models' stream, or None where that is the sums of neighbours.
     """
 
-    options: ClassVar[tuple[str, ...]] = ()
     kept_coordinates: slice | None = None
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """Names of the constructor's arguments that this kind has beyond those of all kinds."""
+        return [name for name in inspect.signature(cls).parameters if name not in COMMON_ARGUMENTS]
 
     def forward(self, source: GPT, t: Tensor) -> TaskWeights:
         """Weights for t (U, task_dim), of the parameters' dtype; the operator's own biases are not added."""

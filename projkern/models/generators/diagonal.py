@@ -39,8 +39,6 @@ class DiagonalGenerator(MLPGenerator):
         InputError: an unknown start.
     """
 
-    options = ("start", "shared_inner", "tied")
-
     def __init__(
         self,
         source: GPT,
