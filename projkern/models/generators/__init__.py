@@ -33,6 +33,7 @@ GENERATORS: dict[str, type[Generator]] = {
 }
 """The kinds by name."""
 
+
 def make_generator(kind: str, source: GPT, group: int, task_dim: int, rank: int, **options: Any) -> Generator:
     """A fresh generator.
 
