@@ -1,7 +1,5 @@
 """``python -m projkern.tokenize``: real images as tokens, each with its task identifier."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -36,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the tokens go")
     command.add_state(parser, "continue what --out holds, with its own settings", "replace what is in --out")
     command.add_device(parser)
-    add_options(parser.add_argument_group("settings"), DEFAULTS)
+    add_options(parser, DEFAULTS)
     return parser
 
 

@@ -1,7 +1,5 @@
 """``python -m projkern.train``: train a source, its baselines and projected models, and compare them."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time
@@ -32,12 +30,14 @@ def parser() -> argparse.ArgumentParser:
     parser = command.parser(
         "train", "Train a source, its baselines and projected models, and compare them.", presets + EXAMPLES
     )
-    parser.add_argument("--preset", choices=PRESETS, help="settings to start from (default: quick)")
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="settings to start from (default: quick, whose values are shown here)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one under runs/)")
     command.add_state(
         parser, "continue the run in --out with its own settings", "delete the run in --out and start again"
     )
-    add_options(parser.add_argument_group("settings (defaults of the quick preset)"), QUICK)
+    add_options(parser, QUICK)
     return parser
 
 

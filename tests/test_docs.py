@@ -1,4 +1,4 @@
-"""What the documentation shows runs: every Python block, every command, the notebook; links and tables hold."""
+"""What the documentation shows runs: every Python block, every command, the notebook; links and tables are right."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ import projkern as pk
 from projkern.__main__ import VERBS, main
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
-GENERATED = "docs/api.md"  # its blocks are signatures
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {
     "python3 -m venv": ".ci/run runs the README's test command word for word",
-    "python -m projkern.explore": "it serves until it is stopped; tests/test_explore.py runs it",
-    "python -m projkern.reproduce": "an experiment takes long; tests/test_reproduce.py runs tiny ones",
-    "pip install -e '.[": "the README's test command installs the same",
+    "pip install": "the README's test command installs the same",
+    "python -m pytest": "it would run this test",
+    "python -m projkern.explore": "it serves until it is stopped; tests/exploration runs it",
+    "python -m projkern.reproduce": "an experiment takes long; tests/experiments runs tiny ones",
     "benchmarks/gpu.sh": "it needs a CUDA card",
+    "make": "it runs the tools that .ci/run runs",
 }
 """Commands that are not run here, and why."""
 
@@ -38,8 +39,10 @@ def code_blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str) -> list[str]:
-    lines = "".join(code_blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    return [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    """The commands of a page, those joined by && one by one, with the virtual environment taken for active."""
+    lines = "".join(code_blocks(page, "bash")).replace("\\\n", " ").replace(".venv/bin/", "").splitlines()
+    shown = [line.split(" #")[0] for line in lines if line.strip() and not line.startswith("#")]
+    return [command.strip() for line in shown for command in line.split("&&")]
 
 
 @pytest.fixture
@@ -57,9 +60,9 @@ def workplace(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # other tests import the commands
-@pytest.mark.parametrize("page", [page for page in PAGES if page != GENERATED])
+@pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs_from_top_to_bottom(page, workplace, tiny_run, tiny_settings):
-    """Its commands, then its Python, in one folder; training at tiny sizes. runs/quick may be taken as given."""
+    """Its commands, then its Python, in one folder; training at tiny sizes. A page may use runs/quick without training it."""
     if not any(command.startswith("python -m projkern.train --out runs/quick") for command in commands(page)):
         shutil.copytree(tiny_run, "runs/quick")
     for command in commands(page):
@@ -106,10 +109,12 @@ def test_notebook_runs(tmp_path):
     assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
 
 
-def test_reference_is_what_the_docstrings_make():
-    pytest.importorskip("griffe2md")
-    finished = subprocess.run([sys.executable, "docs/make_api.py", "--check"], cwd=ROOT, capture_output=True)
-    assert finished.returncode == 0, finished.stderr.decode()
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_of_prose_fit(page):
+    """At most 120 characters, except in tables, links that fill a line, and blocks of code."""
+    prose = re.sub(r"^```.*?^```|^<!-- (?!end).*?^<!-- end", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in prose.splitlines() if not line.startswith(("|", "!["))]
+    assert [line for line in lines if len(line) > 120] == []
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
@@ -132,6 +137,6 @@ def test_environment_report(capsys):
 
 
 def test_documentation_agrees_with_the_stored_results():
-    """Every generated table is the one that its JSON makes (python -m benchmarks.render)."""
+    """Every generated table is rendered from its JSON (python -m benchmarks.render)."""
     finished = subprocess.run([sys.executable, "-m", "benchmarks.render", "--check"], cwd=ROOT, capture_output=True)
     assert finished.returncode == 0, finished.stderr.decode()

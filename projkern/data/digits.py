@@ -4,8 +4,6 @@ Whatever the source, a digit is a 28x28 image of white ink on black paper with M
 rest of the package sees one format (paper, appendix C.3: "one of the MNIST images").
 """
 
-from __future__ import annotations
-
 import gzip
 import os
 import zlib

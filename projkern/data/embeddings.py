@@ -1,7 +1,5 @@
 """Task identifiers of images: embeddings from a file, or computed by an encoder (paper, section 3.1)."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Callable
 from pathlib import Path

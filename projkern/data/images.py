@@ -1,7 +1,5 @@
 """Collections of labelled images on disk, read at one size: what a tokenizer is trained on and applied to."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import re

@@ -1,7 +1,5 @@
 """The interface of every data set of images that training and evaluation use."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from torch import Tensor

@@ -14,8 +14,6 @@ pixel coordinates x, y in [0, 1], the texture of colour channel c in (0, 1, 2) i
 docs/synthmnist.md says which of this is the paper's and which had to be chosen.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

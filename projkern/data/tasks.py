@@ -1,7 +1,5 @@
 """Task identifiers: read from files, drawn at random, and checked against the training range."""
 
-from __future__ import annotations
-
 import csv
 import json
 import warnings

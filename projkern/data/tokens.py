@@ -8,8 +8,6 @@
 A folder whose config.json has no counts is half-written.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Sequence
 from functools import lru_cache

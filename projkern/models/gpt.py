@@ -1,8 +1,8 @@
-"""The GPT that everything here is made of: source, baseline and projected model are this one function.
+"""The GPT: source, baseline and projected model are this one function.
 
 GPT-2 blocks with biases, learned positions and an untied head. Position 0 is a start slot: a learned vector,
-or Linear(t) in the conditional baseline (paper, Sec. 3.3.1), whose stronger forms are told t at every position
-and in every norm too; the logits at position i predict token i.
+or Linear(t) in the conditional baseline (paper, Sec. 3.3.1), whose stronger forms are conditioned on t at every
+position and in every norm too; the logits at position i predict token i.
 Each linear operator's weights are stacked over layers, (L, N, M), so that one call projects them all.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,14 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.errors import InputError
-from .blocks import Affine, Layer, assemble, norm, transformer
+from .blocks import Affine, Layer, assemble, transformer
 from .decode import Decoder
-
-LINEARS = ("attn_qkv", "attn_out", "mlp_in", "mlp_out")
-"""The linear operators of a layer, in the order of every stacked or concatenated quantity."""
-
-CONDITIONINGS = ("first", "every", "norms")
-"""Where a conditional model is told t; each form has all of those before it."""
+from .layout import LINEARS, GPTConfig
+from .tables import Tables
 
 CONDITIONING_WIDTH = 64
 """Hidden units of the MLPs of t in the conditional baseline.
@@ -36,116 +31,8 @@ the paper's shape the MLPs have fewer parameters than an operator's generators o
 """
 
 
-@dataclass(frozen=True)
-class GPTConfig:
-    """Shape of a GPT.
-
-    Args:
-        vocab_size: number of tokens.
-        n_positions: longest sequence.
-        n_embd: width d.
-        n_layer: number of blocks.
-        n_head: attention heads, each n_embd / n_head wide.
-        dropout: rate on embeddings, attention and residual branches while training.
-        task_dim: None, or the length of t: then the start slot holds Linear(t), and the model is conditional.
-        conditioning: where a conditional model is told t. "first": in the start slot alone, as the paper's. "every":
-            an MLP of t is added to the embedding of every position too. "norms": and another gives the weight and
-            bias of every norm as (1 + a(t)) · weight and bias + b(t). Both MLPs give zero at the start.
-        t_mean: t enters a conditional model as (t - t_mean) / t_std.
-        t_std: see ``t_mean``; above 0.
-
-    Raises:
-        ValueError: a value out of its range, or "every" or "norms" without a ``task_dim``.
-    """
-
-    vocab_size: int
-    n_positions: int
-    n_embd: int
-    n_layer: int
-    n_head: int
-    dropout: float = 0.0
-    task_dim: int | None = None
-    conditioning: str = "first"
-    t_mean: float = 0.0
-    t_std: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1; it was {getattr(self, name)}")
-        if self.n_embd % self.n_head:
-            raise InputError(f"n_embd must be a multiple of n_head = {self.n_head}; it was {self.n_embd}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout must lie in [0, 1); it was {self.dropout}")
-        if self.conditioning not in CONDITIONINGS:
-            raise InputError(f"conditioning must be first, every or norms; it was {self.conditioning!r}")
-        if self.conditioning != "first" and self.task_dim is None:
-            raise InputError(f"conditioning must be 'first' without a task_dim; it was {self.conditioning!r}")
-        if not math.isfinite(self.t_mean):
-            raise InputError(f"t_mean must be finite; it was {self.t_mean}")
-        if not 0 < self.t_std < math.inf:
-            raise InputError(f"t_std must be finite and above 0; it was {self.t_std}")
-
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """(outputs, inputs) of each linear operator of a layer."""
-        d = self.n_embd
-        return {"attn_qkv": (3 * d, d), "attn_out": (d, d), "mlp_in": (4 * d, d), "mlp_out": (d, 4 * d)}
-
-
-class Tables(nn.Module):
-    """What a model has besides its linear operators: embeddings, start vector, norms and head."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        d, layers = config.n_embd, config.n_layer
-        self.token_embedding = nn.Parameter(torch.randn(config.vocab_size, d) * 0.02)
-        self.position_embedding = nn.Parameter(torch.randn(config.n_positions, d) * 0.02)
-        if config.task_dim is None:
-            self.start = nn.Parameter(torch.randn(d) * 0.02)
-        else:
-            self.start_of_task = nn.Linear(config.task_dim, d)
-        self.norm_1_weight = nn.Parameter(torch.ones(layers, d))
-        self.norm_1_bias = nn.Parameter(torch.zeros(layers, d))
-        self.norm_2_weight = nn.Parameter(torch.ones(layers, d))
-        self.norm_2_bias = nn.Parameter(torch.zeros(layers, d))
-        self.final_norm_weight = nn.Parameter(torch.ones(d))
-        self.final_norm_bias = nn.Parameter(torch.zeros(d))
-        self.head = nn.Parameter(torch.randn(config.vocab_size, d) * 0.02)
-
-    def embed(self, tokens: Tensor, t: Tensor | None) -> Tensor:
-        """(B, T) tokens -> (B, T, d): the start slot, then all tokens but the last, each with its position."""
-        start = self.start.expand(len(tokens), 1, -1) if t is None else self.start_of_task(t)[:, None]
-        x = torch.cat([start, F.embedding(tokens[:, :-1], self.token_embedding)], dim=1)
-        return x + self.position_embedding[: tokens.shape[1]]
-
-    def norms(self) -> list[tuple[Affine, Affine]]:
-        """The two norms of each layer."""
-        first = zip(self.norm_1_weight.unbind(0), self.norm_1_bias.unbind(0))
-        second = zip(self.norm_2_weight.unbind(0), self.norm_2_bias.unbind(0))
-        return [(Affine(*a), Affine(*b)) for a, b in zip(first, second)]
-
-    def modulated_norms(self, changes: Tensor) -> tuple[list[tuple[Affine, Affine]], Affine]:
-        """The two norms of each layer and the final one, for each of B sequences.
-
-        Args:
-            changes: (B, 2, 2L + 1, d): a and b in (1 + a) · weight and bias + b; first norms, second norms, final one.
-        """
-        weight = torch.cat([self.norm_1_weight, self.norm_2_weight, self.final_norm_weight[None]])  # [2L + 1, d]
-        bias = torch.cat([self.norm_1_bias, self.norm_2_bias, self.final_norm_bias[None]])
-        a, b = changes.unbind(1)
-        # Under autocast a is of half precision, in which 1 + a would lose most of it.
-        made = list(map(Affine, (weight + weight * a).unbind(1), (bias + b).unbind(1)))
-        layers = len(self.norm_1_weight)
-        return list(zip(made[:layers], made[layers:-1])), made[-1]
-
-    def logits(self, x: Tensor, final_norm: Affine | None = None) -> Tensor:
-        """(..., d) -> (..., vocab_size). A final norm of (B, d), in place of its own, wants x (1, B·T, d)."""
-        x = norm(x, final_norm or Affine(self.final_norm_weight, self.final_norm_bias))
-        return F.linear(x, self.head)
-
-
 class Conditioning(nn.Module):
-    """What a conditional model is told beyond its start slot; at the start, nothing."""
+    """Where a conditional model takes t beside its start slot; initially this changes nothing."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -156,7 +43,7 @@ class Conditioning(nn.Module):
             self.norms = _zero_mlp(config.task_dim, math.prod(self._changes_shape))
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """t (B, task_dim) -> what every position adds (B, d), and the norms' changes (B, 2, 2L + 1, d) or None."""
+        """t (B, task_dim) -> the offset of every position (B, d), the norms' changes (B, 2, 2L + 1, d) or None."""
         changes = None if self.norms is None else self.norms(t).view(-1, *self._changes_shape)
         return self.offset(t), changes
 
@@ -182,9 +69,10 @@ class GPT(nn.Module):
         self.tables = Tables(config)
         self.weights = nn.ParameterDict()
         self.biases = nn.ParameterDict()
-        for name, (rows, cols) in config.linear_shapes().items():
+        for name, linear in LINEARS.items():
+            rows, cols = linear.shape(config.n_embd)
             # GPT-2's 0.02 at d = 768 is about half of 1 / sqrt(fan in); residual branches shrink with depth.
-            std = 0.5 / math.sqrt(cols) / (math.sqrt(2 * config.n_layer) if name.endswith("out") else 1)
+            std = 0.5 / math.sqrt(cols) / (math.sqrt(2 * config.n_layer) if linear.writes_stream else 1)
             self.weights[name] = nn.Parameter(torch.randn(config.n_layer, rows, cols) * std)
             self.biases[name] = nn.Parameter(torch.zeros(config.n_layer, rows))
         # Last, so that models of one seed start alike in all forms.
@@ -201,11 +89,11 @@ class GPT(nn.Module):
             (B, T, vocab_size) logits; those at position i predict ``tokens[:, i]``.
 
         Raises:
-            ValueError: tokens of another shape, or a t where none is taken or the other way round.
+            InputError: tokens of another shape, or a t where none is taken or the other way round.
         """
         check_tokens(tokens, self.config)
         t = self._checked(t, len(tokens))
-        offset, layers, final_norm = self._told(t)
+        offset, layers, final_norm = self._conditioned(t)
         dropout = self.config.dropout if self.training else 0.0
         x = self.tables.embed(tokens, t)
         if offset is not None:
@@ -222,28 +110,28 @@ class GPT(nn.Module):
             t: (B, task_dim) for a conditional model, None for all others.
 
         Raises:
-            ValueError: no sequence, or a t where none is taken or the other way round.
+            InputError: no sequence, or a t where none is taken or the other way round.
         """
         if batch < 1:
             raise InputError(f"batch must be at least 1; it was {batch}")
         t = self._checked(t, batch)
         with torch.no_grad():
             start = self.tables.start.expand(batch, -1) if t is None else self.tables.start_of_task(t)
-            offset, layers, final_norm = self._told(t)
+            offset, layers, final_norm = self._conditioned(t)
             return Decoder(self.tables, layers, self.config.n_head, start, offset=offset, final_norm=final_norm)
 
     def _checked(self, t: Tensor | None, batch: int) -> Tensor | None:
         """t as it enters the model."""
         if (t is None) != (self.config.task_dim is None):
-            wanted = "None" if self.config.task_dim is None else f"(B, {self.config.task_dim})"
-            raise InputError(f"t must be {wanted} for this model; it was {t if t is None else tuple(t.shape)}")
+            expected = "None" if self.config.task_dim is None else f"(B, {self.config.task_dim})"
+            raise InputError(f"t must be {expected} for this model; it was {t if t is None else tuple(t.shape)}")
         if t is None:
             return t
         check_task(t, batch, self.config.task_dim)
         return (t - self.config.t_mean) / self.config.t_std
 
-    def _told(self, t: Tensor | None) -> tuple[Tensor | None, list[Layer], Affine | None]:
-        """What every position adds (B, d), the layers, and the final norm; None where t does not change it."""
+    def _conditioned(self, t: Tensor | None) -> tuple[Tensor | None, list[Layer], Affine | None]:
+        """The offset of every position (B, d), the layers and the final norm; None where t does not change it."""
         if self.conditioning is None:
             return None, self._layers(self.tables.norms()), None
         offset, changes = self.conditioning(t)
@@ -257,7 +145,7 @@ class GPT(nn.Module):
 
         Raises:
             FileExistsError: the folder holds something already.
-            ValueError: a conditional model, or one of more than one type, for which that format has no place.
+            InputError: a conditional model, or one of more than one type, for which that format has no place.
         """
         from .huggingface import gpt2
 
@@ -273,14 +161,14 @@ class GPT(nn.Module):
             The model in evaluation mode, on the CPU.
 
         Raises:
-            ValueError: a folder without such a model, or what a ``GPT`` cannot represent.
+            InputError: a folder without such a model, or what a ``GPT`` cannot represent.
         """
         from .huggingface import gpt2
 
-        read = gpt2.load(Path(folder))
-        for note in read.notes:
+        pretrained = gpt2.load(Path(folder))
+        for note in pretrained.notes:
             warnings.warn(note, stacklevel=2)
-        return read.model
+        return pretrained.model
 
     def _layers(self, norms: list[tuple[Affine, Affine]]) -> list[Layer]:
         linears = [

@@ -1,7 +1,5 @@
 """The report of a folder of tokenised images: a page, and pictures of what its tokens keep."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

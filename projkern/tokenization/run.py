@@ -1,7 +1,5 @@
 """A folder of tokenised images: a tokenizer is trained, then applied to both splits (paper, appendix C.2)."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Training of the VQ-VAE that turns images into tokens (paper, appendix C.2)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import typing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 from ..data import TASK_DIM
 from ..models.generators import GENERATORS, STARTS
-from ..models.gpt import CONDITIONINGS
+from ..models.layout import CONDITIONINGS
 from ..utils.errors import InputError
 from ..utils.settings import fields_of, flat, require, require_types, setting
 from ..utils.settings import replace as replace_settings
@@ -32,14 +31,12 @@ class DataConfig:
     mnist: str | None = setting(
         None,
         "folder of the four MNIST idx files, or 'openml'; without it scikit-learn's digits",
-        metavar="DIR",
     )
     folder: str | None = setting(
         None,
         "folder of tokenised images (of projkern.tokenize), which brings their shape; without it SynthMNIST",
         option="data",
         former="data",
-        metavar="DIR",
     )
     side: int = setting(16, "height and width of an image in tokens (SynthMNIST: pixels)", former="image_size")
     vocab_size: int = setting(64, "number of tokens (SynthMNIST: colours of the palette)", former="colors")
@@ -65,7 +62,6 @@ class ModelConfig:
     source: str | None = setting(
         None,
         "folder that M_1 starts from: of a run, or a GPT-2 or ImageGPT of Hugging Face's; it brings its shape",
-        metavar="DIR",
     )
     n_layer: int = setting(4, "layers of every model")
     n_head: int = setting(2, "attention heads of every model")
@@ -88,7 +84,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OperatorConfig:
-    """What generates the small models. Settings without an option are arguments of the diagonal generator."""
+    """What generates the small models. Settings without an option are arguments of the diagonal generator alone."""
 
     scales: tuple[Fraction, ...] = setting((Fraction(1, 4),), "scales s of the small models")
     rank: int = setting(8, "inner width r of the weight generators")
@@ -225,7 +221,8 @@ class TrainConfig:
             settings = {name: value for section in values.values() for name, value in section.items()}
         else:
             former = {f.metadata["former"]: f.name for _, f in fields_of(cls) if f.metadata["former"] is not None}
-            settings = LEGACY_DEFAULTS | {former.get(name, name): value for name, value in values.items()}
+            settings = {former.get(name, name): value for name, value in values.items()}
+        settings = LEGACY_DEFAULTS | settings
         names = {f.name for _, f in fields_of(cls)}
         if settings.keys() != names:
             raise InputError(
@@ -235,12 +232,4 @@ class TrainConfig:
             scales = tuple(map(Fraction, settings["scales"]))
         except (TypeError, ValueError, ZeroDivisionError):
             raise InputError(f"scales must be a list of fractions 1/g; it was {settings['scales']}") from None
-        return _from_flat(settings | {"scales": scales})
-
-
-def _from_flat(values: dict[str, Any]) -> TrainConfig:
-    hints = typing.get_type_hints(TrainConfig)
-    parts = {
-        section: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for section, kind in hints.items()
-    }
-    return TrainConfig(**parts)
+        return cls().replace(**settings | {"scales": scales})

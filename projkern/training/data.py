@@ -1,7 +1,5 @@
 """A run's data: the stream that it trains on, the held-out one, and task identifiers as they occur there."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 from typing import Any

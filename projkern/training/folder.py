@@ -1,7 +1,5 @@
 """A run's folder: opened for writing, and its settings, and what its tokens mean, read back."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """The training loop: one stage, from its last checkpoint to its last step."""
 
-from __future__ import annotations
-
 import math
 import signal
 import time

@@ -1,7 +1,5 @@
 """Logged steps: one JSON object a line in metrics.jsonl, and the same in TensorBoard's format."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a run leaves for people to look at: a table, loss curves and samples beside real images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

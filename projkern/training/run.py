@@ -1,7 +1,5 @@
 """A whole run in one folder: every stage, then the evaluation, the table and the pictures."""
 
-from __future__ import annotations
-
 import platform
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What M_1 may start from: the source of another run, or a GPT-2 or ImageGPT in Hugging Face's format."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a run trains, in order: the source, the small baselines, the projected models (paper, Sec. 3.3)."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass

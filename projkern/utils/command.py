@@ -5,8 +5,6 @@ Exit status: 0 done; 1 an error, reported in one line; 2 a wrong command line; 1
 is shown too. Whatever else is raised is a bug and ends with its traceback.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

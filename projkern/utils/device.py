@@ -1,7 +1,5 @@
 """Where to compute: the choice of a device and of its arithmetic, its memory, and the end of its work."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import re

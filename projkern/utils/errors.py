@@ -1,7 +1,5 @@
 """The errors of this package, which a command reports in one line; any other is a bug and keeps its traceback."""
 
-from __future__ import annotations
-
 
 class ProjkernError(Exception):
     """What a user can fix: the input, the machine or the files. The message says how."""

@@ -1,7 +1,5 @@
 """Files and folders that an interruption at any moment leaves whole, one writer at a time, and JSON with a version."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -6,8 +6,6 @@ A dataclass may hold others, its sections; names are unique over all of them, so
 need no more than a setting's own name.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import typing
@@ -20,14 +18,7 @@ from .errors import InputError
 Settings = TypeVar("Settings")
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    option: str | None = "",
-    former: str | None = None,
-    metavar: str | None = None,
-) -> Any:
+def setting(default: Any, help: str, *, option: str | None = "", former: str | None = None) -> Any:
     """A field of a dataclass of settings.
 
     Args:
@@ -35,11 +26,8 @@ def setting(
         help: for ``--help``; the default is appended.
         option: its name on the command line, by default that of the field; None for no option.
         former: an earlier name, still understood on the command line and in files.
-        metavar: of the option; by default from the type.
     """
-    return dataclasses.field(
-        default=default, metadata={"help": help, "option": option, "former": former, "metavar": metavar}
-    )
+    return dataclasses.field(default=default, metadata={"help": help, "option": option, "former": former})
 
 
 def fields_of(settings: Any) -> Iterator[tuple[str | None, dataclasses.Field[Any]]]:
@@ -97,26 +85,28 @@ def require_types(settings: Any) -> None:
         require(settings, name, isinstance(getattr(settings, name), kind), f"of type {getattr(hint, '__name__', hint)}")
 
 
-def add_options(to: argparse.ArgumentParser | argparse._ArgumentGroup, settings: Any) -> None:
-    """Add an option for each setting; the defaults that ``--help`` shows are those of the instance ``settings``.
+def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
+    """Add an option for each setting, a group for each section; ``--help`` shows the values of ``settings``.
 
     What the user gives is read with ``given_options``; there are no defaults on the command line itself.
     """
-    values = flat(settings)
-    hints = _hints(settings)
-    for _, field in fields_of(settings):
+    values, hints = flat(settings), _hints(settings)
+    groups: dict[str | None, argparse._ArgumentGroup] = {}
+    for section, field in fields_of(settings):
+        if section not in groups:
+            owner = settings if section is None else getattr(settings, section)
+            summary = (owner.__doc__ or "").partition(".")[0]
+            groups[section] = parser.add_argument_group(section or "settings", summary)
         if field.metadata["option"] is None:
             continue
-        default, hint = values[field.name], hints[field.name]
-        kind: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, **_kind(hint)}
-        if field.metadata["metavar"] is not None:
-            kind["metavar"] = field.metadata["metavar"]
-        text = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        help = field.metadata["help"] + ("" if text is None else f" (default: {text})")
-        to.add_argument(_option(field), help=help, **kind)
+        kind: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, **_kind(hints[field.name])}
+        default = values[field.name]
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = field.metadata["help"] + ("" if shown is None else f" (default: {_rounded(shown)})")
+        groups[section].add_argument(_option(field), help=text, **kind)
         former = field.metadata["former"]
         if former is not None and _dashed(former) != _option(field):
-            to.add_argument(_dashed(former), help=argparse.SUPPRESS, **kind)
+            groups[section].add_argument(_dashed(former), help=argparse.SUPPRESS, **kind)
 
 
 def given_options(options: argparse.Namespace, settings: Any) -> dict[str, Any]:
@@ -149,6 +139,10 @@ def _option(field: dataclasses.Field[Any]) -> str:
     return _dashed(field.metadata["option"] or field.name)
 
 
+def _rounded(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _dashed(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -169,4 +163,5 @@ def _kind(hint: Any) -> dict[str, Any]:
     if typing.get_origin(hint) is tuple:
         return {"type": scale, "nargs": "+", "metavar": "1/G"}
     plain = next(iter(typing.get_args(hint)), hint)  # float for "float | None"
-    return {"type": plain, "metavar": plain.__name__.upper()}
+    words = {"int": "N", "float": "X", "str": "NAME" if hint is str else "PATH"}
+    return {"type": plain, "metavar": words[plain.__name__]}

@@ -1,9 +1,9 @@
-"""What every weight generator is, and the MLPs of t that most of them are made of.
+"""The interface of every weight generator, and the MLPs of t that most of them consist of.
 
     o(t) = W_o silu(W_i t + b_i) + b_o,   W_i: r x dim t                                        (paper, Sec. 3.2)
-"""
 
-from __future__ import annotations
+with the inner width r, which options call the rank.
+"""
 
 import inspect
 import math
@@ -29,13 +29,13 @@ class TaskWeights(NamedTuple):
 
 
 class Generator(nn.Module):
-    """Makes small models' linear operators from a source and task identifiers.
+    """Generates small models' linear operators from a source and task identifiers.
 
-    At the start no kind's result depends on t. Attribute ``kept``: the coordinates of the source's residual stream
-    that the small models' stream starts as, or None where it starts as the sums of neighbours.
+    Initially no kind's result depends on t. Attribute ``kept_coordinates``: the coordinates of the source's residual
+    stream that are initially the small models' stream, or None where that is the sums of neighbours.
     """
 
-    kept: slice | None = None
+    kept_coordinates: slice | None = None
 
     @classmethod
     def options(cls) -> list[str]:
@@ -48,7 +48,7 @@ class Generator(nn.Module):
 
 
 class MLPGenerator(Generator):
-    """A generator with two-layer MLPs of t, all evaluated together. At the start W_o and b_o are zero.
+    """A generator with two-layer MLPs of t, all evaluated together. Initially W_o and b_o are zero.
 
     Args:
         heads: (number of MLPs, outputs of each) for each stack of MLPs, such as one linear operator's in all layers.
