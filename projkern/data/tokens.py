@@ -1,9 +1,9 @@
 """A folder of tokenised images with their task identifiers, and the stream of batches over it.
 
-    DIR/config.json             what it holds, and the settings that made it
-    DIR/tokenizer.safetensors   the VQ-VAE
-    DIR/train.safetensors       tokens (n, T) uint16 or int32, t (n, dim) float32, labels (n,) int64
-    DIR/validation.safetensors
+DIR/config.json             what it holds, and the settings that made it
+DIR/tokenizer.safetensors   the VQ-VAE
+DIR/train.safetensors       tokens (n, T) uint16 or int32, t (n, dim) float32, labels (n,) int64
+DIR/validation.safetensors
 """
 
 from __future__ import annotations

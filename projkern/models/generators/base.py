@@ -1,6 +1,6 @@
 """What every weight generator is, and the MLPs of t that most of them are made of.
 
-    o(t) = W_o silu(W_i t + b_i) + b_o,   W_i: r x dim t                                        (paper, Sec. 3.2)
+o(t) = W_o silu(W_i t + b_i) + b_o,   W_i: r x dim t                                        (paper, Sec. 3.2)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The paper's generator: P(t) and Q(t) are grouped diagonals of p(t) and q(t).
 
-    W_s = P(t) W_1 Q(t),   P_ij = p_j(t) [j // g == i],   Q_ij = q_i(t) [i // g == j]       (paper, Sec. 2.2, 3.2)
+W_s = P(t) W_1 Q(t),   P_ij = p_j(t) [j // g == i],   Q_ij = q_i(t) [i // g == j]       (paper, Sec. 2.2, 3.2)
 """
 
 from __future__ import annotations
