@@ -62,7 +62,7 @@ def workplace(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # other tests import the commands
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs_from_top_to_bottom(page, workplace, tiny_run, tiny_settings):
-    """Its commands, then its Python, in one folder; training at tiny sizes. Where none trains runs/quick, it is there."""
+    """Its commands, then its Python, in one folder; training at tiny sizes. runs/quick exists unless it is trained."""
     if not any(command.startswith("python -m projkern.train --out runs/quick") for command in commands(page)):
         shutil.copytree(tiny_run, "runs/quick")
     for command in commands(page):
