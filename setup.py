@@ -19,7 +19,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-NATIVE, CUDA = "projkern._native", "projkern._cuda"
+CPU, CUDA = "projkern._cpu", "projkern._cuda"
 
 
 def flag(name: str) -> bool:
@@ -48,7 +48,7 @@ class CMakeBuild(build_ext):
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
-        if ext.name != NATIVE:
+        if ext.name != CPU:
             return  # CMake builds all of them at once
         cuda = os.environ.get("PROJKERN_CUDA", "auto").lower()
         if cuda not in ("0", "1", "auto"):
@@ -112,7 +112,7 @@ class CMakeBuild(build_ext):
 if __name__ == "__main__":
     setup(
         ext_modules=[
-            Extension(NATIVE, sources=[], optional=not flag("PROJKERN_REQUIRE_NATIVE")),
+            Extension(CPU, sources=[], optional=not flag("PROJKERN_REQUIRE_NATIVE")),
             Extension(CUDA, sources=[], optional=True),
         ],
         cmdclass={"build_ext": CMakeBuild},

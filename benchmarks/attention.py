@@ -1,7 +1,7 @@
 """Attention at narrow heads: layouts of the cache for one query, and padding for whole sequences.
 
-    one query    K, V of n positions are kept for 1024; 8 heads
-    sequence     causal, forward and backward; 8 heads
+one query    K, V of n positions are kept for 1024; 8 heads
+sequence     causal, forward and backward; 8 heads
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def sequence(width: int) -> dict[str, Callable[[Tensor], Tensor]]:
 
 def _interleaved(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     """Median seconds of each, in turns."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
     for k in range(rounds + 1):
         for name, run in runs.items():
             seconds = run()
             if k:
-                found[name].append(seconds)
-    return {name: statistics.median(values) for name, values in found.items()}
+                samples[name].append(seconds)
+    return {name: statistics.median(values) for name, values in samples.items()}
 
 
 @torch.inference_mode()
@@ -85,16 +85,16 @@ def measure_one_query(rounds: int = 15) -> list[dict[str, Any]]:
             size = 2 * 4 * batch * HEADS * POSITIONS * width
             layers = max(2, min(24, (192 << 20) // size))  # more than the caches hold, where that is not too much
             forms = one_query(batch, count, width, layers)
-            wanted = forms["sdpa"](0)
+            expected = forms["sdpa"](0)
             for name, form in forms.items():
-                if not torch.allclose(form(0), wanted, atol=1e-5):
+                if not torch.allclose(form(0), expected, atol=1e-5):
                     raise AssertionError(f"{name} differs at width {width}, batch {batch}, {count} positions")
 
             def run(form: Callable[[int], Tensor], layers: int = layers) -> float:
-                began = time.thread_time()
+                start = time.thread_time()
                 for i in range(layers):
                     form(i)
-                return (time.thread_time() - began) / layers
+                return (time.thread_time() - start) / layers
 
             seconds = _interleaved({n: lambda f=f, run=run: run(f) for n, f in forms.items()}, rounds)
             rows.append({"width": width, "batch": batch, "positions": count, "seconds": seconds})
@@ -110,18 +110,18 @@ def measure_sequence(rounds: int = 9) -> list[dict[str, Any]]:
             results, runs = {}, {}
             for name, form in forms.items():
                 leaf = qkv.clone().requires_grad_()
-                made = form(leaf)
-                results[name] = (made, *torch.autograd.grad(made, leaf, made.detach()))
+                output = form(leaf)
+                results[name] = (output, *torch.autograd.grad(output, leaf, output.detach()))
 
                 def run(form: Callable[[Tensor], Tensor] = form, leaf: Tensor = leaf) -> float:
-                    began = time.thread_time()
-                    made = form(leaf)
-                    torch.autograd.grad(made, leaf, made.detach())
-                    return time.thread_time() - began
+                    start = time.thread_time()
+                    result = form(leaf)
+                    torch.autograd.grad(result, leaf, result.detach())
+                    return time.thread_time() - start
 
                 runs[name] = run
-            for found, wanted in zip(results["ours"], results["sdpa"]):
-                if not torch.allclose(found, wanted, atol=1e-4):
+            for actual, expected in zip(results["ours"], results["sdpa"]):
+                if not torch.allclose(actual, expected, atol=1e-4):
                     raise AssertionError(f"padded attention differs at width {width}, length {length}")
             rows.append({"width": width, "batch": batch, "length": length, "seconds": _interleaved(runs, rounds)})
     return rows

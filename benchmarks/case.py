@@ -60,8 +60,8 @@ class Case:
 
 def make_cases(cell: Cell, machine: Machine) -> list[Case]:
     """As many sets of inputs as no cache holds: one, where that alone is larger than what has to be passed."""
-    of_one = cell.weight_bytes + cell.result_bytes
-    count = max(1, min(8, math.ceil(machine.cache_bytes / of_one)))
+    bytes_of_one = cell.weight_bytes + cell.result_bytes
+    count = max(1, min(8, math.ceil(machine.cache_bytes / bytes_of_one)))
     return [Case(cell, machine.device, seed) for seed in range(count)]
 
 
@@ -97,9 +97,9 @@ def truth(matrix: Matrix, group: int, most: int = 1 << 26) -> Matrix:
     return torch.cat(outputs, 1), torch.cat(dWs), torch.cat(dps, 1), dq.float()
 
 
-def relative_error(found: Tensor, wanted: Tensor) -> float:
+def relative_error(actual: Tensor, expected: Tensor) -> float:
     """‖found − wanted‖ / ‖wanted‖; NaN where anything is."""
-    return float((found.detach().float() - wanted).norm() / wanted.norm())
+    return float((actual.detach().float() - expected).norm() / expected.norm())
 
 
 def tolerance(dtype: torch.dtype, computed_in: torch.dtype) -> float:

@@ -35,7 +35,7 @@ PROTOCOL = 2
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """JSON with the samples of a provider on one line each, and as many digits as a clock has."""
     rounded = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.6g}"))
-    text = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), json.dumps(rounded, indent=1))
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match[0].split()), json.dumps(rounded, indent=1))
     write_atomically(path, lambda p: p.write_text(text + "\n"))
 
 
@@ -47,7 +47,7 @@ def load(path: Path, machine: dict[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def wanted_cells(options: argparse.Namespace) -> list[Cell]:
+def selected_cells(options: argparse.Namespace) -> list[Cell]:
     """The documented cells, or the product of what the options name."""
     named = (options.batches, options.groups, options.layers, options.width, options.weights, options.outputs)
     if all(value is None for value in named):
@@ -83,7 +83,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 1 if any of our kernels was wrong, which is then not timed."""
-    began = time.monotonic()
+    begin = time.monotonic()
     parser, options = parse(argv)
     if options.table:
         print(table(json.loads(options.out.read_text())))
@@ -97,8 +97,8 @@ def main(argv: list[str] | None = None) -> int:
             result = load(options.out, described)
     except (RuntimeError, ValueError) as error:
         parser.error(str(error))
-    ours = backends(options.device)
-    if not ours:
+    kernels = backends(options.device)
+    if not kernels:
         parser.error(f"none of our kernels run on {options.device} here; python -m projkern.env says why")
     keep_freed_memory()
     settings = Settings(
@@ -109,14 +109,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     # A cell with a red provider is measured again: its kernels may have been mended.
     result["cells"] = [cell for cell in result["cells"] if not cell.get("red")]
-    done = {Cell.of(cell) for cell in result["cells"]}
+    done = {Cell.from_json(cell) for cell in result["cells"]}
     longest = 0.0
-    for cell in tqdm([cell for cell in wanted_cells(options) if cell not in done], unit=" cells"):
+    for cell in tqdm([cell for cell in selected_cells(options) if cell not in done], unit=" cells"):
         start = time.monotonic()
-        if options.seconds is not None and start - began + longest > options.seconds:
+        if options.seconds is not None and start - begin + longest > options.seconds:
             print("The time is over; the same command goes on from here.", file=sys.stderr)
             break
-        result["cells"].append(measure(cell, machine, settings, ours))
+        result["cells"].append(measure(cell, machine, settings, kernels))
         write_result(options.out, result)
         machine.clear()
         longest = max(longest, time.monotonic() - start)

@@ -66,23 +66,23 @@ def _widest(cell: Stored) -> float:
 def _noise(cell: Stored, series: list[list[float]]) -> float:
     """Of a quotient of medians, in one result, squared."""
     spreads = [spread(samples) for samples in series]
-    return sum((_widest(cell) if found is None else found) ** 2 for found in spreads)
+    return sum((_widest(cell) if value is None else value) ** 2 for value in spreads)
 
 
 def ratios(cell: Stored, provider: str) -> Iterator[tuple[str, float, float]]:
     """(what, value, squared noise) of each ratio of a provider in a cell."""
-    made = row(cell, provider)
-    if made is None:
+    line = row(cell, provider)
+    if line is None:
         return
     for part in (*PARTS, "both"):
-        ours = cell["seconds"][provider][part]
+        samples = cell["seconds"][provider][part]
         rates = {"memory": cell["copy_bytes_per_second"], "arithmetic": cell["gemm_flops_per_second"]}
-        bounds = [rates[by] for by in {made[p]["by"] for p in ((part,) if part in PARTS else PARTS)}]
-        yield f"{part}, of limit", made[part]["of_limit"], _noise(cell, [ours, *bounds])
+        bounds = [rates[by] for by in {line[p]["by"] for p in ((part,) if part in PARTS else PARTS)}]
+        yield f"{part}, of limit", line[part]["of_limit"], _noise(cell, [samples, *bounds])
         best = best_baseline(cell, part) if part != "backward" else None  # a difference is noisier than its parts
         if best:
-            theirs = cell["seconds"][best[0]][part]
-            yield f"{part}, ratio to the best in torch", made[part]["speedup"], _noise(cell, [ours, theirs])
+            best_samples = cell["seconds"][best[0]][part]
+            yield f"{part}, ratio to the best in torch", line[part]["speedup"], _noise(cell, [samples, best_samples])
 
 
 def compare(old: Stored, new: Stored) -> tuple[list[Change], list[str]]:
@@ -95,17 +95,17 @@ def compare(old: Stored, new: Stored) -> tuple[list[Change], list[str]]:
         raise ValueError(f"these are different machines: {card(old['machine'])} and {card(new['machine'])}")
     if old.get("protocol", 1) != new.get("protocol", 1):
         raise ValueError("these results were measured by different protocols; measure the old revision again")
-    found = {Cell.of(cell): modern(cell) for cell in new["cells"] if "skipped" not in cell}
+    new_cells = {Cell.from_json(cell): modern(cell) for cell in new["cells"] if "skipped" not in cell}
     changes, missing = [], []
-    for before in map(modern, old["cells"]):
-        key = Cell.of(before)
-        for provider in before.get("fused", ()):
-            after = found.get(key)
-            values = {what: (value, noise) for what, value, noise in ratios(after, provider)} if after else {}
-            of_old = list(ratios(before, provider))  # none of a graph: its backward is not measured alone
-            if of_old and not values:
+    for old_cell in map(modern, old["cells"]):
+        key = Cell.from_json(old_cell)
+        for provider in old_cell.get("fused", ()):
+            new_cell = new_cells.get(key)
+            values = {what: (value, noise) for what, value, noise in ratios(new_cell, provider)} if new_cell else {}
+            old_ratios = list(ratios(old_cell, provider))  # none of a graph: its backward is not measured alone
+            if old_ratios and not values:
                 missing.append(f"{_label(key)}, {provider}")
-            for what, value, noise in of_old:
+            for what, value, noise in old_ratios:
                 if what in values:
                     now, noise_now = values[what]
                     changes.append(Change(key, provider, what, value, now, max(FLOOR, math.sqrt(noise + noise_now))))
@@ -163,9 +163,9 @@ def main(argv: list[str] | None = None) -> int:
         print("refused: the results have no cell in common", file=sys.stderr)
         return 2
     versions = {key: (old["machine"].get(key), new["machine"].get(key)) for key in ("torch", "projkern")}
-    for key, (before, after) in versions.items():
-        if before != after:
-            print(f"{key}: {before} before, {after} now")
+    for key, (old_version, new_version) in versions.items():
+        if old_version != new_version:
+            print(f"{key}: {old_version} before, {new_version} now")
     missing = [] if options.partial else missing
     print(report(changes, missing))
     return int(any(change.worse for change in changes) or bool(missing))

@@ -93,10 +93,10 @@ if [[ ! ${failed[*]} =~ tests ]] && ! grep -qE '[0-9]+ passed' "$out/tests.log";
     failed+=("tests (none ran)")
 fi
 step all-kernels 90 "$out/tests.log" "$PYTHON" -m pytest -q -p no:cacheprovider -k "cuda or triton or projected" \
-    tests/test_projection.py tests/test_linear.py tests/test_triton.py
+    tests/kernels/test_projection.py tests/kernels/test_linear.py tests/kernels/test_triton.py
 
 # Without torch's cache of memory every tensor is an allocation of its own, and what passes its end is seen.
-sanitize=(-q -p no:cacheprovider tests/test_gpu.py -m gpu
+sanitize=(-q -p no:cacheprovider tests/kernels/test_gpu.py -m gpu
     -k "(agrees_with_the_reference or 2-15 or 4-33 or 8-16) and cuda-")
 for tool in memcheck racecheck; do
     if command -v compute-sanitizer >/dev/null; then

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 import projkern as pk
-from projkern.kernels.backends import cpu as native
+from projkern.kernels.backends import cpu
 
 Result = TypeVar("Result")
 
@@ -37,36 +37,36 @@ class Machine:
 
     def describe(self) -> dict[str, Any]:
         """Processor, threads and versions."""
-        cpu = platform.processor() or platform.machine()
+        name = platform.processor() or platform.machine()
         info = Path("/proc/cpuinfo")
         if info.exists():
             lines = info.read_text().splitlines()
             names = [line.split(":", 1)[1].strip() for line in lines if line[:10] == "model name"]
-            cpu = names[0] if names else cpu
+            name = names[0] if names else name
         return {
-            "cpu": cpu,
+            "cpu": name,
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "projkern": pk.__version__,
-            "native": native.build_info() if native.is_available() else None,
+            "native": cpu.build_info() if cpu.is_built() else None,
         }
 
     def time(self, run: Callable[[], Result], head_start: float = 0.0) -> tuple[float, float, Result]:
         """Seconds that the device works on a call, seconds that the host is busy with it, and its result."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         result = run()
-        elapsed = time.perf_counter() - began
+        elapsed = time.perf_counter() - start
         return elapsed, elapsed, result
 
     def wall(self, run: Callable[[], object]) -> float:
         """Seconds from the call until its last result is there."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         run()
         self.wait()
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     def wait(self) -> None:
         """Until the device has nothing left to do."""
@@ -136,9 +136,9 @@ class Card(Machine):
         if head_start:
             torch.cuda._sleep(int(head_start * self._cycles_per_second))
         self._begin.record()
-        began = time.perf_counter()
+        start = time.perf_counter()
         result = run()
-        host = time.perf_counter() - began
+        host = time.perf_counter() - start
         self._end.record()
         self._end.synchronize()
         return self._begin.elapsed_time(self._end) / 1e3, host, result
@@ -158,10 +158,10 @@ class Card(Machine):
     def peak_bytes(self, run: Callable[[], Result]) -> tuple[int | None, Result]:
         self.wait()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         result = run()
         self.wait()
-        return torch.cuda.max_memory_allocated() - before, result
+        return torch.cuda.max_memory_allocated() - allocated, result
 
     def graph(self, run: Callable[[], Any], pool: Any) -> Graph:
         """Record what a call launches, after calling it twice: what compiles or allocates at first must be done."""
@@ -227,9 +227,9 @@ class Limits:
     def sample(self) -> dict[str, float]:
         """Bytes read and written a second, together; operations a second, two for each multiply-add."""
         copied, _, _ = self._machine.time(lambda: self._to.copy_(self._from), 1e-4)
-        found = {"copy_bytes_per_second": 2 * self._from.numel() * 4 / copied}
+        speeds = {"copy_bytes_per_second": 2 * self._from.numel() * 4 / copied}
         for (a, b), product in zip(self._factors, self._products):
-            took, _, _ = self._machine.time(lambda a=a, b=b, c=product: torch.mm(a, b, out=c), 1e-4)
+            seconds, _, _ = self._machine.time(lambda a=a, b=b, c=product: torch.mm(a, b, out=c), 1e-4)
             name = "gemm" if product.dtype == torch.float32 else str(product.dtype).removeprefix("torch.") + "_gemm"
-            found[f"{name}_flops_per_second"] = 2 * self._machine.matrix**3 / took
-        return found
+            speeds[f"{name}_flops_per_second"] = 2 * self._machine.matrix**3 / seconds
+        return speeds

@@ -79,7 +79,7 @@ def measure(cell: Cell, machine: Machine, settings: Settings, backends: list[str
 class _Measurement:
     def __init__(self, cell: Cell, machine: Machine, settings: Settings) -> None:
         self.cell, self.machine, self.settings = cell, machine, settings
-        self.began = time.monotonic()
+        self.start = time.monotonic()
         self.cases = make_cases(cell, machine)
         self.one_layer = Case(dataclasses.replace(cell, layers=1), machine.device)
         first = self.cases[0]
@@ -96,8 +96,8 @@ class _Measurement:
 
     def run(self, backends: list[str]) -> dict[str, Any]:
         pool = self.machine.graph_pool() if isinstance(self.machine, Card) else None
-        ours = [providers.fused(name) for name in backends]
-        for provider in itertools.chain(ours, providers.baselines(self.settings.compiled)):
+        kernels = [providers.fused(name) for name in backends]
+        for provider in itertools.chain(kernels, providers.baselines(self.settings.compiled)):
             self.attempt(provider, lambda provider=provider: self.admit(provider))
             recorded = provider.fused or provider.name.endswith(", compiled")
             if pool is not None and recorded and provider.name in self.admitted:
@@ -108,7 +108,7 @@ class _Measurement:
         for turn in range(self.settings.rounds):
             if turn < 2 or self.spent() < 1:
                 self.round(turn, speeds, limits)
-        of_host = {
+        host_seconds = {
             name: {part: statistics.median(values) for part, values in parts.items() if values}
             for name, parts in self.host.items()
         }
@@ -116,7 +116,7 @@ class _Measurement:
             "input_sets": len(self.cases),
             "fused": [name for name, provider in self.admitted.items() if provider.fused],
             "seconds": self.seconds,
-            "host_seconds": of_host,
+            "host_seconds": host_seconds,
             "peak_bytes": self.peak_bytes,
             "relative_errors": self.errors,
             "failed": self.failed,
@@ -126,7 +126,7 @@ class _Measurement:
 
     def spent(self) -> float:
         """The part of the cell's time that is over."""
-        return (time.monotonic() - self.began) / (self.settings.seconds or math.inf)
+        return (time.monotonic() - self.start) / (self.settings.seconds or math.inf)
 
     def attempt(self, provider: Provider, step: Callable[[], None]) -> None:
         """Try something with a provider; whatever stops it is recorded, and ends its part in the measurement."""
@@ -171,17 +171,17 @@ class _Measurement:
             results = provider.both(first)
         if served_by - {provider.name.removesuffix(", graph")}:
             raise WrongResult(f"WRONG: it was served by {', '.join(sorted(served_by))}")
-        for made in provider.per_matrix(first, results):
-            for tensor in made:
+        for matrix in provider.per_matrix(first, results):
+            for tensor in matrix:
                 tensor.detach().fill_(math.nan)
-        del results, made, tensor
+        del results, matrix, tensor
         peak, (_, host, results) = self.machine.peak_bytes(lambda: self.machine.time(lambda: provider.both(first)))
         matrices = provider.per_matrix(first, results)
         computed_in = torch.float32 if provider.fused else first.weights[0].dtype
         worst = 0.0
-        for i, wanted in self.truths.items():
-            for what, found, true in zip(("W_s", "dW", "dp", "dq"), matrices[i], wanted):
-                error, most = relative_error(found, true), tolerance(found.dtype, computed_in)
+        for i, expected in self.truths.items():
+            for what, actual, exact in zip(("W_s", "dW", "dp", "dq"), matrices[i], expected):
+                error, most = relative_error(actual, exact), tolerance(actual.dtype, computed_in)
                 if not error <= most:
                     raise WrongResult(f"WRONG: the relative error of {what} is {error:.1e}, not below {most:.0e}")
                 worst = max(worst, error)
@@ -199,12 +199,12 @@ class _Measurement:
             if turn and not provider.fused and name not in self.failed
         }
         best = min(medians.values(), default=math.inf)
-        able = [p for name, p in self.admitted.items() if name not in self.failed]
-        for provider in able:
+        active = [p for name, p in self.admitted.items() if name not in self.failed]
+        for provider in active:
             if not provider.fused and medians.get(provider.name, 0.0) <= 5 * best:
                 self.attempt(provider, lambda provider=provider: self.sample(provider))
         for _ in range(3):  # short against the baselines: more samples cost nothing
-            for provider in able:
+            for provider in active:
                 if provider.fused:
                     self.attempt(provider, lambda provider=provider: self.sample(provider))
             for name, value in speeds.sample().items():

@@ -37,9 +37,9 @@ from .providers import backends
 
 def operators(machine: Machine, layers: int, width: int, group: int) -> list[pk.ProjectionOperator]:
     """Operators on sources of their own, as many as no cache holds; weights in bfloat16, all else in float32."""
-    of_one = 12 * width**2 * layers * 2
-    made = []
-    for seed in range(max(1, min(8, math.ceil(machine.cache_bytes / of_one)))):
+    bytes_of_one = 12 * width**2 * layers * 2
+    result = []
+    for seed in range(max(1, min(8, math.ceil(machine.cache_bytes / bytes_of_one)))):
         torch.manual_seed(seed)
         with machine.device:
             source = pk.GPT(pk.GPTConfig(vocab_size=512, n_positions=1024, n_embd=width, n_layer=layers, n_head=8))
@@ -47,8 +47,8 @@ def operators(machine: Machine, layers: int, width: int, group: int) -> list[pk.
         source.weights.to(torch.bfloat16)
         for parameter in operator.generator.parameters():  # a fresh operator ignores t
             torch.nn.init.normal_(parameter, std=0.3)
-        made.append(operator)
-    return made
+        result.append(operator)
+    return result
 
 
 def ways(operator: pk.ProjectionOperator, t: Tensor) -> dict[str, Callable[[], Any]]:
@@ -64,10 +64,10 @@ def ways(operator: pk.ProjectionOperator, t: Tensor) -> dict[str, Callable[[], A
 
 def check(operator: pk.ProjectionOperator, t: Tensor) -> float:
     """The relative error of the weights beside plain torch's; raises AssertionError if it is more than rounding."""
-    found = torch.cat([w.flatten().float() for w in operator.generate(t).weights.values()])
+    actual = torch.cat([w.flatten().float() for w in operator.generate(t).weights.values()])
     with pk.use_backend("reference"):
-        wanted = torch.cat([w.flatten().float() for w in operator.generate(t).weights.values()])
-    error = float((found - wanted).norm() / wanted.norm())
+        expected = torch.cat([w.flatten().float() for w in operator.generate(t).weights.values()])
+    error = float((actual - expected).norm() / expected.norm())
     if not error <= 4e-3:
         raise AssertionError(f"the weights' relative error is {error:.1e}")
     return error
@@ -79,9 +79,9 @@ def measure(machine: Machine, backend: str, layers: int, width: int, group: int,
     t = torch.rand(TASK_DIM, device=machine.device)
     samples: dict[str, dict[str, list[float]]] = {}
     with pk.use_backend(backend):
-        made = operators(machine, layers, width, group)
-        error = check(made[0], t)
-        each = [ways(operator, t) for operator in made]
+        rotated = operators(machine, layers, width, group)
+        error = check(rotated[0], t)
+        each = [ways(operator, t) for operator in rotated]
         calls: dict[str, list[Callable[[], Any]]] = {name: [way[name] for way in each] for name in each[0]}
         failed = {}
         if isinstance(machine, Card):
@@ -125,13 +125,13 @@ def main(argv: list[str] | None = None) -> int:
         "backends": {},
     }
     for backend in backends(options.device):
-        found = measure(machine, backend, options.layers, options.width, options.group, options.rounds)
-        result["backends"][backend] = found
+        measured = measure(machine, backend, options.layers, options.width, options.group, options.rounds)
+        result["backends"][backend] = measured
         write_result(options.out, result)
-        for name, seconds in found["seconds"].items():
+        for name, seconds in measured["seconds"].items():
             device, ready = (1e6 * statistics.median(seconds[kind]) for kind in ("device", "ready"))
             print(f"{backend:>8} {name:<16} {device:9.1f} µs on the device, ready after {ready:9.1f} µs")
-        for name, why in found["failed"].items():
+        for name, why in measured["failed"].items():
             print(f"{backend:>8} {name:<16} {why}")
     return int(not result["backends"])
 

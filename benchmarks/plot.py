@@ -42,22 +42,22 @@ def title(machine: dict[str, Any]) -> str:
 
 def plot(result: Stored, out: Path) -> None:
     """Write the picture; raises ValueError where the result holds nothing to draw."""
-    found = [
+    tables = [
         (name, shared, rows)
         for name, shared, cells in sections(result)
-        if (rows := [made for cell in cells if (made := row(cell, name)) and "speedup" in made["both"]])
+        if (rows := [line for cell in cells if (line := row(cell, name)) and "speedup" in line["both"]])
     ]
-    if not found:
+    if not tables:
         raise ValueError("the result holds no cell with both our kernels and a form in torch")
     figure, panels = plt.subplots(
-        len(found), 2, figsize=(11, 1.2 + 3.6 * len(found)), squeeze=False, layout="constrained"
+        len(tables), 2, figsize=(11, 1.2 + 3.6 * len(tables)), squeeze=False, layout="constrained"
     )
     figure.suptitle(title(result["machine"]), fontsize=11)
-    for (name, shared, rows), (left, right) in zip(found, panels):
+    for (name, shared, rows), (left, right) in zip(tables, panels):
         what = f"backend {name}: {shared.layers} layers, d = {shared.width:,}; W {shared.weights}, W_s {shared.outputs}"
-        speedups(left, rows)
+        plot_speedups(left, rows)
         left.set_title(f"Times faster than the best form in torch, forward + backward\n{what}", fontsize=9, loc="left")
-        of_limits(right, rows)
+        plot_limits(right, rows)
         how = "time at the measured copy and float32 speeds / time taken"
         right.set_title(f"Part of the machine's limit that is reached:\n{how}", fontsize=9, loc="left")
     figure.savefig(out, dpi=150)
@@ -77,7 +77,7 @@ def _places(rows: list[Stored]) -> tuple[list[int], list[int], dict[tuple[int, i
     return batches, groups, places
 
 
-def speedups(axes: Axes, rows: list[Stored]) -> None:
+def plot_speedups(axes: Axes, rows: list[Stored]) -> None:
     """Bars on a logarithmic axis, forward and backward together."""
     batches, groups, places = _places(rows)
     for color, group in zip(COLORS, groups):
@@ -99,7 +99,7 @@ def speedups(axes: Axes, rows: list[Stored]) -> None:
     _tidy(axes)
 
 
-def of_limits(axes: Axes, rows: list[Stored]) -> None:
+def plot_limits(axes: Axes, rows: list[Stored]) -> None:
     """A mark for each part of each cell."""
     batches, groups, places = _places(rows)
     step = 0.2 / len(groups)

@@ -50,9 +50,9 @@ def table(weights: str = "float32", outputs: str = "bfloat16", speeds: Speeds = 
     ]
     for batch in (1, 8, 32, 128):
         for group in (2, 4, 8):
-            found = predict(Cell(24, 512, batch, group, weights, outputs), speeds)
-            parts = " | ".join(f"{1e3 * found[part][0]:.3f} | {found[part][1]}" for part in PARTS)
-            lines.append(f"| {batch} | {group} | {parts} | {1e3 * found['both'][0]:.3f} |")
+            times = predict(Cell(24, 512, batch, group, weights, outputs), speeds)
+            parts = " | ".join(f"{1e3 * times[part][0]:.3f} | {times[part][1]}" for part in PARTS)
+            lines.append(f"| {batch} | {group} | {parts} | {1e3 * times['both'][0]:.3f} |")
     return "\n".join(lines)
 
 

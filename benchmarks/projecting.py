@@ -27,11 +27,12 @@ from torch import Tensor
 import projkern as pk
 from projkern.data.synthmnist import TASK_DIM
 from projkern.data.tasks import random_tasks
-from projkern.export.tasks import Maker, project_tasks, state_dicts
+from projkern.export.checked import CheckedWriter, state_dicts
+from projkern.export.tasks import project_tasks
 from projkern.models.huggingface import gpt2
 from projkern.models.layout import LINEARS
 from projkern.models.operator import generate_weights
-from projkern.training.config import PRESETS
+from projkern.training.presets import PRESETS
 from projkern.utils.device import keep_freed_memory
 
 from .compare import write_result
@@ -45,9 +46,9 @@ def make_operator(preset: str, scale: Fraction) -> pk.ProjectionOperator:
     """An operator of a preset's shape; random, because the time does not depend on the numbers."""
     config = PRESETS[preset][1]
     torch.manual_seed(0)
-    shape = {name: getattr(config, name) for name in ("n_embd", "n_layer", "n_head")}
-    source = pk.GPT(pk.GPTConfig(vocab_size=config.colors, n_positions=config.image_size**2, **shape))
-    operator = pk.ProjectionOperator(source, scale, TASK_DIM, config.rank)
+    shape = {name: getattr(config.model, name) for name in ("n_embd", "n_layer", "n_head")}
+    source = pk.GPT(pk.GPTConfig(vocab_size=config.data.vocab_size, n_positions=config.data.positions, **shape))
+    operator = pk.ProjectionOperator(source, scale, TASK_DIM, config.operator.rank)
     for parameter in operator.generator.parameters():  # a fresh operator ignores t
         torch.nn.init.normal_(parameter, std=0.3)
     return operator.eval()
@@ -79,32 +80,32 @@ class Dense:
             P, Q, W = self.p[name], self.q[name], operator.source.weights[name]
             P.unflatten(2, (-1, g)).diagonal(dim1=1, dim2=2).copy_(p.view(layers, -1, g).mT)
             Q.unflatten(1, (-1, g)).diagonal(dim1=1, dim2=3).copy_(q.view(layers, -1, g).mT)
-            made = (P @ W) @ Q if rows <= cols else P @ (W @ Q)
+            product = (P @ W) @ Q if rows <= cols else P @ (W @ Q)
             bias = (p.view(layers, rows) * operator.source.biases[name]).view(layers, -1, g).sum(2)
-            weights += made.mT.contiguous().unbind(0)
+            weights += product.mT.contiguous().unbind(0)
             biases += (bias + operator.biases[name]).unbind(0)
-        made_all = dict(self.shared)
+        tensors = dict(self.shared)
         for name, weight, bias in zip(self.names, weights, biases):
-            made_all |= {f"{name}.weight": weight, f"{name}.bias": bias}
-        return made_all
+            tensors |= {f"{name}.weight": weight, f"{name}.bias": bias}
+        return tensors
 
 
 @torch.no_grad()
 def fused(operator: pk.ProjectionOperator, t: Tensor) -> list[dict[str, Tensor]]:
     """t (U, task_dim) -> the tensors of U models."""
-    (made,) = generate_weights([operator], t)
-    return list(state_dicts(operator, made))
+    (generated,) = generate_weights([operator], t)
+    return list(state_dicts(operator, generated))
 
 
 def check(operator: pk.ProjectionOperator, dense: Dense, t: Tensor) -> float:
     """The largest difference beside a tensor's largest number; raises AssertionError if it is more than rounding."""
     worst = 0.0
-    for row, found in zip(t, fused(operator, t)):
-        wanted = dense(row)
-        if found.keys() != wanted.keys():
+    for row, actual in zip(t, fused(operator, t)):
+        expected = dense(row)
+        if actual.keys() != expected.keys():
             raise AssertionError("the two loops make other tensors")
-        for name, tensor in wanted.items():
-            error = (found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=1e-6)
+        for name, tensor in expected.items():
+            error = (actual[name] - tensor).abs().max() / tensor.abs().max().clamp(min=1e-6)
             worst = max(worst, error.item())
     if not worst <= 1e-4:
         raise AssertionError(f"the two loops differ by {worst:.1e} of the largest number")
@@ -114,21 +115,21 @@ def check(operator: pk.ProjectionOperator, dense: Dense, t: Tensor) -> float:
 def measure(preset: str, scale: Fraction, machine: Machine, rounds: int) -> dict[str, Any]:
     """Seconds a model of each loop, by round."""
     operator = make_operator(preset, scale)
-    chunk, dense = Maker(operator, ORIGIN, None, with_onnx=False).chunk, Dense(operator)
+    chunk, dense = CheckedWriter(operator, ORIGIN, None, with_onnx=False).chunk, Dense(operator)
     t = random_tasks(chunk)
     few, whole = min(chunk, 8), min(chunk, 64)
     error = check(operator, dense, t[:2])
     samples: dict[str, list[float]] = {"dense": [], "fused": [], "whole": []}
     for k in range(rounds + 1):  # the first warms up
-        taken = {
+        elapsed = {
             "dense": machine.wall(lambda: [dense(row) for row in t[:few]]) / few,
             "fused": machine.wall(lambda: fused(operator, t)) / chunk,
         }
         with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
+            start = time.perf_counter()
             project_tasks(operator, t[:whole], Path(folder) / "out", origin=ORIGIN)
-            taken["whole"] = (time.perf_counter() - began) / whole
-        for name, seconds in taken.items():
+            elapsed["whole"] = (time.perf_counter() - start) / whole
+        for name, seconds in elapsed.items():
             samples[name] += [seconds] * (k > 0)
     config = operator.source.config
     return {

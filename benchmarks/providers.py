@@ -122,9 +122,9 @@ def serving() -> Iterator[set[str]]:
     select = dispatch.select
 
     def record(*arguments: Any) -> Any:
-        module = select(*arguments)
-        names.add(module.__name__.rpartition(".")[2].replace("native", "cpu"))
-        return module
+        backend = select(*arguments)
+        names.add(backend.__name__.rpartition(".")[2])
+        return backend
 
     with patch.object(dispatch, "select", record):
         yield names

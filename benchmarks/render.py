@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from projkern.evaluation.report import differences_table, equivalent_sizes, losses_table, speed_table
-from projkern.training.config import SOURCE_NAME
-from projkern.training.report import pretty, table
+from projkern.models.names import SOURCE, with_tildes
+from projkern.training import report
+from projkern.utils import markdown
 
 from . import predict, sampling_tables, tables
 from .tune_quick import BASE, CONTROL
@@ -32,7 +33,7 @@ def stored(name: str) -> Any:
 def quick() -> str:
     summary = stored("quick/summary.json")
     made_on = f"{summary['seconds']:.0f} s on {summary['device']}; torch {summary['versions']['torch']}, seed 0."
-    return f"{table(summary)}\n\n{made_on}"
+    return f"{report.table(summary)}\n\n{made_on}"
 
 
 def projection() -> str:
@@ -42,36 +43,38 @@ def projection() -> str:
 
 def step() -> str:
     result = stored("cpu_step.json")
-    lines = ["| step of | ms |", "|---|---:|"]
-    for name, values in result["seconds"].items():
-        lines.append(f"| {pretty(name)} | {1e3 * statistics.median(values):.1f} |")
     ratio = statistics.median(result["ratios"])
-    return "\n".join(lines) + (
+    return _steps(result) + (
         f"\n\nP_1/4 to M_1 + M_1/4: **{ratio:.3f}**, the median of {len(result['ratios'])} interleaved rounds. "
         + _machine(result["machine"])
     )
 
 
+def _steps(result: dict[str, Any]) -> str:
+    rows = ((with_tildes(n), f"{1e3 * statistics.median(values):.1f}") for n, values in result["seconds"].items())
+    return markdown.table(("step of", "ms"), rows)
+
+
 def learning_rates() -> str:
-    lines = ["| model | learning rate | loss, nats per token |", "|---|---|---:|"]
+    rows = []
     results = stored("quick_learning_rates.json")
     for model in dict.fromkeys(r["model"] for r in results):
-        rows = [r for r in results if r["model"] == model]
-        best = min(rows, key=lambda r: r["losses"][model])
-        for r in sorted(rows, key=lambda r: list(r["rates"].values())):
+        sweep = [r for r in results if r["model"] == model]
+        best = min(sweep, key=lambda r: r["losses"][model])
+        for r in sorted(sweep, key=lambda r: list(r["rates"].values())):
             rates = ", ".join(f"{name} {value:g}" for name, value in r["rates"].items())
             loss = f"{r['losses'][model]:.3f}"
-            lines.append(f"| {pretty(model)} | {rates} | {f'**{loss}**' if r is best else loss} |")
+            rows.append((with_tildes(model), rates, f"**{loss}**" if r is best else loss))
     best_of = {
-        model: min((r["losses"] for r in results if r["model"] == model), key=lambda found, model=model: found[model])
-        for model in (SOURCE_NAME, "P_1/4", CONTROL)
+        model: min((r["losses"] for r in results if r["model"] == model), key=lambda losses, model=model: losses[model])
+        for model in (str(SOURCE), "P_1/4", CONTROL)
     }
-    before, alone = best_of[SOURCE_NAME][SOURCE_NAME], best_of[CONTROL][CONTROL]
-    after = best_of["P_1/4"]["source after co-training"]
-    return "\n".join(lines) + (
-        f"\n\nWhat co-training does to the source: beside the best P_1/4 it goes from {before:.3f} to {after:.3f}, "
-        f"because it goes on learning. The same {BASE.steps} steps on its own loss alone take it to {alone:.3f}; so "
-        f"carrying P_1/4 costs it {100 * (after / alone - 1):.1f} %."
+    pretrained, alone = best_of[str(SOURCE)][str(SOURCE)], best_of[CONTROL][CONTROL]
+    tuned = best_of["P_1/4"]["source after co-training"]
+    return markdown.table(("model", "learning rate", "loss, nats per token"), rows, left=2) + (
+        f"\n\nWhat co-training does to the source: beside the best P_1/4 it goes from {pretrained:.3f} to {tuned:.3f}, "
+        f"because it goes on learning. The same {BASE.schedule.steps} steps on its own loss alone take it to "
+        f"{alone:.3f}; so carrying P_1/4 costs it {100 * (tuned / alone - 1):.1f} %."
     )
 
 
@@ -84,17 +87,17 @@ def three_scales() -> str:
 
 def projecting() -> str:
     result = stored("cpu_projecting.json")
-    lines = [
-        "| source | s | dense, models a second | fused, models a second | ratio | whole command, models a second |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
+    rate = "models a second"
+    head = ("source", "s", f"dense, {rate}", f"fused, {rate}", "ratio", f"whole command, {rate}")
+    rows = []
     for cell in result["cells"]:
         dense, fused, whole = (statistics.median(cell["seconds"][name]) for name in ("dense", "fused", "whole"))
         shape = f"{cell['preset']}: {cell['layers']} layers, d = {cell['width']}"
-        rates = f"{1 / dense:.1f} | {1 / fused:.1f} | **{dense / fused:.1f}** | {1 / whole:.1f}"
-        lines.append(f"| {shape} | {cell['scale']} | {rates} |")
+        rates = (f"{1 / dense:.1f}", f"{1 / fused:.1f}", f"**{dense / fused:.1f}**", f"{1 / whole:.1f}")
+        rows.append((shape, cell["scale"], *rates))
     rounds = len(cell["seconds"]["fused"])
-    return "\n".join(lines) + f"\n\n{_machine(result['machine'])} Medians of {rounds} interleaved rounds; float32."
+    table = markdown.table(head, rows, left=2)
+    return f"{table}\n\n{_machine(result['machine'])} Medians of {rounds} interleaved rounds; float32."
 
 
 def _machine(machine: dict[str, Any]) -> str:
@@ -114,8 +117,8 @@ NOT_YET = "Not measured yet."
 
 def _of_cards(name: str, show: Callable[[dict[str, Any]], str], results: Path = RESULTS) -> str:
     """What one kind of result says, for each card that has it; the machines are never mixed."""
-    found = [json.loads(path.read_text()) for path in sorted(results.glob(f"*/{name}"))]
-    return "\n\n".join(f"{show(result)}\n\n{_card(result['machine'])}" for result in found) or NOT_YET
+    measured = [json.loads(path.read_text()) for path in sorted(results.glob(f"*/{name}"))]
+    return "\n\n".join(f"{show(result)}\n\n{_card(result['machine'])}" for result in measured) or NOT_YET
 
 
 def gpu_projection(results: Path = RESULTS) -> str:
@@ -124,10 +127,8 @@ def gpu_projection(results: Path = RESULTS) -> str:
 
 def gpu_step(results: Path = RESULTS) -> str:
     def show(result: dict[str, Any]) -> str:
-        lines = ["| step of | ms |", "|---|---:|"]
-        lines += [f"| {pretty(n)} | {1e3 * statistics.median(v):.1f} |" for n, v in result["seconds"].items()]
         shape, scale, ratios = result["shape"], result["scale"], result["ratios"]
-        return "\n".join(lines) + (
+        return _steps(result) + (
             f"\n\nP_{scale} to M_1 + M_{scale}: **{statistics.median(ratios):.3f}**, the median of {len(ratios)} "
             f"interleaved rounds; {shape['layers']} layers, d = {shape['width']}, {shape['batch']} sequences of "
             f"{shape['tokens']} tokens, {result['dtype']} autocast."
@@ -138,12 +139,12 @@ def gpu_step(results: Path = RESULTS) -> str:
 
 def gpu_one_shot(results: Path = RESULTS) -> str:
     def show(result: dict[str, Any]) -> str:
-        lines = ["| kernels | from t to | on the device, µs | ready after, µs |", "|---|---|--:|--:|"]
-        for backend, found in result["backends"].items():
-            for name, seconds in found["seconds"].items():
+        rows = []
+        for backend, measured in result["backends"].items():
+            for name, seconds in measured["seconds"].items():
                 device, ready = (1e6 * statistics.median(seconds[kind]) for kind in ("device", "ready"))
-                lines.append(f"| {backend} | {name} | {device:.1f} | {ready:.1f} |")
-        return "\n".join(lines)
+                rows.append((backend, name, f"{device:.1f}", f"{ready:.1f}"))
+        return markdown.table(("kernels", "from t to", "on the device, µs", "ready after, µs"), rows, left=2)
 
     return _of_cards("one_shot.json", show, results)
 

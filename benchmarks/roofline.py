@@ -37,7 +37,7 @@ class Cell:
     outputs: str = "float32"
 
     @classmethod
-    def of(cls, stored: dict[str, Any]) -> Cell:
+    def from_json(cls, stored: dict[str, Any]) -> Cell:
         """The cell that a stored measurement is of; one of a CPU need not name its dtypes."""
         return cls(**{f.name: stored[f.name] for f in fields(cls) if f.name in stored})
 
@@ -75,8 +75,8 @@ class Cell:
         return self.weight_bytes * (1 if part == "forward" else 2) + self.result_bytes
 
     def multiply_adds(self, part: str) -> float:
-        of_rows, of_cols = (1, 1) if part == "forward" else (3, 2)
-        return self.batch * self.size * (of_rows + of_cols / self.group)
+        row_share, col_share = (1, 1) if part == "forward" else (3, 2)
+        return self.batch * self.size * (row_share + col_share / self.group)
 
     def least_seconds(self, part: str, bytes_per_second: float, flops_per_second: float) -> tuple[float, str]:
         """The least time of a part where copies and float32 arithmetic run this fast, and which of the two sets it."""

@@ -38,10 +38,10 @@ VERIFIED = 24
 """Tokens on which decoded logits are held against those of the whole sequence, before anything is timed."""
 
 
-def verify(decoder: Decoder, tokens: Tensor, wanted: Tensor) -> float:
+def verify(decoder: Decoder, tokens: Tensor, expected: Tensor) -> float:
     """The largest difference of logits, relative to the largest logit; raises where it is more than rounding."""
-    found = [decoder.step(None)] + [decoder.step(tokens[:, i]) for i in range(VERIFIED - 1)]
-    error = float((torch.stack(found, 1) - wanted).abs().max() / wanted.abs().max())
+    logits = [decoder.step(None)] + [decoder.step(tokens[:, i]) for i in range(VERIFIED - 1)]
+    error = float((torch.stack(logits, 1) - expected).abs().max() / expected.abs().max())
     if not error < 1e-4:
         raise AssertionError(f"decoded logits differ from the model's by {error:.1e} of the largest")
     decoder.position = 0
@@ -59,15 +59,15 @@ def window(decoder: Decoder, depth: int, steps: int = WINDOW) -> float:
     decoder.position = depth
     tokens, times = torch.zeros(decoder.batch, dtype=torch.int64), []
     for _ in range(steps):
-        began = time.thread_time()
+        start = time.thread_time()
         decoder.step(tokens)
-        times.append(time.thread_time() - began)
+        times.append(time.thread_time() - start)
     return statistics.median(times)
 
 
 def measure_models(source: GPT, operators: dict[int, ProjectionOperator], t: Tensor, rounds: int) -> dict[str, Any]:
     """M_1 beside one generated model of each scale: parameters, bytes, and seconds of a step by batch and depth."""
-    models = {"M_1": source} | {f"P_{Fraction(1, g)}": made.generate(t) for g, made in operators.items()}
+    models = {"M_1": source} | {f"P_{Fraction(1, g)}": operator.generate(t) for g, operator in operators.items()}
     rows: list[dict[str, Any]] = []
     errors = []
     for batch in BATCHES:
@@ -95,13 +95,13 @@ def measure_models(source: GPT, operators: dict[int, ProjectionOperator], t: Ten
 
 def predict(group: int, tasks: int) -> dict[str, float]:
     """Seconds that ``explain`` predicts for the linear operators of a step, generation shared by all steps."""
-    found = dict.fromkeys(("materialised", "factored"), 0.0)
+    seconds = dict.fromkeys(("materialised", "factored"), 0.0)
     for rows, cols in PAPER.linear_shapes().values():
-        made = explain(rows, cols, group, tasks=tasks, tokens=1, reuse=PAPER.n_positions)
-        for form in made.forms:
-            if form.name in found:
-                found[form.name] += PAPER.n_layer * form.seconds
-    return found
+        explanation = explain(rows, cols, group, tasks=tasks, tokens=1, reuse=PAPER.n_positions)
+        for form in explanation.forms:
+            if form.name in seconds:
+                seconds[form.name] += PAPER.n_layer * form.seconds
+    return seconds
 
 
 def measure_forms(operators: dict[int, ProjectionOperator], rounds: int, depth: int = 16) -> list[dict[str, Any]]:
@@ -115,28 +115,28 @@ def measure_forms(operators: dict[int, ProjectionOperator], rounds: int, depth: 
                 print(f"left out: {tasks} tasks at g = {group}, {weight_bytes / 1e9:.1f} GB each", file=sys.stderr)
                 continue
             tokens = torch.randint(PAPER.vocab_size, (tasks, VERIFIED))
-            wanted = operator(tokens, t)
-            decoders, made = {}, {}
+            expected = operator(tokens, t)
+            decoders, making = {}, {}
             for form in ("materialised", "factored"):
-                began = time.thread_time()
+                start = time.thread_time()
                 decoders[form] = operator.decoder(t, form=form)
-                made[form] = time.thread_time() - began
-                verify(decoders[form], tokens, wanted)
+                making[form] = time.thread_time() - start
+                verify(decoders[form], tokens, expected)
                 fill(decoders[form], depth + WINDOW)
             seconds: dict[str, list[float]] = {form: [] for form in decoders}
             for _ in range(rounds):
                 for form, decoder in decoders.items():
                     seconds[form].append(window(decoder, depth, 3))
             del decoders, decoder
-            began = time.thread_time()
+            start = time.thread_time()
             chosen = operator.decoder(t)
-            made["auto"] = time.thread_time() - began
-            took = "factored" if isinstance(chosen._layers[0].mlp_in, Factored) else "materialised"
+            making["auto"] = time.thread_time() - start
+            choice = "factored" if isinstance(chosen._layers[0].mlp_in, Factored) else "materialised"
             del chosen
-            row = {"group": group, "tasks": tasks, "depth": depth, "weight_bytes": weight_bytes, "auto": took}
-            rows.append(row | {"made": made, "seconds": seconds, "predicted": predict(group, tasks)})
+            row = {"group": group, "tasks": tasks, "depth": depth, "weight_bytes": weight_bytes, "auto": choice}
+            rows.append(row | {"made": making, "seconds": seconds, "predicted": predict(group, tasks)})
             medians = {form: f"{1e3 * statistics.median(values):.1f} ms" for form, values in seconds.items()}
-            print(f"g = {group}, {tasks} tasks: {medians}, auto took {took}")
+            print(f"g = {group}, {tasks} tasks: {medians}, auto took {choice}")
     return rows
 
 
@@ -158,9 +158,9 @@ def main(argv: list[str] | None = None) -> int:
     }
     for row in result["steps"]:
         medians = {name: statistics.median(values) for name, values in row["seconds"].items()}
-        said = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in medians.items())
+        shown = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in medians.items())
         ratio = medians["M_1"] / medians["P_1/4"]
-        print(f"batch {row['batch']}, depth {row['depth']}: {said}; M_1 / P_1/4 = {ratio:.2f}")
+        print(f"batch {row['batch']}, depth {row['depth']}: {shown}; M_1 / P_1/4 = {ratio:.2f}")
     result["forms"] = measure_forms(operators, max(3, options.rounds // 3))
     result["one_query"] = attention.measure_one_query()
     with torch.enable_grad():

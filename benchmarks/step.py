@@ -8,7 +8,6 @@ preset, under bfloat16 autocast. A batch that does not fit the card's memory is 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import sys
 from collections.abc import Callable
@@ -21,9 +20,11 @@ import torch
 from projkern.data import SynthMNIST, load_digits
 from projkern.data.palette import Palette
 from projkern.models import GPT
-from projkern.training.config import PRESETS, SOURCE_NAME, TrainConfig
+from projkern.models.names import SOURCE, Kind, ModelName
+from projkern.training.config import TrainConfig
 from projkern.training.data import make_data
 from projkern.training.loop import forward_backward_step, make_optimizer
+from projkern.training.presets import PRESETS
 from projkern.training.stages import Stage, make_stage
 from projkern.utils.device import keep_freed_memory
 
@@ -35,12 +36,12 @@ WARM_UP = 5
 
 def stepper(stage: Stage, data: SynthMNIST, config: TrainConfig, dtype: torch.dtype) -> Callable[[int], None]:
     """A function that makes the k-th training step of a stage, as the training loop does."""
-    optimizer = make_optimizer(stage, config)
+    optimizer = make_optimizer(stage, config.schedule)
     stage.module.train()
 
     def step(k: int) -> None:
         tokens, t = data.batch(k)
-        forward_backward_step(stage, tokens, t, optimizer, dtype, config.clip)
+        forward_backward_step(stage, tokens, t, optimizer, dtype, config.schedule.clip)
 
     return step
 
@@ -49,30 +50,33 @@ def measure(config: TrainConfig, scale: Fraction, machine: Machine, rounds: int)
     """Seconds of the steps of M_1, M_s, M~_s and P_s, and of each round the ratio of P_s to M_1 and M_s."""
     dtype = torch.float32 if machine.device.type == "cpu" else torch.bfloat16
     # Which colours they are changes nothing about the time, and fitting the paper's 512 takes a while.
-    colors = torch.rand(config.colors, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    colors = torch.rand(config.data.vocab_size, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
     data = make_data(config, Palette(colors).to(machine.device), load_digits(), "train", machine.device)
-    source = make_stage(SOURCE_NAME, config, machine.device).module
+    source = make_stage(SOURCE, config, machine.device).module
     assert isinstance(source, GPT)
-    names = (SOURCE_NAME, f"M_{scale}", f"M~_{scale}", f"P_{scale}")
-    steps = {name: stepper(make_stage(name, config, machine.device, source), data, config, dtype) for name in names}
+    kinds = (Kind.UNCONDITIONAL, Kind.CONDITIONAL, Kind.PROJECTED)
+    small, conditional, projected = (ModelName(kind, scale) for kind in kinds)
+    steps = {
+        str(name): stepper(make_stage(name, config, machine.device, source), data, config, dtype)
+        for name in (SOURCE, small, conditional, projected)
+    }
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for k in range(WARM_UP + rounds):
         for name, step in steps.items():
             elapsed = machine.wall(lambda step=step, k=k: step(k))
             if k >= WARM_UP:
                 samples[name].append(elapsed)
-    small, projected = f"M_{scale}", f"P_{scale}"
     return {
         "scale": str(scale),
         "dtype": str(dtype).removeprefix("torch."),
         "shape": {
-            "layers": config.n_layer,
-            "width": config.n_embd,
-            "tokens": config.image_size**2,
-            "batch": config.batch_size,
+            "layers": config.model.n_layer,
+            "width": config.model.n_embd,
+            "tokens": config.data.positions,
+            "batch": config.schedule.batch_size,
         },
         "seconds": samples,
-        "ratios": [p / (a + b) for p, a, b in zip(samples[projected], samples[SOURCE_NAME], samples[small])],
+        "ratios": [p / (a + b) for p, a, b in zip(*(samples[str(name)] for name in (projected, SOURCE, small)))],
     }
 
 
@@ -88,28 +92,28 @@ def main(argv: list[str] | None = None) -> int:
     on_card = options.device == "cuda"
     preset = options.preset or ("paper" if on_card else "quick")
     _, config = PRESETS[preset]
-    config = dataclasses.replace(config, batch_size=options.batch or config.batch_size, scales=(options.scale,))
+    config = config.replace(batch_size=options.batch or config.schedule.batch_size, scales=(options.scale,))
     try:
         machine = machine_of(options.device)
     except RuntimeError as error:
         parser.error(str(error))
     keep_freed_memory()
-    found = None
-    while found is None:
+    result = None
+    while result is None:
         try:
-            found = measure(config, options.scale, machine, options.rounds or (20 if on_card else 60))
+            result = measure(config, options.scale, machine, options.rounds or (20 if on_card else 60))
         except torch.OutOfMemoryError:
-            if config.batch_size == 1:
+            if config.schedule.batch_size == 1:
                 raise
-            config = dataclasses.replace(config, batch_size=config.batch_size // 2)
+            config = config.replace(batch_size=config.schedule.batch_size // 2)
         machine.clear()
-    write_result(options.out, {"machine": machine.describe(), "preset": preset, **found})
-    for name, values in found["seconds"].items():
+    write_result(options.out, {"machine": machine.describe(), "preset": preset, **result})
+    for name, values in result["seconds"].items():
         print(f"{name:>7}: {1e3 * statistics.median(values):.1f} ms a step")
-    ratios = found["ratios"]
+    ratios = result["ratios"]
     print(
         f"P_{options.scale} / (M_1 + M_{options.scale}): {statistics.median(ratios):.3f} "
-        f"(median of {len(ratios)} interleaved rounds, batch {config.batch_size})"
+        f"(median of {len(ratios)} interleaved rounds, batch {config.schedule.batch_size})"
     )
     return 0
 

@@ -17,9 +17,9 @@ def modern(cell: Stored) -> Stored:
     if "fused" in cell or "skipped" in cell:
         return cell
     seconds = cell["seconds"]  # of a CPU: baselines forward and backward only, and one backend of ours
-    ours = {"forward": seconds["forward"], "backward": seconds["backward"], "both": seconds["fused"]}
+    fused = {"forward": seconds["forward"], "backward": seconds["backward"], "both": seconds["fused"]}
     others = {name: {"both": values} for name, values in seconds.items() if name not in (*PARTS, "fused")}
-    return cell | {"seconds": {"cpu": ours, **others}, "fused": ["cpu"], "failed": {}, "red": [], "peak_bytes": {}}
+    return cell | {"seconds": {"cpu": fused, **others}, "fused": ["cpu"], "failed": {}, "red": [], "peak_bytes": {}}
 
 
 def limits(cell: Stored) -> tuple[float, float]:
@@ -48,19 +48,19 @@ def row(cell: Stored, provider: str) -> Stored | None:
     parts = cell["seconds"].get(provider, {})
     if not all(parts.get(part) for part in (*PARTS, "both")):
         return None
-    key = Cell.of(cell)
+    key = Cell.from_json(cell)
     floors = {part: key.least_seconds(part, *limits(cell)) for part in PARTS}
     peak = cell["peak_bytes"].get(provider)
-    made: Stored = {"batch": key.batch, "group": key.group, "extra_memory": peak and peak / key.kept_bytes - 1}
+    line: Stored = {"batch": key.batch, "group": key.group, "extra_memory": peak and peak / key.kept_bytes - 1}
     for part in (*PARTS, "both"):
         seconds = statistics.median(parts[part])
         floor = floors[part][0] if part in floors else sum(floor for floor, _ in floors.values())
-        made[part] = {"seconds": seconds, "of_limit": floor / seconds, "by": floors.get(part, (0.0, None))[1]}
+        line[part] = {"seconds": seconds, "of_limit": floor / seconds, "by": floors.get(part, (0.0, None))[1]}
         best = best_baseline(cell, part) if part != "backward" else _best_backward(cell)
         if best:
             name, best_seconds = best
-            made[part] |= {"best": name, "best_seconds": best_seconds, "speedup": best_seconds / seconds}
-    return made
+            line[part] |= {"best": name, "best_seconds": best_seconds, "speedup": best_seconds / seconds}
+    return line
 
 
 def _best_backward(cell: Stored) -> tuple[str, float] | None:
@@ -75,31 +75,32 @@ def _best_backward(cell: Stored) -> tuple[str, float] | None:
 def sections(result: Stored) -> list[tuple[str, Cell, list[Stored]]]:
     """The cells of a result sorted into tables: (backend, what the table's cells share, its cells)."""
     cells = [modern(cell) for cell in result["cells"]]
-    found: dict[tuple[str, Cell], list[Stored]] = {}
+    by_table: dict[tuple[str, Cell], list[Stored]] = {}
     for cell in cells:
-        key = Cell.of(cell)
+        key = Cell.from_json(cell)
         shared = Cell(key.layers, key.width, 0, 0, key.weights, key.outputs)
         for name in cell.get("fused", ()):
             if not name.endswith(", graph"):
-                found.setdefault((name, shared), []).append(cell)
+                by_table.setdefault((name, shared), []).append(cell)
     order = lambda cell: (cell["batch"], cell["group"])  # noqa: E731
-    return [(name, shared, sorted(group, key=order)) for (name, shared), group in found.items()]
+    return [(name, shared, sorted(group, key=order)) for (name, shared), group in by_table.items()]
 
 
 def table(result: Stored) -> str:
     """The stored measurement as Markdown: a table for each backend, source and dtype, under headings if several."""
     on_card = "gpu" in result["machine"]
     parts = []
-    found = sections(result)
-    for name, shared, cells in found:
-        rows = [made for cell in cells if (made := row(cell, name))]
+    all_sections = sections(result)
+    for name, shared, cells in all_sections:
+        rows = [line for cell in cells if (line := row(cell, name))]
         if not rows:
             continue
         heading = (
             f"**{name}**: {shared.layers} layers of d = {shared.width:,}, W in {shared.weights}, "
             f"W_s in {shared.outputs}\n\n"
         )
-        parts.append((heading if len(found) > 1 else "") + "\n".join([*_lines(rows, on_card), "", _summary(rows)]))
+        shown = "\n".join([*_lines(rows, on_card), "", _summary(rows)])
+        parts.append(heading + shown if len(all_sections) > 1 else shown)
     skipped = [
         f"{c['layers']} layers of d = {c['width']:,}, W in {c['weights']}, B = {c['batch']}, g = {c['group']}: "
         f"{c['skipped']}"
@@ -108,8 +109,8 @@ def table(result: Stored) -> str:
     ]
     if skipped:
         parts.append("Not measured:\n\n" + "\n".join(f"- {line}" for line in skipped))
-    if on_card and found:
-        parts.append(_speeds([cell for _, _, cells in found for cell in cells]))
+    if on_card and all_sections:
+        parts.append(_speeds([cell for _, _, cells in all_sections for cell in cells]))
     return "\n\n".join(parts) or "Nothing was measured."
 
 

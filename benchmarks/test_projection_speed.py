@@ -39,8 +39,8 @@ def provider_of(name: str) -> Provider:
 def verify(provider: Provider, case: Case) -> None:
     results = provider.per_matrix(case, provider.both(case))
     for i in case.checked():
-        for found, wanted in zip(results[i], truth(case.matrices[i], case.group)):
-            assert relative_error(found, wanted) <= tolerance(found.dtype, torch.float32)
+        for actual, expected in zip(results[i], truth(case.matrices[i], case.group)):
+            assert relative_error(actual, expected) <= tolerance(actual.dtype, torch.float32)
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -18,17 +18,18 @@ from safetensors.torch import load_model, save_model
 
 from projkern.data import load_digits, synthmnist_palette
 from projkern.models import GPT
-from projkern.training.config import PLAIN, QUICK, SOURCE_NAME
+from projkern.models.names import SOURCE, ModelName
 from projkern.training.data import make_data
 from projkern.training.loop import train
-from projkern.training.losses import evaluate
+from projkern.training.losses import evaluate, nats_per_token
 from projkern.training.metrics import Metrics
-from projkern.training.stages import Stage, make_stage, nats_per_token
+from projkern.training.presets import PLAIN, QUICK
+from projkern.training.stages import Stage, make_stage
 from projkern.utils.files import write_json
 
-BASE = dataclasses.replace(QUICK, **PLAIN, seed=1, checkpoint_every=10**9, log_every=100)
+BASE = QUICK.replace(**PLAIN, seed=1, checkpoint_every=10**9, log_every=100)
 SWEEPS: dict[str, list[dict[str, float]]] = {
-    SOURCE_NAME: [{"source_lr": lr} for lr in (5e-4, 1e-3, 2e-3, 4e-3)],
+    str(SOURCE): [{"source_lr": lr} for lr in (5e-4, 1e-3, 2e-3, 4e-3)],
     "M_1/4": [{"small_lr": lr} for lr in (3e-3, 6e-3, 1.2e-2, 2.4e-2)],
     "M~_1/4": [{"small_lr": lr} for lr in (3e-3, 6e-3, 1.2e-2, 2.4e-2)],
     "P_1/4": [
@@ -44,12 +45,12 @@ SWEEPS[CONTROL] = [{"tuning_lr": 1e-3}]
 
 def source_alone(stage: Stage) -> Stage:
     """A co-training stage with its operator left out: the source's own loss, and nothing else."""
-    (alone,) = (m for m in stage.models if m.name.startswith("source"))
+    (alone,) = (m for m in stage.models if m.name.is_tuned_source)
     return dataclasses.replace(
         stage,
         losses=lambda tokens, t: {CONTROL: nats_per_token(alone.predict(tokens, t), tokens)},
         loss_weights={CONTROL: 1.0},
-        models=[dataclasses.replace(alone, name=CONTROL)],
+        models=[alone],
     )
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     results: list[dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else []
     done = {(r["model"], *r["rates"].values()) for r in results}
-    palette = synthmnist_palette(BASE.image_size, BASE.colors, load_digits(split="train"))
+    palette = synthmnist_palette(BASE.data.side, BASE.data.vocab_size, load_digits(split="train"))
     cpu = torch.device("cpu")
     training = make_data(BASE, palette, load_digits(split="train"), "train", cpu)
     validation = make_data(BASE, palette, load_digits(split="validation"), "validation", cpu)
@@ -71,21 +72,24 @@ def main() -> None:
         for rates in SWEEPS[name]:
             if (name, *rates.values()) in done:
                 continue
-            config = dataclasses.replace(BASE, **rates)
+            config = BASE.replace(**rates)
             source = None
             if name in ("P_1/4", CONTROL):
-                source = make_stage(SOURCE_NAME, config, cpu).module
+                source = make_stage(SOURCE, config, cpu).module
                 assert isinstance(source, GPT)
                 load_model(source, source_weights)
-            stage = make_stage("P_1/4" if name == CONTROL else name, config, cpu, source)
+            stage = make_stage(ModelName.parse("P_1/4" if name == CONTROL else name), config, cpu, source)
             if name == CONTROL:
                 stage = source_alone(stage)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder)
                 train(stage, training, config, torch.float32, path / "checkpoint", Metrics(path))
             stage.module.eval()
-            losses = {m.name: evaluate(m.predict, validation, BASE.eval_images).mean for m in stage.models}
-            if name == SOURCE_NAME and losses[name] <= min(
+            losses = {
+                CONTROL if name == CONTROL else str(m.name): evaluate(m.predict, validation, BASE.run.eval_images).mean
+                for m in stage.models
+            }
+            if name == str(SOURCE) and losses[name] <= min(
                 (r["losses"][name] for r in results if r["model"] == name), default=float("inf")
             ):
                 save_model(stage.module, str(source_weights))

@@ -30,8 +30,8 @@ def compile_one(name: str, cell: Cell, device: str) -> tuple[str, int, int]:
     counters.clear()
     provider = providers.baseline(name, compiled=True)
     provider.both(Case(dataclasses.replace(cell, layers=1), device))
-    found = counters["inductor"]
-    return provider.name, found["fxgraph_cache_hit"], found["fxgraph_cache_miss"]
+    counts = counters["inductor"]
+    return provider.name, counts["fxgraph_cache_hit"], counts["fxgraph_cache_miss"]
 
 
 def main(argv: list[str] | None = None) -> int:

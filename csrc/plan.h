@@ -12,9 +12,9 @@
 
 namespace projkern {
 
-// Counts the changes of what native.py and this library say to each other, so that one of another
-// version is refused, not called.
-constexpr int kInterface = 1;
+// Counts the changes of the interface between backends/cpu.py or cuda.py and their library, so that a library of
+// another version is refused, not called.
+constexpr int kInterface = 2;
 
 enum class DType { float32, bfloat16, float16 };  // of storage; sums are float32
 

@@ -21,9 +21,10 @@ T* pointer(Address address) {
 }
 
 template <class T>
-std::vector<T*> pointers(const std::vector<Address>& addresses, size_t wanted, const char* what) {
-    if (addresses.size() != wanted)
-        throw std::invalid_argument(std::to_string(addresses.size()) + " " + what + " for a plan of " + std::to_string(wanted));
+std::vector<T*> pointers(const std::vector<Address>& addresses, size_t expected, const char* what) {
+    if (addresses.size() != expected)
+        throw std::invalid_argument(std::to_string(addresses.size()) + " " + what + " for a plan of " +
+                                    std::to_string(expected));
     std::vector<T*> result;
     for (Address address : addresses) result.push_back(pointer<T>(address));
     return result;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,22 +47,28 @@ def by_scale(model: Model, data: SynthMNIST, images: int) -> list[list[float]]:
 
 
 def by_part(by_image: Tensor, data: TokenImages) -> dict[str, dict[str, Any]]:
-    """Losses of images by the halves of the classes, in order ("halves") and by parity ("mod 2") (appendix D.2).
+    """Losses (N,) of the first N held-out images, by each part of the classes (see ``held_out_parts``)."""
+    parts = held_out_parts(data.folder)
+    return {name: summary(by_image[is_in[: len(by_image)]]) for name, is_in in parts.items()}
+
+
+def held_out_parts(folder: Path) -> dict[str, Tensor]:
+    """Which held-out images (n,), in the stream's order, are of C1 and of C2 by each split (appendix D.2).
 
     Args:
-        by_image: (N,) losses of the stream's first N images.
+        folder: of tokenised images.
     """
-    labels = torch.cat([data.labels(step) for step in range(-(-len(by_image) // data.batch_size))])
-    labels = labels[: len(by_image)].cpu()
-    last = int(TokenImages(data.folder, "train").all_labels.max())  # the held-out images may lack the last classes
-    found = {}
+    data = TokenImages(folder, "validation")
+    labels = torch.cat([data.labels(step) for step in range(-(-data.count // data.batch_size))])[: data.count]
+    last = int(TokenImages(folder, "train").all_labels.max())  # the held-out images may lack the last classes
+    parts = {}
     for split, in_c1 in first_parts(labels, last).items():
-        found[f"{split}, C1"], found[f"{split}, C2"] = summary(by_image[in_c1]), summary(by_image[~in_c1])
-    return found
+        parts[f"{split}, C1"], parts[f"{split}, C2"] = in_c1, ~in_c1
+    return parts
 
 
 def first_parts(labels: Tensor, last: int) -> dict[str, Tensor]:
-    """Which labels (n,) are of C1, by each way to split the classes 0 .. ``last``; the others are of C2."""
+    """Which labels (n,) are of C1 among the classes 0 .. ``last``: the first half ("halves"), even ones ("mod 2")."""
     return {"halves": labels < (last + 1) // 2, "mod 2": labels % 2 == 0}
 
 

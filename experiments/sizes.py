@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from projkern.training.config import PLAIN, PRESETS, QUICK, TrainConfig
+from projkern.training import presets
+from projkern.training.config import TrainConfig
+from projkern.training.presets import PLAIN, QUICK
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def projected(**rates: float) -> dict[str, dict[str, float]]:
 
 
 _NORMALISED: dict[str, Any] = {"t_mean": 0.5, "t_std": 12**-0.5}
-_TOLD_T = {"bias_of_t": True, **_NORMALISED}
+_BIAS_OF_T = {"bias_of_t": True, **_NORMALISED}
 
 
 def recipes(base: TrainConfig, operator_lr: float) -> dict[str, dict[str, Any]]:
@@ -65,23 +66,22 @@ def recipes(base: TrainConfig, operator_lr: float) -> dict[str, dict[str, Any]]:
         "distillation from the source, four times as strong": {"distill": 2.0},
         "w_src = 0.3": {"w_src": 0.3},
         "w_src = 0": {"w_src": 0.0},
-        "source sees a quarter of the batch": {"source_batch": base.batch_size // 4},
+        "source sees a quarter of the batch": {"source_batch": base.schedule.batch_size // 4},
         "tables at half the rate": {"tables_lr": operator_lr / 2},
         "tables at twice the rate": {"tables_lr": operator_lr * 2},
         "r = 32": {"rank": 32},
         "b depends on t": {"bias_of_t": True},
-        "b depends on t, t normalised": _TOLD_T,
-        "b depends on t, t normalised, distillation": {**_TOLD_T, "distill": 0.5},
-        "b depends on t, t normalised, distillation twice as strong": {**_TOLD_T, "distill": 1.0},
-        "b depends on t, t normalised, distillation four times as strong": {**_TOLD_T, "distill": 2.0},
+        "b depends on t, t normalised": _BIAS_OF_T,
+        "b depends on t, t normalised, distillation": {**_BIAS_OF_T, "distill": 0.5},
+        "b depends on t, t normalised, distillation twice as strong": {**_BIAS_OF_T, "distill": 1.0},
+        "b depends on t, t normalised, distillation four times as strong": {**_BIAS_OF_T, "distill": 2.0},
     }
 
 
-_MINI = dataclasses.replace(
-    QUICK,
+_MINI = QUICK.replace(
     **PLAIN,
-    image_size=12,
-    colors=32,
+    side=12,
+    vocab_size=32,
     n_layer=3,
     n_head=2,
     n_embd=64,
@@ -93,8 +93,8 @@ _MINI = dataclasses.replace(
     checkpoint_every=500,
     eval_images=1024,
 )
-_SMALL = dataclasses.replace(PRESETS["small"][1], **PLAIN, source_steps=4000, steps=4000, warmup=200)
-_PAPER = dataclasses.replace(PRESETS["paper"][1], **PLAIN)
+_SMALL = presets.SMALL.replace(**PLAIN, source_steps=4000, steps=4000, warmup=200)
+_PAPER = presets.PAPER.replace(**PLAIN)
 MINI = Size(
     "12x12 pixels in 32 colours, 3 layers, d = 64: an hour and a half for Table 1 on two CPU cores",
     _MINI,
@@ -127,7 +127,7 @@ SMALL = Size(
     tokenizer={"size": 32},
 )
 PAPER = Size(
-    PRESETS["paper"][0],
+    presets.PRESETS["paper"][0],
     _PAPER,
     {"M_1": {"source_lr": 1e-3}, **small(small_lr=1e-3), **projected(tuning_lr=1e-3, operator_lr=1e-3)},
     seeds=1,

@@ -1,15 +1,20 @@
-"""The picture of docs/synthmnist.md, in the manner of the paper's Figure 3."""
+"""``python -m experiments.synthmnist_figure``: draw the picture of docs/synthmnist.md, after the paper's Figure 3."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from projkern.data.digits import Digits, load_digits
 from projkern.data.synthmnist import TASK_DIM, SynthMNIST, synthmnist_palette
+from projkern.utils.errors import InputError
+from projkern.utils.files import write_atomically
 
+PICTURE = Path(__file__).parent.parent / "docs" / "images" / "synthmnist.png"
 _CELL, _GAP = 96, 6  # screen pixels of one image, and between images
 _LEFT, _TOP, _BLOCK = 164, 40, 30  # margins for labels, and between blocks of columns or rows
 _COLUMNS = 4  # digits of each task
@@ -37,15 +42,13 @@ def gallery(
         seed: of task identifiers, digits and palettes.
 
     Raises:
-        ValueError: a size that does not divide 96, or another argument out of range.
+        InputError: a size that does not divide 96, or another argument out of range.
     """
-    from matplotlib.figure import Figure
-
     for size, _ in blocks:
         if size < 4 or _CELL % size:
-            raise ValueError(f"blocks has size {size}; it must be at least 4 and divide {_CELL}")
+            raise InputError(f"blocks has size {size}; it must be at least 4 and divide {_CELL}")
     if rows_per_class < 1:
-        raise ValueError(f"rows_per_class is {rows_per_class}; it must be at least 1")
+        raise InputError(f"rows_per_class is {rows_per_class}; it must be at least 1")
     digits = load_digits() if digits is None else digits
     t = _tasks(rows_per_class, seed).repeat_interleave(_COLUMNS, 0)
     step = _CELL + _GAP
@@ -74,7 +77,7 @@ def gallery(
         figure.text(_LEFT / 2 / width, 1 - (y + block_height / 2) / height, label, ha="center", va="center")
 
     figure.figimage(canvas.numpy())
-    figure.savefig(path, dpi=100)
+    write_atomically(Path(path), lambda partial: figure.savefig(partial, dpi=100, format="png"))
 
 
 def _tasks(per_class: int, seed: int) -> Tensor:
@@ -82,3 +85,8 @@ def _tasks(per_class: int, seed: int) -> Tensor:
     t = torch.rand(1000 * per_class, TASK_DIM, generator=torch.Generator().manual_seed(seed))
     kind = t[:, 10:13].argmax(1)
     return torch.cat([t[kind == k][:per_class] for k in range(3)])
+
+
+if __name__ == "__main__":
+    gallery(PICTURE)
+    print(f"Wrote {PICTURE}.")

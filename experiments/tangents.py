@@ -13,10 +13,11 @@ from torch import Tensor
 
 from projkern.data import SynthMNIST
 from projkern.models import GPT
-from projkern.models.tangent import NegativeCurvature, Tangent, tangent
-from projkern.training.loop import Interrupted
-from projkern.training.stages import count, nats_per_token
+from projkern.training.losses import nats_per_token
+from projkern.training.stages import count
+from projkern.utils.command import Interrupted
 
+from .local_tangent import NegativeCurvature, Tangent, tangent
 from .measures import summary
 
 BATCH = 8
@@ -25,7 +26,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Tangents:
-    """How the tangents of a trained model are made and measured.
+    """How the tangents of a trained model are computed and measured.
 
     Args:
         tasks: held-out ones that the figures are of.
@@ -70,32 +71,32 @@ def measure_tangents(
         Interrupted: asked to stop.
     """
     everyday = _images(training, None, 0, how.training_images)
-    beyond = _steps(training, how.training_images)
+    next_step = _steps(training, how.training_images)
 
     def specialise(task: Tensor, damping: float) -> tuple[Tangent, float]:
         if stop():
             raise Interrupted("stopped between tangents")
-        of_task = _images(training, task, 0, how.training_images)
-        return _tangent(model, everyday, of_task, damping, how.iterations)
+        task_images = _images(training, task, 0, how.training_images)
+        return _tangent(model, everyday, task_images, damping, how.iterations)
 
     choices: dict[tuple[float, float], float] = dict.fromkeys(((d, r) for d in how.dampings for r in how.radii), 0.0)
     for task in _tasks(training, how.other_tasks):
-        unseen = _images(training, task, beyond, how.images)
+        unseen = _images(training, task, next_step, how.images)
         for damping in how.dampings:
-            found, _ = specialise(task, damping)
+            towards, _ = specialise(task, damping)
             for radius in how.radii:
-                choices[damping, radius] += _loss(found.at(radius), unseen)
+                choices[damping, radius] += _loss(towards.at(radius), unseen)
     damping, radius = min(choices, key=lambda choice: choices[choice])
 
     losses, base, dampings, residuals = [], [], [], []
     began = time.monotonic()
     for n, task in enumerate(_tasks(held_out, how.tasks)):
-        found, used = specialise(task, damping)
+        towards, used = specialise(task, damping)
         images = _images(held_out, task, n * _steps(held_out, how.images), how.images)
-        losses.append(_loss(found.at(radius), images))
+        losses.append(_loss(towards.at(radius), images))
         base.append(_loss(model, images))
         dampings.append(used)
-        residuals.append([float(f"{norm:.4g}") for norm in found.residuals])
+        residuals.append([float(f"{norm:.4g}") for norm in towards.residuals])
     return summary(torch.tensor(losses)) | {
         "parameters": count(model),
         "base": summary(torch.tensor(base)),
@@ -108,13 +109,13 @@ def measure_tangents(
 
 
 def _tangent(
-    model: GPT, everyday: Tensor, of_task: Tensor, damping: float, iterations: int
+    model: GPT, everyday: Tensor, task_images: Tensor, damping: float, iterations: int
 ) -> tuple[Tangent, float]:
     """The tangent and its damping, raised tenfold as often as H has a direction of more negative curvature."""
     try:
-        return tangent(model, everyday.split(BATCH), of_task.split(BATCH), damping, iterations), damping
+        return tangent(model, everyday.split(BATCH), task_images.split(BATCH), damping, iterations), damping
     except NegativeCurvature:
-        return _tangent(model, everyday, of_task, 10 * damping, iterations)
+        return _tangent(model, everyday, task_images, 10 * damping, iterations)
 
 
 def _steps(stream: SynthMNIST, images: int) -> int:

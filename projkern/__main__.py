@@ -1,7 +1,5 @@
 """``projkern VERB``: the commands of this package under one name."""
 
-from __future__ import annotations
-
 import runpy
 import sys
 

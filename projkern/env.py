@@ -1,6 +1,4 @@
-"""``python -m projkern.env``: what is installed, what was built, and which backends can run here."""
-
-from __future__ import annotations
+"""``python -m projkern.env``: versions, the backends that can run here, and the build of the kernels."""
 
 import argparse
 import sys
@@ -13,7 +11,7 @@ def parser() -> argparse.ArgumentParser:
     return command.parser("env", "Print versions, the backends that can run here, and how the kernels were built.")
 
 
-def report(options: argparse.Namespace) -> str:
+def describe(options: argparse.Namespace) -> str:
     """Versions, backends and the build of the compiled kernels, a line each."""
     import platform
 
@@ -36,7 +34,7 @@ def report(options: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    return command.run(parser(), argv, report)
+    return command.run(parser(), argv, describe)
 
 
 if __name__ == "__main__":

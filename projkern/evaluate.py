@@ -1,7 +1,5 @@
 """``python -m projkern.evaluate RUN``: losses, equivalent sizes, sweeps of t and speed of a run's models."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -15,7 +13,7 @@ components of t:
   {" ".join(TASK_NAMES[9:])}
 
 examples:
-  python -m projkern.evaluate runs/mnist                                    what the run was judged on, and Figure 4
+  python -m projkern.evaluate runs/mnist                                    on the run's own images, and Figure 4
   python -m projkern.evaluate runs/mnist --sweep angle warp_x --no-speed    losses against two other components of t
   python -m projkern.evaluate runs/mnist --eval-images 4096 --overwrite     smaller errors
 """
@@ -35,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         help="components of SynthMNIST's t to vary over [0, 2]; none to skip it (default: scale)",
     )
     parser.add_argument("--seed", type=int, help="of the images (default: the run's, which gives those that it used)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: RUN/evaluation)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: RUN/evaluation)")
     parser.add_argument("--overwrite", action="store_true", help="replace an evaluation in --out")
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="do not measure inference")
     command.add_device(parser)
@@ -43,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def evaluate(options: argparse.Namespace) -> str:
-    """Evaluate the run, and write the report; returns it, and where everything lies."""
+    """Evaluate the run, and write the report; returns it, with the files that were written."""
     from .evaluation.report import open_folder, write_report
     from .evaluation.result import evaluate_run
     from .training.trained import TrainedRun

@@ -1,7 +1,5 @@
 """``python -m projkern.explore``: a local page to move t by hand, and see the models generated for it."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -17,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
         "small models generated for it. Ctrl-C ends it.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run of python -m projkern.train")
-    parser.add_argument("--port", type=int, default=7860, help="where the page is served (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="port of the page (default: %(default)s)")
     parser.add_argument(
         "--samples", type=int, default=8, metavar="N", help="images that each model draws (default: %(default)s)"
     )

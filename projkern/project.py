@@ -1,7 +1,5 @@
 """``python -m projkern.project``: from a trained run and task identifiers to standalone small models."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -27,9 +25,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, help="folder of a trained run")
     command.add_scale_and_tasks(parser, required=True)
     command.add_seed(parser, "of --random")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="the model's folder; for many tasks the folder of theirs"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="the model's folder; of many tasks, the folder of all")
     parser.add_argument("--onnx", action="store_true", help="also write model.onnx, checked in onnxruntime")
     command.add_device(parser)
     command.add_state(parser, "go on with what is missing in --out", "replace the models in --out")
@@ -37,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def write_models(options: argparse.Namespace) -> str:
-    """Generate, write and check the models that the options ask for."""
+    """Generate, write and check the models of the tasks."""
     from .export.tasks import project_tasks
     from .training.data import draw_run_tasks, read_run_tasks
     from .training.trained import TrainedRun
@@ -53,11 +49,7 @@ def write_models(options: argparse.Namespace) -> str:
         operator,
         t,
         options.out,
-        origin={
-            "run": options.run.resolve().name,
-            "scale": str(options.scale),
-            "step": run.config.schedule.steps,
-        },
+        origin={"run": options.run.resolve().name, "scale": str(options.scale), "step": run.config.schedule.steps},
         palette=run.palette,
         with_onnx=options.onnx,
         resume=options.resume,
@@ -76,6 +68,6 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     sys.exit(main())
 else:
-    # This module has the name of the function that the package exports. Whoever imports it, as ``import
-    # projkern.project`` does, binds that name on the package to what is in sys.modules: let that be the function.
+    # This module has the name of the function that the package exports. ``import projkern.project`` binds that name on
+    # the package to the object in sys.modules: let that be the function.
     sys.modules[__name__] = project  # type: ignore[assignment]

@@ -1,20 +1,17 @@
-"""``python -m projkern.reproduce``: the experiments of a checkout (experiments/README.md), under the package's name."""
-
-from __future__ import annotations
+"""``python -m projkern.reproduce``: the experiments of a checkout (experiments/README.md), which are not installed."""
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command of ``experiments``; returns its exit status, 1 where there is no checkout."""
-    checkout = Path(__file__).parent.parent
-    if find_spec("experiments") is None and (checkout / "experiments").is_dir():
-        sys.path.append(str(checkout))
-    if find_spec("experiments") is None:
-        print("projkern.reproduce: error: the experiments need a checkout of the repository", file=sys.stderr)
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / "experiments" / "command.py").is_file():
+        print("projkern.reproduce: error: a checkout of the repository is needed, and this is none", file=sys.stderr)
         return 1
+    if sys.path[0] != str(checkout):  # first, as another package may be called "experiments" too
+        sys.path.insert(0, str(checkout))
     from experiments.command import main as reproduce
 
     return reproduce(argv)

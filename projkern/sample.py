@@ -1,13 +1,10 @@
-"""``python -m projkern.sample``: images drawn from a trained run's models or from one generated model."""
-
-from __future__ import annotations
+"""``python -m projkern.sample``: images drawn by a trained run's models or by one generated model."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from .utils import command
-from .utils.errors import InputError
 
 EXAMPLES = """
 examples:
@@ -15,7 +12,6 @@ examples:
   python -m projkern.sample runs/quick --scale 1/4 --t task.json --images 8 --top-p 0.9
   python -m projkern.sample model --images 8 --temperature 0.8         of what projkern.project wrote
 """
-OF_A_RUN = ("scale", "t", "random", "form")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,42 +39,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def sample(options: argparse.Namespace) -> str:
-    """Draw what the options ask for, and write the picture."""
-    from .exploration.drawing import Draws, draw_from_model, draw_from_run, is_standalone
-    from .models.sampling import check_draws
+    """Draw images as the options say, and write the picture."""
+    from .exploration.drawing import Draws, draw, require_new_picture
     from .utils.device import pick_device
-    from .utils.pictures import beside_tasks
 
-    check_draws(options.temperature, options.top_k, options.top_p)
-    require_new_picture(options)
-    device, draws = pick_device(options.device), Draws(options.temperature, options.top_k, options.top_p, options.seed)
-    title = options.path.resolve().name
-    if is_standalone(options.path):
-        given = [f"--{name}" for name in OF_A_RUN if getattr(options, name) is not None]
-        if given:
-            raise InputError(f"{', '.join(given)} must be left out for a model, which is of one task already")
-        drawing = draw_from_model(options.path, device, draws, options.images or 8)
-    else:
-        tasks = options.random if options.t is None else options.t
-        form, each = options.form or "auto", options.images or 1
-        drawing = draw_from_run(options.path, device, draws, scale=options.scale, tasks=tasks, each=each, form=form)
-        title += f", s = {options.scale}"
-    beside_tasks(options.out, drawing.images, drawing.meaning, title)
-    count = drawing.images.shape[:2].numel()
+    require_new_picture(options.out, options.overwrite)
+    drawing = draw(
+        options.path,
+        pick_device(options.device),
+        Draws(options.temperature, options.top_k, options.top_p, options.seed),
+        images=options.images,
+        scale=options.scale,
+        tasks=options.random if options.t is None else options.t,
+        form=options.form,
+    )
+    drawing.write(options.out)
+    count, sampled = drawing.images.shape[:2].numel(), drawing.sampled
     return (
         f"Wrote {count} image{'' if count == 1 else 's'} to {options.out}: "
-        f"{drawing.sampled.tokens_per_second:,.0f} tokens per second, {drawing.sampled.seconds:.1f} s."
+        f"{sampled.tokens_per_second:,.0f} tokens per second, {sampled.seconds:.1f} s."
     )
-
-
-def require_new_picture(options: argparse.Namespace) -> None:
-    """Raise for what would fail after the drawing, before it."""
-    if options.images is not None and options.images < 1:
-        raise InputError(f"--images must be at least 1; it was {options.images}")
-    if options.out.exists() and not options.overwrite:
-        raise FileExistsError(f"{options.out} exists; give --overwrite to replace it, or another --out")
-    if not options.out.parent.is_dir() or options.out.is_dir():
-        raise InputError(f"--out must be a file in a folder that exists; it was {options.out}")
 
 
 def main(argv: list[str] | None = None) -> int:

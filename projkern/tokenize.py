@@ -1,7 +1,5 @@
 """``python -m projkern.tokenize``: real images as tokens, each with its task identifier."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -14,7 +12,7 @@ DEFAULTS = TokenizeConfig()
 EXAMPLES = """
 images are one of
   DIR/class/*.jpg              a folder of class folders; both are sorted, the label is the index of the class
-  FILE.npz                     JPEG files end to end: jpeg, offsets, labels and, if it likes, names
+  FILE.npz                     JPEG files end to end: jpeg, offsets, labels and optionally names
   DIR/*.npz or FILE.npz        the downsampled ImageNet: data (n, 3 S S) uint8, labels from 1
 
 --embeddings has a row for each image, in the order of the images.
@@ -44,19 +42,17 @@ def tokenize(options: argparse.Namespace) -> str:
     """Tokenise the images that the options name."""
     from .tokenization.run import run
 
-    given = given_options(options, DEFAULTS)
+    changes = given_options(options, DEFAULTS)
     if options.resume:
         config = TokenizeConfig.read(options.out)
-        require_unchanged(config, given, f"{options.out}/config.json")
+        require_unchanged(config, changes, f"{options.out}/config.json")
     else:
-        config = TokenizeConfig(**given)
-    contents = run(
-        options.out, config, resume=options.resume, overwrite=options.overwrite, device=options.device
-    )
-    counts, used = contents["counts"], contents["tokenizer"]["validation"]["usage"]
+        config = TokenizeConfig(**changes)
+    contents = run(options.out, config, resume=options.resume, overwrite=options.overwrite, device=options.device)
+    counts, share = contents["counts"], contents["tokenizer"]["validation"]["usage"]
     return (
         f"Wrote {counts['train']:,} training and {counts['validation']:,} validation images, each "
-        f"{contents['grid'] ** 2} tokens, to {options.out} ({used:.0%} of {contents['vocabulary']} codes used); "
+        f"{contents['grid'] ** 2} tokens, to {options.out} ({share:.0%} of {contents['vocabulary']} codes used); "
         f"see {options.out}/report.md."
     )
 

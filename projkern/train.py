@@ -1,7 +1,5 @@
 """``python -m projkern.train``: train a source, its baselines and projected models, and compare them."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time
@@ -44,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def train(options: argparse.Namespace) -> str:
-    """Train what the options ask for; returns the table of losses, and where everything lies."""
+    """Train what the options ask for; returns the table of losses, and where the files are."""
     from .training.report import table
     from .training.run import run
 
@@ -56,16 +54,16 @@ def train(options: argparse.Namespace) -> str:
 
 def configuration(options: argparse.Namespace) -> TrainConfig:
     """The settings of a run: those of the folder to be resumed, or a preset with what the user gave."""
-    given = given_options(options, QUICK)
+    changes = given_options(options, QUICK)
     if options.resume:
         config = read_config(options.out)
-        require_unchanged(config, given, str(options.out / SETTINGS))
+        require_unchanged(config, changes, str(options.out / SETTINGS))
         return config
-    if "source" in given:
-        given = with_shape_of_source(given)
-    if "folder" in given:
-        given = with_settings_of_data(given)
-    return PRESETS[options.preset or "quick"][1].replace(**given)
+    if "source" in changes:
+        changes = with_shape_of_source(changes)
+    if "folder" in changes:
+        changes = with_settings_of_data(changes)
+    return PRESETS[options.preset or "quick"][1].replace(**changes)
 
 
 def when_stopped(options: argparse.Namespace) -> str:

@@ -18,35 +18,35 @@ import cuda_on_host
 
 import projkern as pk
 from projkern.data import load_digits
-from projkern.kernels import dispatch as backends
+from projkern.kernels import dispatch
 from projkern.kernels.backends import cuda
 
 
-def mend_interpreter():
-    """Let Triton's interpreter loop up to a number that a kernel was given or has read, with NumPy 2.4 too.
+def patch_interpreter():
+    """Let Triton's interpreter loop up to a number from an argument or from memory, with NumPy 2.4 too.
 
-    Up to Triton 3.6 it makes an int of an array of one element, which NumPy now refuses
+    Up to Triton 3.6 it converts an array of one element to an int, which NumPy now refuses
     (github.com/triton-lang/triton/issues/9171).
     """
     interpreter = importlib.import_module("triton.runtime.interpreter")
     patch = interpreter._patch_lang_tensor
 
-    def mended(tensor, *scope):
+    def patched(tensor, *scope):
         patch(tensor, *scope)
         tensor.__index__ = lambda self: int(self.handle.data.item())
 
-    interpreter._patch_lang_tensor = mended
+    interpreter._patch_lang_tensor = patched
 
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
-    mend_interpreter()
+    patch_interpreter()
 
 
 @pytest.fixture(params=["reference", "cpu", "triton", "cuda"])
 def backend(request, monkeypatch):
     """Run the test once on each backend; on tensors of the card, where there is one, for those that need it.
 
-    Without a card Triton's kernels are interpreted, and the CUDA kernels run as C++ (tests/cuda_on_host).
+    Without a card Triton's kernels are interpreted, and the CUDA kernels run as C++ (tests/helpers/cuda_on_host).
     """
     name = request.param
     card = name in ("triton", "cuda") and torch.cuda.is_available()
@@ -56,7 +56,7 @@ def backend(request, monkeypatch):
             give_up(f"there is no {cuda_on_host.compiler()} to build the CUDA kernels for the host")
         library = cuda_on_host.build()
         monkeypatch.setattr(cuda, "_load", lambda: (library, None))
-    reason = backends.why_unavailable(name)
+    reason = dispatch.why_unavailable(name)
     if reason is not None:
         if os.environ.get("PROJKERN_REQUIRE_NATIVE") == "1":
             pytest.fail(f"PROJKERN_REQUIRE_NATIVE=1, but {name} cannot run here: {reason}")
@@ -71,7 +71,7 @@ def backend(request, monkeypatch):
 def fast_backend(backend):
     """A backend that is not interpreted, for tests with more work."""
     if backend == "triton" and not torch.cuda.is_available():
-        pytest.skip("minutes in Triton's interpreter; tests/test_triton.py has smaller cases")
+        pytest.skip("minutes in Triton's interpreter; tests/kernels/test_triton.py has smaller cases")
     return backend
 
 
@@ -109,7 +109,7 @@ def poisoned_memory():
 
 
 TINY = [
-    *("--image-size", "4", "--colors", "8", "--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--rank", "2"),
+    *("--side", "4", "--vocab-size", "8", "--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--rank", "2"),
     *("--batch-size", "4", "--source-steps", "4", "--steps", "4", "--log-every", "2", "--checkpoint-every", "4"),
     *("--eval-images", "8", "--no-unconditional"),
 ]

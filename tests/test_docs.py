@@ -21,6 +21,7 @@ from projkern.__main__ import VERBS, main
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {
+    "source activate": "it follows python3 -m venv",
     "python3 -m venv": ".ci/run runs the README's test command word for word",
     "pip install": "the README's test command installs the same",
     "python -m pytest": "it would run this test",

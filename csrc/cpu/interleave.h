@@ -95,7 +95,8 @@ void merge_row(const float* in, Planes at, int64_t count, const Sink& sink) {
             for (int i = 0; i < Group; ++i) sink.full(first + i * kLanes, x[i]);
         } else {
             for (int i = 0; i < Group; ++i)
-                if (i * kLanes < left) sink.part(first + i * kLanes, x[i], std::min<int64_t>(kLanes, left - i * kLanes));
+                if (i * kLanes < left)
+                    sink.part(first + i * kLanes, x[i], std::min<int64_t>(kLanes, left - i * kLanes));
         }
         in += at.vector_stride;
     }
@@ -108,8 +109,7 @@ void merge_row_any(const float* in, int64_t group, Planes at, int64_t count, con
         for (int64_t first = 0; first < elements; first += kLanes) {
             const int64_t lanes = std::min<int64_t>(kLanes, elements - first);
             float x[kLanes] = {};
-            for (int64_t i = 0; i < lanes; ++i)
-                x[i] = in[(first + i) % group * at.plane_stride + (first + i) / group];
+            for (int64_t i = 0; i < lanes; ++i) x[i] = in[(first + i) % group * at.plane_stride + (first + i) / group];
             sink.part(m * group + first, load(x), lanes);
         }
         in += at.vector_stride;

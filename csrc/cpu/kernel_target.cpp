@@ -5,6 +5,7 @@ namespace projkern::cpu {
 
 const int kernel_lanes = kLanes;
 
+// clang-format off
 // The bits are the places in the table of instruction_set.cpp.
 const uint32_t kernel_instruction_sets = 0
 #ifdef __SSE4_2__
@@ -50,5 +51,6 @@ const uint32_t kernel_instruction_sets = 0
     | 1u << 13
 #endif
     ;
+// clang-format on
 
 }  // namespace projkern::cpu

@@ -20,7 +20,7 @@ struct Shape {
     int64_t batch;
     int64_t row_group, col_group;
     int64_t out_rows, out_cols;
-    int64_t vectors;  // that cover out_cols
+    int64_t vectors;      // that cover out_cols
     int64_t panel, tile;  // in vectors
 
     // A panel's share of q takes up to `panel_bytes`, a tile's share of W up to kTileBytes.
@@ -47,9 +47,7 @@ struct Shape {
     int64_t w_tile_floats() const { return tile * w_vector(); }
 
     // Columns m that vectors [first, first + count) hold.
-    int64_t columns(int64_t first, int64_t count) const {
-        return std::min(count * kLanes, out_cols - first * kLanes);
-    }
+    int64_t columns(int64_t first, int64_t count) const { return std::min(count * kLanes, out_cols - first * kLanes); }
 };
 
 inline void pack_q(const float* q, int64_t q_width, const Matrix& x, const Shape& shape, float* planes) {
@@ -106,7 +104,8 @@ void load_tile(const T* rows, int64_t cols, const Shape& shape, const Tile& tile
     const auto start = [&](const Tile& x) { return x.i * shape.row_group * cols + x.v * kLanes * shape.col_group; };
     const int64_t ahead = start(next) - start(tile), columns = shape.columns(tile.v, tile.vectors);
     for (int64_t a = 0; a < shape.row_group; ++a)
-        split_row(rows + start(tile) + a * cols, columns, shape.col_group, shape.w_planes(), planes + a * kLanes, ahead);
+        split_row(rows + start(tile) + a * cols, columns, shape.col_group, shape.w_planes(), planes + a * kLanes,
+                  ahead);
 }
 
 }  // namespace projkern::cpu

@@ -41,8 +41,9 @@ Partition::Partition(const Plan& plan) : source_of(plan.matrices.size()) {
         Source& source = sources[s];
         const int64_t unit_rows = round_up(wanted_rows, source.row_step);
         const int64_t cached_rows = kChunkBytes / 4 / std::max<int64_t>(source.cols, 1);
-        source.chunk_rows = source.shared() ? std::min(unit_rows, round_up(std::max<int64_t>(cached_rows, 1), source.row_step))
-                                            : unit_rows;
+        source.chunk_rows = source.shared()
+                                ? std::min(unit_rows, round_up(std::max<int64_t>(cached_rows, 1), source.row_step))
+                                : unit_rows;
         source.first_unit = int64_t(units.size());
         for (int64_t row = 0; row < source.rows; row += unit_rows)
             units.push_back({int64_t(s), row, std::min(unit_rows, source.rows - row)});

@@ -14,7 +14,7 @@ namespace projkern::cpu {
 // One matrix in memory and the entries of the plan that read it: one for each scale.
 struct Source {
     int64_t weight, layer, rows, cols;
-    int64_t row_step;  // the least common multiple of the row groups
+    int64_t row_step;    // the least common multiple of the row groups
     int64_t chunk_rows;  // read together, and small enough to stay in cache from one scale to the next
     std::vector<int64_t> matrices;
     int64_t first_unit = 0, units = 0;
@@ -30,7 +30,7 @@ struct Partition {
     std::vector<Source> sources;  // every layer of every weight, read by the plan or not
     std::vector<Unit> units;
     std::vector<int64_t> source_of;  // of each matrix
-    int64_t elements = 0;  // of all sources
+    int64_t elements = 0;            // of all sources
 
     explicit Partition(const Plan& plan);
 };

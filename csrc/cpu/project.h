@@ -27,8 +27,8 @@ struct Backward {
     const float* q;
     std::vector<const void*> grads;  // one for each matrix, (batch, out_rows, out_cols)
     DType grad_dtype;
-    std::vector<void*> d_weights;  // one for each weight, in the weights' type; null: not wanted; empty: none is
-    float* dp;  // null: not wanted
+    std::vector<void*> d_weights;  // one for each weight, in the weights' type; null: not needed; empty: none is
+    float* dp;                     // null: not needed
     float* dq;
     int64_t batch;
     int threads;

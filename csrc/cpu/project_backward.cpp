@@ -303,7 +303,8 @@ class Worker {
         In* to = dw_ + row * source_.cols;
         const int64_t count = rows * source_.cols;
         int64_t i = 0;
-        for (; i + kLanes <= count; i += kLanes) streamed_ ? stream(to + i, load(from + i)) : store(to + i, load(from + i));
+        for (; i + kLanes <= count; i += kLanes)
+            streamed_ ? stream(to + i, load(from + i)) : store(to + i, load(from + i));
         if (i < count) store_part(to + i, load_part(from + i, count - i), count - i);
     }
 
@@ -366,7 +367,8 @@ void project(const Plan& plan, const Partition& partition, const Backward& call)
         if (source.matrices.empty()) {
             const int64_t from = (source.layer * source.rows + unit.first_row) * source.cols;
             if (wanted.dw && call.d_weights[source.weight])
-                std::memset(static_cast<In*>(call.d_weights[source.weight]) + from, 0, unit.rows * source.cols * sizeof(In));
+                std::memset(static_cast<In*>(call.d_weights[source.weight]) + from, 0,
+                            unit.rows * source.cols * sizeof(In));
             return;
         }
         std::vector<float*> dq;

@@ -66,8 +66,8 @@ inline void combine(const float* w, const float* q, const float* p, const Shape&
 }
 
 template <int RowGroup, int Vectors, class Out>
-inline void combine_batch(const float* w, const float* q, const float* p, const Shape& shape,
-                          const Target<Out>& target, int64_t vector) {
+inline void combine_batch(const float* w, const float* q, const float* p, const Shape& shape, const Target<Out>& target,
+                          int64_t vector) {
     int64_t b = 0;
     for (; b + kBatchBlock <= shape.batch; b += kBatchBlock)
         combine<RowGroup, kBatchBlock, Vectors>(w, q, p, shape, target, b, vector);
@@ -165,9 +165,8 @@ void project(const Plan& plan, const Partition& partition, const Forward& call) 
     if (elements == 0) return;
     const bool large = elements * int64_t(sizeof(Out)) > kStreamBytes;
     const int threads = useful_threads(partition, call.batch, call.threads);
-    parallel_for(int64_t(partition.units.size()), threads, [&](int64_t i) {
-        project_unit<In, Out>(plan, partition, call, large, partition.units[i]);
-    });
+    parallel_for(int64_t(partition.units.size()), threads,
+                 [&](int64_t i) { project_unit<In, Out>(plan, partition, call, large, partition.units[i]); });
 }
 
 }  // namespace

@@ -53,7 +53,7 @@ class GradStream {
     }
 
     // Tasks come in fours, with zeros for those that are missing in the last; `swapped` as in backward_lanes.
-    PROJKERN_DEVICE GradStream(const Table& table, const Strip& strip, const Scale& scale, bool swapped)
+    PROJKERN_DEVICE GradStream(const Table& table, const Strip& strip, const Projection& projection, bool swapped)
         : cols_(strip.source.cols), batch_(int(table.batch)), col_(4 * lane_index()) {
         const int row = 8 * warp_index() + 4 * swapped;
         first_valid_ = row < strip.rows();
@@ -62,7 +62,7 @@ class GradStream {
         row_ = out_cols;
         second_ = int(swapped ? -out_cols * (4 / g) : out_cols * (4 / g));
         task_ = strip.source.rows / g * out_cols;
-        next_ = static_cast<const Grad*>(scale.grad) + (strip.first / g + row / g) * out_cols + col_ / g;
+        next_ = static_cast<const Grad*>(projection.grad) + (strip.first / g + row / g) * out_cols + col_ / g;
     }
 
     PROJKERN_DEVICE void take(Block& block) {
@@ -71,7 +71,8 @@ class GradStream {
             const bool second = n * g >= 4;
             block[n] = {};
             if (valid && (second ? second_valid_ : first_valid_))
-                block[n] = *reinterpret_cast<const Piece*>(next_ + (second ? n - 4 / g : n) * row_ + (second ? second_ : 0));
+                block[n] =
+                    *reinterpret_cast<const Piece*>(next_ + (second ? n - 4 / g : n) * row_ + (second ? second_ : 0));
         }
         next_ += task_;
         if (++b_ >= batch_ && b_ % 4 == 0) {
@@ -90,7 +91,7 @@ class GradStream {
 };
 
 template <int g, class Weight, class Grad>
-PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, const Scale& scale) {
+PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, const Projection& projection) {
     using Grads = GradStream<g, Grad>;
     constexpr int kAhead = g > 2 ? 2 : 1;  // tasks whose G is under way
     constexpr int kAtOnce = 16 / sizeof(Weight);
@@ -105,7 +106,7 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
     const auto row_of = [](int r, int thread) { return thread / 32 * 8 + (r ^ (thread % 32 >= 16 ? 4 : 0)); };
 
     const auto copy_W = [&](int tile) {  // the warp's own rows
-        const int thread = afresh(thread_index()), warp = thread / 32, lane = thread % 32;
+        const int thread = opaque(thread_index()), warp = thread / 32, lane = thread % 32;
         constexpr int kChunks = kLanesCols / kAtOnce;
 #pragma unroll 1
         for (int i = lane; i < 8 * kChunks; i += 32) {
@@ -116,19 +117,19 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
     };
     const auto copy_vectors = [&](int tile, int b0, int buffer) {
 #pragma unroll 1
-        for (int i = afresh(thread_index()); i < kLanesTasks * (kStripRows + kLanesCols) / 4; i += kThreads) {
+        for (int i = opaque(thread_index()); i < kLanesTasks * (kStripRows + kLanesCols) / 4; i += kThreads) {
             constexpr int kOfP = kLanesTasks * kStripRows / 4;
             const bool of_p = i < kOfP;
             const int width = of_p ? kStripRows : kLanesCols, place = 4 * (of_p ? i : i - kOfP);
             const int t = place / width, x = place % width;
             const bool valid = b0 + t < batch && (of_p ? x < rows : tile + x < cols);
-            const float* p = table.p + (b0 + t) * table.p_width + scale.p_offset + strip.first + x;
-            const float* q = table.q + (b0 + t) * table.q_width + scale.q_offset + tile + x;
+            const float* p = table.p + (b0 + t) * table.p_width + projection.p_offset + strip.first + x;
+            const float* q = table.q + (b0 + t) * table.q_width + projection.q_offset + tile + x;
             copy_async(of_p ? &shared.p[buffer][t][x] : &shared.q[buffer][t][x], valid ? of_p ? p : q : table.p, valid);
         }
     };
 
-    Grads grads(table, strip, scale, swapped);
+    Grads grads(table, strip, projection, swapped);
     typename Grads::Block G[kAhead];
     for (int i = 0; i < kAhead; ++i) grads.take(G[i]);
     copy_W(0);
@@ -142,7 +143,7 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
             wait_copies<0>();
             barrier();  // the copies have arrived, and the last step's shares of dq are used
             if (b0 == 0) {
-                const int thread = afresh(thread_index());
+                const int thread = opaque(thread_index());
                 for (int r = 0; r < 8; ++r) {
                     const Pack<Weight, 4> four = load<Weight, 4>(&shared.W[row_of(r, thread)][thread % 32 * 4]);
                     for (int c = 0; c < 4; ++c) {
@@ -200,9 +201,9 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
                 }
                 if (wants_dp) {
                     const float sum = halve(halve(dp_of[0], dp_of[1], 1), halve(dp_of[2], dp_of[3], 1), 2);
-                    const int thread = afresh(thread_index()), b = b0 + half + thread % 4, row = thread / 4;
+                    const int thread = opaque(thread_index()), b = b0 + half + thread % 4, row = thread / 4;
                     if (b < batch && row < rows) {
-                        float* dp = table.dp + b * table.p_width + scale.p_offset + strip.first + row;
+                        float* dp = table.dp + b * table.p_width + projection.p_offset + strip.first + row;
                         *dp = tile == 0 ? sum : *dp + sum;  // what is there was written by this thread
                     }
                 }
@@ -210,20 +211,20 @@ PROJKERN_DEVICE void backward_lanes(const Table& table, const Strip& strip, cons
 
             if (wants_dq) {
                 barrier();  // all shares are there: a task for each warp
-                const int thread = afresh(thread_index()), t = thread / 32, i = thread % 32 * 4;
+                const int thread = opaque(thread_index()), t = thread / 32, i = thread % 32 * 4;
                 if (b0 + t < batch && tile + i < cols) {
                     Pack<float, 4> sum = load<float, 4>(&shared.dq[t][0][i]);
                     for (int other = 1; 8 * other < rows; ++other) {
                         const Pack<float, 4> share = load<float, 4>(&shared.dq[t][other][i]);
                         for (int c = 0; c < 4; ++c) sum.x[c] += share.x[c];
                     }
-                    put_dq(table, strip, scale, b0 + t, tile + i, sum);
+                    put_dq(table, strip, projection, b0 + t, tile + i, sum);
                 }
             }
         }
         const Source& source = again(table.source, strip.source);
-        const bool add = again(table.scale, scale).adds_to_dW;
-        const int thread = afresh(thread_index()), col = tile + thread % 32 * 4;
+        const bool add = again(table.projection, projection).adds_to_dW;
+        const int thread = opaque(thread_index()), col = tile + thread % 32 * 4;
         if (wants_dW && col < source.cols)
             for (int r = 0; r < 8; ++r)
                 if (row_of(r, thread) < rows)

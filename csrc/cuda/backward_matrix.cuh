@@ -27,11 +27,11 @@ constexpr int kMatrixCols = 64;
 constexpr int kMatrixTasks = 16;
 constexpr uint32_t kBothSigns = 0x80008000u;  // of a pair; the pair -0, -0
 
-// The thread's index, without a sign: a division is then a shift. Which groups save registers by asking for it afresh was
-// found by trying: all kernels fit without spilling, on every architecture that is built for.
-template <bool asks_afresh>
+// The thread's index, without a sign: a division is then a shift. Which groups save registers by asking for it afresh
+// was found by trying: all kernels fit without spilling, on every architecture that is built for.
+template <bool recompute>
 PROJKERN_DEVICE uint32_t own_index() {
-    return asks_afresh ? afresh(thread_index()) : thread_index();
+    return recompute ? opaque(thread_index()) : thread_index();
 }
 
 // Where a thread is, asked for each part of a step: registers are scarce. Warps 0 to 3 have 16 rows of the tile each,
@@ -87,14 +87,14 @@ struct GradTile {
 
 // What the block works on, kept where it takes no registers.
 struct Job {
-    int source, scale;  // in the table
+    int source, projection;  // in the table
     int strip, first, end;
     const float* vector[2];  // q from the first column on, p from the strip's first row
     int64_t width[2];        // from one task to the next
     int turn;                // which of its two buffers G has in this step
 
     PROJKERN_DEVICE Strip strip_of(const Table& table) const { return {table.source[source], strip, first, end}; }
-    PROJKERN_DEVICE const Scale& scale_of(const Table& table) const { return table.scale[scale]; }
+    PROJKERN_DEVICE const Projection& projection_of(const Table& table) const { return table.projection[projection]; }
 };
 
 template <int g, class Weight>
@@ -106,9 +106,9 @@ struct MatrixShared {
     Job job;
 };
 
-// A warp's part of W, as B of the products over elements. `x` are the 16 rows (or columns) of the warp in two halves: in half
-// o element t is 4 (t / 2) + 2 o + t % 2, so that a lane ends with four neighbours. `k` are the 64 columns (or rows) that are
-// summed, in groups. multiply gives V (or T) of one group k.
+// A warp's part of W, as B of the products over elements. `x` are the 16 rows (or columns) of the warp in two halves:
+// in half o element t is 4 (t / 2) + 2 o + t % 2, so that a lane ends with four neighbours. `k` are the 64 columns (or
+// rows) that are summed, in groups. multiply gives V (or T) of one group k.
 template <int g, class Weight>
 class Fragments {
   public:
@@ -142,9 +142,9 @@ class Fragments {
     uint32_t hi_[2][64 / g], lo_[2][64 / g];
 };
 
-// Splits 16 of the 64 elements of p or q for all tasks of a step, and lays them out. value[h][o] holds elements 8 o + 2 j
-// and the next of task i + 8 h. In `across`, interleaved, half o has elements 8 (t % 2) + t / 2 * 2 + o: neighbours
-// in both halves, of one group for any g.
+// Splits 16 of the 64 elements of p or q for all tasks of a step, and lays them out. value[h][o] holds elements
+// 8 o + 2 j and the next of task i + 8 h. In `across`, interleaved, half o has elements 8 (t % 2) + t / 2 * 2 + o:
+// neighbours in both halves, of one group for any g.
 template <int g>
 PROJKERN_DEVICE void lay_out(Operands& operands, const Pack<float, 2> (&value)[2][2], const Place& place) {
     const int lane = place.lane, i = place.i, j = place.j, octet = place.first / 8;
@@ -157,7 +157,7 @@ PROJKERN_DEVICE void lay_out(Operands& operands, const Pack<float, 2> (&value)[2
         const Pack<uint32_t, 2> hi{pair[0][o].hi, pair[1][o].hi}, lo{pair[0][o].lo, pair[1][o].lo};
         if (g == 8) {  // a lane's {hi, hi of tasks 8.., lo, lo of tasks 8..}
             store<uint32_t, 4>(along + 4 * lane, {hi.x[0], hi.x[1], lo.x[0], lo.x[1]});
-        } else if (g == 4) {  // for each group {hi, hi of tasks 8..} in lanes with j < 2, {lo, lo of tasks 8..} in the others
+        } else if (g == 4) {  // of each group {hi, hi of tasks 8..} in lanes j < 2, {lo, lo of tasks 8..} in the others
             store<uint32_t, 2>(along + 4 * (4 * i + j % 2) + 2 * (j / 2), hi);
             store<uint32_t, 2>(along + 4 * (4 * i + j % 2 + 2) + 2 * (j / 2), lo);
         } else {  // the same for even and odd j, and two lanes read each
@@ -179,8 +179,8 @@ PROJKERN_DEVICE void lay_out(Operands& operands, const Pack<float, 2> (&value)[2
 template <int g, bool of_rows, class Weight>
 PROJKERN_DEVICE void contract(Pack<float, 4> (&sum)[2], const Fragments<g, Weight>& W, const Operands& operands,
                               const GradTile<g>& G) {
-    constexpr int kHalves = g == 2 ? 2 : 1;      // of a lane's four elements, in groups of their own
-    constexpr int kAtOnce = g == 8 ? 1 : 2;      // groups of k in 16 bytes of `along`
+    constexpr int kHalves = g == 2 ? 2 : 1;  // of a lane's four elements, in groups of their own
+    constexpr int kAtOnce = g == 8 ? 1 : 2;  // groups of k in 16 bytes of `along`
     const Place place = find_place<g>();
     const int lane = place.lane, i = place.i, j = place.j, x = (place.first + 4 * j) / g;
     const int at = g == 2 ? 4 * (2 * i + j % 2) : 4 * lane;
@@ -256,9 +256,11 @@ PROJKERN_DEVICE void accumulate_dW(float (&d)[4][4], const Operands& p, const Op
 
 // Neighbouring lanes exchange halves of two octets, so that each has four neighbours of one to store.
 template <int g, class Weight>
-PROJKERN_DEVICE void put_dW_tile(const Table& table, const Strip& strip, const Scale& scale, const float (&d)[4][4], int tile) {
+PROJKERN_DEVICE void put_dW_tile(const Table& table, const Strip& strip, const Projection& projection,
+                                 const float (&d)[4][4], int tile) {
     const Place place = find_place<g>();
-    const int i = place.i, j = place.j, row = place.first + 8 * (i % 2) + i / 2 * 2, col = tile + (place.of_rows ? 0 : 32);
+    const int i = place.i, j = place.j, row = place.first + 8 * (i % 2) + i / 2 * 2,
+              col = tile + (place.of_rows ? 0 : 32);
     const Source& source = strip.source;
     for (int octet = 0; octet < 4; octet += 2)
         for (int o = 0; o < 2; ++o) {
@@ -271,7 +273,8 @@ PROJKERN_DEVICE void put_dW_tile(const Table& table, const Strip& strip, const S
             const Pack<float, 4> four = j % 2 == 0 ? Pack<float, 4>{mine[0], mine[1], others[0], others[1]}
                                                    : Pack<float, 4>{others[0], others[1], mine[0], mine[1]};
             if (row + o < strip.rows() && c < source.cols)
-                put_dW<Weight>(table, source, int64_t(strip.first + row + o) * source.cols + c, four, scale.adds_to_dW);
+                put_dW<Weight>(table, source, int64_t(strip.first + row + o) * source.cols + c, four,
+                               projection.adds_to_dW);
         }
 }
 
@@ -291,40 +294,40 @@ PROJKERN_DEVICE void load_values(Pack<float, 2> (&value)[2][2], const Table& tab
 }
 
 template <int g>
-PROJKERN_DEVICE void put_dp_sums(const Table& table, const Strip& strip, const Scale& scale, const Pack<float, 4> (&sum)[2],
-                                 int tile, int b0) {
+PROJKERN_DEVICE void put_dp_sums(const Table& table, const Strip& strip, const Projection& projection,
+                                 const Pack<float, 4> (&sum)[2], int tile, int b0) {
     const Place place = find_place<g>();
     const int row = place.first + 4 * place.j;
     for (int h = 0; h < 2; ++h) {
         const int b = b0 + place.i + 8 * h;
         if (b < int(table.batch) && row < strip.rows())  // what is there was written by this thread
-            put_four(table.dp + b * table.p_width + scale.p_offset + strip.first + row, sum[h], tile > 0);
+            put_four(table.dp + b * table.p_width + projection.p_offset + strip.first + row, sum[h], tile > 0);
     }
 }
 
 template <int g>
-PROJKERN_DEVICE void put_dq_sums(const Table& table, const Strip& strip, const Scale& scale, const Pack<float, 4> (&sum)[2],
-                                 int tile, int b0) {
+PROJKERN_DEVICE void put_dq_sums(const Table& table, const Strip& strip, const Projection& projection,
+                                 const Pack<float, 4> (&sum)[2], int tile, int b0) {
     const Place place = find_place<g>();
     const int col = tile + place.first + 4 * place.j;
     for (int h = 0; h < 2; ++h) {
         const int b = b0 + place.i + 8 * h;
-        if (b < int(table.batch) && col < strip.source.cols) put_dq(table, strip, scale, b, col, sum[h]);
+        if (b < int(table.batch) && col < strip.source.cols) put_dq(table, strip, projection, b, col, sum[h]);
     }
 }
 
 template <int g, class Weight>
-PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, const Scale& scale) {
+PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, const Projection& projection) {
     using Shared = MatrixShared<g, Weight>;
     auto& shared = *reinterpret_cast<Shared*>(shared_memory());
     const int batch = int(table.batch);
     if (thread_index() == 0)
         shared.job = {int(&strip.source - table.source),
-                      int(&scale - table.scale),
+                      int(&projection - table.projection),
                       strip.index,
                       strip.first,
                       strip.end,
-                      {table.q + scale.q_offset, table.p + scale.p_offset + strip.first},
+                      {table.q + projection.q_offset, table.p + projection.p_offset + strip.first},
                       {table.q_width, table.p_width},
                       1};
     barrier();
@@ -349,7 +352,7 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
         const int t = thread / (kWidth * kChunks), n = thread / kChunks % kWidth, m = thread % kChunks * 8;
         const int out_cols = strip.source.cols / g;
         const int64_t task = int64_t(strip.source.rows / g) * out_cols;
-        const Bfloat16* G = static_cast<const Bfloat16*>(job.scale_of(table).grad);
+        const Bfloat16* G = static_cast<const Bfloat16*>(job.projection_of(table).grad);
         const Bfloat16* from = G + (b0 + t) * task + int64_t(strip.first / g + n) * out_cols + tile / g + m;
         const bool wanted = n * g < strip.rows() && tile / g + m < out_cols;
         for (int more = 0; more < kMatrixTasks; more += kTasks, from += kTasks * task) {
@@ -387,16 +390,16 @@ PROJKERN_DEVICE void backward_matrix(const Table& table, const Strip& strip, con
             Pack<float, 4> sum[2];
             if (table.dp != nullptr && find_place<g>().of_rows) {
                 contract<g, true>(sum, part_of_W, shared.q, shared.G[job.turn]);
-                put_dp_sums<g>(table, job.strip_of(table), job.scale_of(table), sum, tile, b0);
+                put_dp_sums<g>(table, job.strip_of(table), job.projection_of(table), sum, tile, b0);
             }
             if (table.dq != nullptr && !find_place<g>().of_rows) {
                 contract<g, false>(sum, part_of_W, shared.p, shared.G[job.turn]);
-                put_dq_sums<g>(table, job.strip_of(table), job.scale_of(table), sum, tile, b0);
+                put_dq_sums<g>(table, job.strip_of(table), job.projection_of(table), sum, tile, b0);
             }
             if (job.strip_of(table).source.dW != nullptr) accumulate_dW<g>(dW, shared.p, shared.q, shared.G[job.turn]);
         }
         if (job.strip_of(table).source.dW != nullptr)
-            put_dW_tile<g, Weight>(table, job.strip_of(table), job.scale_of(table), dW, tile);
+            put_dW_tile<g, Weight>(table, job.strip_of(table), job.projection_of(table), dW, tile);
     }
     wait_copies<0>();
 }

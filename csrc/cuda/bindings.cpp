@@ -34,8 +34,8 @@ class CudaPlan {
 
     void project_backward(const std::vector<Address>& weights, const std::string& weight_dtype, Address p, Address q,
                           const std::vector<Address>& grads, const std::string& grad_dtype,
-                          const std::vector<Address>& d_weights, const std::string& d_weight_dtype, bool accumulate,
-                          Address dp, Address dq, Address workspace, int64_t batch, Address stream) const {
+                          const std::vector<Address>& d_weights, const std::string& d_weight_dtype, Address dp,
+                          Address dq, Address workspace, int64_t batch, Address stream) const {
         const cuda::Backward call{pointers<const void>(weights, plan_.weights.size(), "weights"),
                                   dtype(weight_dtype),
                                   pointer<const float>(p),
@@ -44,7 +44,6 @@ class CudaPlan {
                                   dtype(grad_dtype),
                                   pointers<void>(d_weights, d_weights.empty() ? 0 : plan_.weights.size(), "d_weights"),
                                   dtype(d_weight_dtype),
-                                  accumulate,
                                   pointer<float>(dp),
                                   pointer<float>(dq),
                                   pointer<float>(workspace),
@@ -80,8 +79,7 @@ PYBIND11_MODULE(_cuda, module) {
              py::arg("q"), py::arg("outputs"), py::arg("output_dtype"), py::arg("batch"), py::arg("stream"))
         .def("project_backward", &CudaPlan::project_backward, py::arg("weights"), py::arg("weight_dtype"), py::arg("p"),
              py::arg("q"), py::arg("grads"), py::arg("grad_dtype"), py::arg("d_weights"), py::arg("d_weight_dtype"),
-             py::arg("accumulate"), py::arg("dp"), py::arg("dq"), py::arg("workspace"), py::arg("batch"),
-             py::arg("stream"))
+             py::arg("dp"), py::arg("dq"), py::arg("workspace"), py::arg("batch"), py::arg("stream"))
         .def("partial_dq_size", &CudaPlan::partial_dq_size, py::arg("batch"));
     module.def("build_info", &build_info);
     module.attr("interface") = kInterface;

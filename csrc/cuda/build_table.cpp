@@ -16,7 +16,8 @@ constexpr int64_t kMostStripRows = 64;
 
 int32_t narrow(int64_t value, const char* what) {
     if (value > std::numeric_limits<int32_t>::max())
-        throw std::invalid_argument(std::string(what) + " must be below 2^31 on a CUDA card; it was " + std::to_string(value));
+        throw std::invalid_argument(std::string(what) + " must be below 2^31 on a CUDA card; it was " +
+                                    std::to_string(value));
     return int32_t(value);
 }
 
@@ -53,8 +54,8 @@ bool serves_fast_path(const Matrix& x, const Source& source, const void* project
                       const Plan& plan) {
     const int64_t g = x.row_group;
     return g == x.col_group && (g == 2 || g == 4 || g == 8) && source.strip_rows <= kMostStripRows && x.cols % 8 == 0 &&
-           x.q_offset % 4 == 0 && plan.q_width % 4 == 0 && x.p_offset % 4 == 0 && plan.p_width % 4 == 0 && aligned(source.W) &&
-           aligned(projected) && aligned(p) && aligned(q);
+           x.q_offset % 4 == 0 && plan.q_width % 4 == 0 && x.p_offset % 4 == 0 && plan.p_width % 4 == 0 &&
+           aligned(source.W) && aligned(projected) && aligned(p) && aligned(q);
 }
 
 // Whether tensor cores make W_s sooner than the ordinary ones. For each element of W, of w bytes, these need
@@ -68,9 +69,10 @@ bool wants_tensor_cores(const Matrix& x, const Forward& call) {
            x.out_cols() % 4 == 0;  // a thread stores four outputs
 }
 
-Path forward_path(const Matrix& x, const Source& source, const Scale& scale, const Forward& call, const Plan& plan) {
+Path forward_path(const Matrix& x, const Source& source, const Projection& projection, const Forward& call,
+                  const Plan& plan) {
     // Every strip's p has to start at a multiple of 16 bytes.
-    const bool fast = serves_fast_path(x, source, scale.projected, call.p, call.q, plan) &&
+    const bool fast = serves_fast_path(x, source, projection.projected, call.p, call.q, plan) &&
                       (x.rows <= source.strip_rows || source.strip_rows % 4 == 0);
     if (!fast) return Path::any;
     return wants_tensor_cores(x, call) ? Path::matrix : Path::lanes;
@@ -82,9 +84,10 @@ int64_t partial_dq_size(const Matrix& x, int64_t strip_rows, int64_t batch) {
     return (size + 3) / 4 * 4;
 }
 
-Path backward_path(const Matrix& x, const Source& source, const Scale& scale, const Backward& call, const Plan& plan) {
+Path backward_path(const Matrix& x, const Source& source, const Projection& projection, const Backward& call,
+                   const Plan& plan) {
     // Rows are copied by fours too, those of p.
-    const bool fast = serves_fast_path(x, source, scale.grad, call.p, call.q, plan) && x.rows % 4 == 0 &&
+    const bool fast = serves_fast_path(x, source, projection.grad, call.p, call.q, plan) && x.rows % 4 == 0 &&
                       source.strip_rows % 4 == 0 && aligned(source.dW) && aligned(call.dp) && aligned(call.dq) &&
                       aligned(call.workspace) && call.batch > 0;
     // Rows of G start at multiples of 16 bytes.
@@ -93,8 +96,8 @@ Path backward_path(const Matrix& x, const Source& source, const Scale& scale, co
     return matrix && call.batch >= kLeastTasks ? Path::matrix : fast ? Path::lanes : Path::any;
 }
 
-template <class Call, class FillScale>
-std::vector<Table> build(const Plan& plan, const Call& call, FillScale fill_scale) {
+template <class Call, class FillProjection>
+std::vector<Table> build(const Plan& plan, const Call& call, FillProjection fill) {
     std::vector<Table> tables;
     for (const std::vector<size_t>& matrices : group_by_source(plan)) {
         if (matrices.size() > Table::capacity)
@@ -103,13 +106,14 @@ std::vector<Table> build(const Plan& plan, const Call& call, FillScale fill_scal
         const Matrix& first = plan.matrices[matrices[0]];
         const int64_t rows = strip_rows(first.rows, row_groups(plan, matrices));
         const int64_t strips = (first.rows + rows - 1) / rows;
-        int64_t scales = tables.empty() ? 0 : tables.back().source[tables.back().sources - 1].first_scale +
-                                                  tables.back().source[tables.back().sources - 1].scales;
+        int64_t projections = tables.empty() ? 0
+                                             : tables.back().source[tables.back().sources - 1].first_projection +
+                                                   tables.back().source[tables.back().sources - 1].projections;
         if (tables.empty() || tables.back().sources == Table::capacity ||
-            scales + int64_t(matrices.size()) > Table::capacity ||
+            projections + int64_t(matrices.size()) > Table::capacity ||
             tables.back().strips + strips > std::numeric_limits<int32_t>::max()) {
             tables.emplace_back();  // zeroed
-            scales = 0;
+            projections = 0;
             Table& table = tables.back();
             table.p = call.p;
             table.q = call.q;
@@ -123,19 +127,19 @@ std::vector<Table> build(const Plan& plan, const Call& call, FillScale fill_scal
         source.cols = narrow(first.cols, "cols");
         source.strip_rows = narrow(rows, "a strip's rows");
         source.first_strip = table.strips;
-        source.first_scale = int32_t(scales);
-        source.scales = int32_t(matrices.size());
+        source.first_projection = int32_t(projections);
+        source.projections = int32_t(matrices.size());
         table.strips = narrow(table.strips + strips, "the number of strips");
         const int64_t skipped = first.layer * first.rows * first.cols;
         source.W = static_cast<const char*>(call.weights[first.weight]) + skipped * size_of(call.weight_dtype);
         for (size_t k : matrices) {
             const Matrix& x = plan.matrices[k];
-            Scale& scale = table.scale[scales++];
-            scale.p_offset = narrow(x.p_offset, "p_offset");
-            scale.q_offset = narrow(x.q_offset, "q_offset");
-            scale.row_group = narrow(x.row_group, "row_group");
-            scale.col_group = narrow(x.col_group, "col_group");
-            fill_scale(table, source, scale, k);
+            Projection& projection = table.projection[projections++];
+            projection.p_offset = narrow(x.p_offset, "p_offset");
+            projection.q_offset = narrow(x.q_offset, "q_offset");
+            projection.row_group = narrow(x.row_group, "row_group");
+            projection.col_group = narrow(x.col_group, "col_group");
+            fill(table, source, projection, k);
         }
     }
     return tables;
@@ -150,28 +154,27 @@ int32_t strip_rows(int64_t rows, const std::vector<int64_t>& row_groups) {
 }
 
 std::vector<Table> build_tables(const Plan& plan, const Forward& call) {
-    return build(plan, call, [&](Table&, Source& source, Scale& scale, size_t k) {
-        scale.projected = call.outputs[k];
-        scale.path = forward_path(plan.matrices[k], source, scale, call, plan);
+    return build(plan, call, [&](Table&, Source& source, Projection& projection, size_t k) {
+        projection.projected = call.outputs[k];
+        projection.path = forward_path(plan.matrices[k], source, projection, call, plan);
     });
 }
 
 std::vector<Table> build_tables(const Plan& plan, const Backward& call) {
     int64_t partial = 0;
-    return build(plan, call, [&](Table& table, Source& source, Scale& scale, size_t k) {
+    return build(plan, call, [&](Table& table, Source& source, Projection& projection, size_t k) {
         const Matrix& x = plan.matrices[k];
         table.dp = call.dp;
         table.dq = call.dq;
         table.partial_dq = call.workspace;
-        table.accumulate = call.accumulate;
         table.wide_dW = call.d_weight_dtype == DType::float32;
         if (!call.d_weights.empty() && call.d_weights[x.weight] != nullptr)
-            source.dW = static_cast<char*>(call.d_weights[x.weight]) +
-                        x.layer * x.rows * x.cols * size_of(call.d_weight_dtype);
-        scale.grad = call.grads[k];
-        scale.partial_dq = partial;
+            source.dW =
+                static_cast<char*>(call.d_weights[x.weight]) + x.layer * x.rows * x.cols * size_of(call.d_weight_dtype);
+        projection.grad = call.grads[k];
+        projection.partial_dq = partial;
         partial += partial_dq_size(x, source.strip_rows, call.batch);
-        scale.path = backward_path(x, source, scale, call, plan);
+        projection.path = backward_path(x, source, projection, call, plan);
     });
 }
 

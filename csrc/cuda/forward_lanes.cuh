@@ -53,7 +53,7 @@ struct Eights {
     int warp, lane;
 
     PROJKERN_DEVICE static Eights here(const Strip& strip, int col) {
-        const unsigned thread = afresh(thread_index());
+        const unsigned thread = opaque(thread_index());
         const int warp = thread / 32 % (kThreads / 32), lane = thread % 32, first_row = strip.first + 8 * warp;
         col += 8 * lane;
         return {col, first_row, col < strip.source.cols ? strip.end - first_row : 0, warp, lane};
@@ -61,7 +61,7 @@ struct Eights {
 };
 
 template <int g, class Weight, class Output>
-PROJKERN_DEVICE void forward_lanes(const Table& table, const Strip& strip, const Scale& scale) {
+PROJKERN_DEVICE void forward_lanes(const Table& table, const Strip& strip, const Projection& projection) {
     constexpr int kAtOnce = 16 / sizeof(Weight);
     float w[8][8];  // zero beyond the strip and the columns
 
@@ -87,7 +87,7 @@ PROJKERN_DEVICE void forward_lanes(const Table& table, const Strip& strip, const
         const int out_cols = strip.source.cols / g, tasks = Staged<Lanes>::tasks_from(table, task);
         const int64_t task_outputs = int64_t(strip.source.rows / g) * out_cols;
         const float *q = Staged<Lanes>::q(place) + 4 * at.lane, *p = Staged<Lanes>::p(place) + 8 * at.warp;
-        Output* out = static_cast<Output*>(scale.projected) + task * task_outputs +
+        Output* out = static_cast<Output*>(projection.projected) + task * task_outputs +
                       int64_t(unsigned(at.first_row) / g) * out_cols + unsigned(at.col) / g;
 #pragma unroll 2
         for (int t = 0; t < tasks; ++t) {
@@ -104,7 +104,7 @@ PROJKERN_DEVICE void forward_lanes(const Table& table, const Strip& strip, const
         }
     };
 
-    each_step<Lanes>(table, strip, scale, enter, work);
+    each_step<Lanes>(table, strip, projection, enter, work);
 }
 
 }  // namespace projkern::cuda

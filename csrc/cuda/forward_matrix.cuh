@@ -41,7 +41,7 @@ PROJKERN_DEVICE Parts high_and_low(float first, float second) {
 // Of a lane (i, j) = (lane / 4, lane % 4): a product's outputs 2j and 2j + 1 are m = 4j and 4j + 1 in the first half of
 // a warp's outputs, 4j + 2 and 4j + 3 in the second. So a lane stores four neighbours.
 template <int g, class Weight>
-struct Matrix {
+struct MatrixLayout {
     static constexpr bool kExact = std::is_same<Weight, Bfloat16>::value;  // W has no low part
     static constexpr bool kTwoParts = g == 8 && !kExact;                   // a lane keeps both
 
@@ -53,8 +53,8 @@ struct Matrix {
     static constexpr int kCols = kBeside * kTile * g, kTasks = kBeside == 1 ? 32 : 16;
     static constexpr int kRowStride = kStripRows + 8;  // lanes of different i meet different banks
 
-    // q of eight tasks in the order of its use, chunk by chunk of a lane's g: the lanes read 512 bytes in a row together.
-    // The gaps are for the copies: a warp's are of neighbouring chunks, and meet different banks too.
+    // q of eight tasks in the order of its use, chunk by chunk of a lane's g: the lanes read 512 bytes in a row
+    // together. The gaps are for the copies: a warp's are of neighbouring chunks, and meet different banks too.
     static constexpr int kChunkSlots = 32 + 8 / g, kEightSlots = g * kChunkSlots;
     static constexpr int kBesideSlots = kTasks / 8 * kEightSlots, kSlots = kBeside * kBesideSlots;
 
@@ -68,7 +68,7 @@ struct Matrix {
 // have the same, and bring different parts.
 template <int g, class Weight>
 struct Product {
-    using Layout = Matrix<g, Weight>;
+    using Layout = MatrixLayout<g, Weight>;
 
     // W[a, a + 1][m, c]
     struct Right {
@@ -119,8 +119,8 @@ PROJKERN_DEVICE void load_right(typename Product<g, Weight>::Right (&right)[g], 
             if (there) stored[a][i] = load<Weight, kAtOnce>(W + a * cols + i * kAtOnce);
 #pragma unroll
     for (int c = 0; c < g; ++c)
-        right[c] = Product<g, Weight>::right(stored[0][c / kAtOnce].x[c % kAtOnce],
-                                             stored[1][c / kAtOnce].x[c % kAtOnce]);
+        right[c] =
+            Product<g, Weight>::right(stored[0][c / kAtOnce].x[c % kAtOnce], stored[1][c / kAtOnce].x[c % kAtOnce]);
 }
 
 // Where a lane is in its block. Found afresh for each step: registers are for W.
@@ -131,16 +131,16 @@ struct Position {
     int a;              // the first of the lane's two rows in each row group
 
     PROJKERN_DEVICE static Position here() {
-        using Layout = Matrix<g, Weight>;
-        const unsigned thread = afresh(thread_index()), lane = thread % 32, warp = thread / 32 % (kThreads / 32);
+        using Layout = MatrixLayout<g, Weight>;
+        const unsigned thread = opaque(thread_index()), lane = thread % 32, warp = thread / 32 % (kThreads / 32);
         return {int(lane / 4), int(lane % 4), int(warp % Layout::kBelow * Layout::kRows),
                 int(warp / Layout::kBelow * Layout::kTile), int(lane % 4 * 2 % g)};
     }
 };
 
 template <int g, class Weight>
-PROJKERN_DEVICE void forward_matrix(const Table& table, const Strip& strip, const Scale& scale) {
-    using Layout = Matrix<g, Weight>;
+PROJKERN_DEVICE void forward_matrix(const Table& table, const Strip& strip, const Projection& projection) {
+    using Layout = MatrixLayout<g, Weight>;
     using Product = Product<g, Weight>;
     constexpr int kTile = Layout::kTile, kGroups = Layout::kGroups;
     typename Product::Right w[kGroups][2][g];  // zero beyond the strip and the columns
@@ -166,11 +166,11 @@ PROJKERN_DEVICE void forward_matrix(const Table& table, const Strip& strip, cons
         if (rows <= 0 || m - 4 * at.j >= out_cols) return;
         // As far as the compiler knows, any row group may be missing: so it does not take two at a time, which would
         // need more registers than there are.
-        const int unknown_rows = afresh(rows);
+        const int unknown_rows = opaque(rows);
         const int64_t task_outputs = int64_t(strip.source.rows / g) * out_cols;
         const float* p = Staged<Layout>::p(place) + i * Layout::kRowStride + at.below + at.a;
         const float* q = Staged<Layout>::q(place) + 4 * (at.beside / kTile * Layout::kBesideSlots + 4 * i + at.j);
-        Bfloat16* out = static_cast<Bfloat16*>(scale.projected) + (task + i) * task_outputs +
+        Bfloat16* out = static_cast<Bfloat16*>(projection.projected) + (task + i) * task_outputs +
                         int64_t(unsigned(strip.first + at.below) / g) * out_cols + m;
 
         for (int t = 0; t - i < tasks; t += kTile) {
@@ -223,7 +223,7 @@ PROJKERN_DEVICE void forward_matrix(const Table& table, const Strip& strip, cons
         }
     };
 
-    each_step<Layout>(table, strip, scale, enter, work);
+    each_step<Layout>(table, strip, projection, enter, work);
 }
 
 }  // namespace projkern::cuda

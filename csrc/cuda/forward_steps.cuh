@@ -22,14 +22,14 @@ struct Staged {
     PROJKERN_DEVICE static float* p(int place) { return q(place) + kQFloats; }
 
     // Tasks, rows and columns that are not there are left out: what is made of them is not stored.
-    PROJKERN_DEVICE static void copy(const Table& table, const Strip& strip, const Scale& scale, int col, int task,
-                                     int place) {
+    PROJKERN_DEVICE static void copy(const Table& table, const Strip& strip, const Projection& projection, int col,
+                                     int task, int place) {
         const int tasks = tasks_from(table, task);
-        copy_slice<Layout::kCols / 4>(table.q + task * table.q_width + scale.q_offset + col, table.q_width, tasks,
+        copy_slice<Layout::kCols / 4>(table.q + task * table.q_width + projection.q_offset + col, table.q_width, tasks,
                                       strip.source.cols - col,
                                       [=](int t, int chunk) { return q(place) + 4 * Layout::slot(t, chunk); });
-        copy_slice<kStripRows / 4>(table.p + task * table.p_width + scale.p_offset + strip.first, table.p_width, tasks,
-                                   strip.rows(),
+        copy_slice<kStripRows / 4>(table.p + task * table.p_width + projection.p_offset + strip.first, table.p_width,
+                                   tasks, strip.rows(),
                                    [=](int t, int chunk) { return p(place) + t * Layout::kRowStride + 4 * chunk; });
     }
 
@@ -43,7 +43,7 @@ struct Staged {
     template <int kChunks, class To>
     PROJKERN_DEVICE static void copy_slice(const float* from, int64_t width, int tasks, int size, To to) {
         constexpr int kTasksAtOnce = kThreads / kChunks;
-        const unsigned thread = afresh(thread_index());
+        const unsigned thread = opaque(thread_index());
         const int chunk = thread % kChunks, first = thread / kChunks % kTasksAtOnce;
         from += first * width + 4 * chunk;
 #pragma unroll
@@ -61,11 +61,12 @@ struct Staged {
 //
 // One barrier a step is enough: the step's copies have arrived, and the place of the step before is free.
 template <class Layout, class Enter, class Work>
-PROJKERN_DEVICE void each_step(const Table& table, const Strip& strip, const Scale& scale, Enter enter, Work work) {
+PROJKERN_DEVICE void each_step(const Table& table, const Strip& strip, const Projection& projection, Enter enter,
+                               Work work) {
     const int cols = strip.source.cols, batch = int(table.batch);
     int place = 0;
     barrier();  // after the last step of an earlier scale
-    Staged<Layout>::copy(table, strip, scale, 0, 0, place);
+    Staged<Layout>::copy(table, strip, projection, 0, 0, place);
     commit_copies();
     for (int col = 0; col < cols; col += Layout::kCols) {
         enter(col);
@@ -74,7 +75,7 @@ PROJKERN_DEVICE void each_step(const Table& table, const Strip& strip, const Sca
             barrier();
             const bool last = task + Layout::kTasks >= batch;
             if (!last || col + Layout::kCols < cols)
-                Staged<Layout>::copy(table, strip, scale, last ? col + Layout::kCols : col,
+                Staged<Layout>::copy(table, strip, projection, last ? col + Layout::kCols : col,
                                      last ? 0 : task + Layout::kTasks, place ^ 1);
             commit_copies();
             work(col, task, place);

@@ -8,10 +8,10 @@ namespace projkern::cuda {
 // The same entry of the table, but read again where it is used rather than kept in registers.
 template <class Entry>
 PROJKERN_DEVICE const Entry& again(const Entry* table, const Entry& entry) {
-    return table[afresh(int(&entry - table))];
+    return table[opaque(int(&entry - table))];
 }
 
-// Writes dW[element], or adds to it: for the second scale of a source, or on request.
+// Writes dW[element], or adds to it: for the second scale of a source.
 template <class Weight>
 PROJKERN_DEVICE void put_dW(const Table& table, const Source& source, int64_t element, float value, bool add) {
     if (table.wide_dW) {
@@ -36,7 +36,8 @@ PROJKERN_DEVICE void put_four(Stored* address, Pack<float, 4> value, bool add) {
 }
 
 template <class Weight>
-PROJKERN_DEVICE void put_dW(const Table& table, const Source& source, int64_t element, const Pack<float, 4>& value, bool add) {
+PROJKERN_DEVICE void put_dW(const Table& table, const Source& source, int64_t element, const Pack<float, 4>& value,
+                            bool add) {
     if (table.wide_dW)
         put_four(static_cast<float*>(source.dW) + element, value, add);
     else
@@ -44,20 +45,22 @@ PROJKERN_DEVICE void put_dW(const Table& table, const Source& source, int64_t el
 }
 
 // A strip's share of dq[b, i].
-PROJKERN_DEVICE void put_dq(const Table& table, const Strip& strip, const Scale& scale, int64_t b, int64_t i, float value) {
+PROJKERN_DEVICE void put_dq(const Table& table, const Strip& strip, const Projection& projection, int64_t b, int64_t i,
+                            float value) {
     if (table.partial_dq == nullptr)
-        add_atomically(table.dq + b * table.q_width + scale.q_offset + i, value);
+        add_atomically(table.dq + b * table.q_width + projection.q_offset + i, value);
     else
-        table.partial_dq[scale.partial_dq + (strip.index * table.batch + b) * strip.source.cols + i] = value;
+        table.partial_dq[projection.partial_dq + (strip.index * table.batch + b) * strip.source.cols + i] = value;
 }
 
 // The same for dq[b, i to i + 4]; i is a multiple of four.
-PROJKERN_DEVICE void put_dq(const Table& table, const Strip& strip, const Scale& scale, int64_t b, int64_t i,
+PROJKERN_DEVICE void put_dq(const Table& table, const Strip& strip, const Projection& projection, int64_t b, int64_t i,
                             const Pack<float, 4>& value) {
     if (table.partial_dq == nullptr)
-        add_atomically(table.dq + b * table.q_width + scale.q_offset + i, value);
+        add_atomically(table.dq + b * table.q_width + projection.q_offset + i, value);
     else
-        store<float, 4>(table.partial_dq + scale.partial_dq + (strip.index * table.batch + b) * strip.source.cols + i, value);
+        store<float, 4>(
+            table.partial_dq + projection.partial_dq + (strip.index * table.batch + b) * strip.source.cols + i, value);
 }
 
 }  // namespace projkern::cuda

@@ -1,6 +1,6 @@
 // All that the kernels ask of the device, one small function each. Kernels use nothing else of CUDA, so that the same
-// sources also compile as plain C++ against another definition of these functions (tests/cuda_on_host) and run, and are
-// checked for missing barriers, where there is no card.
+// sources also compile as plain C++ against another definition of these functions (tests/helpers/cuda_on_host) and run,
+// and are checked for missing barriers, where there is no card.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,8 @@
 
 #define PROJKERN_DEVICE __device__ __forceinline__
 #define PROJKERN_HOST_DEVICE __host__ __device__ __forceinline__
-#define PROJKERN_KERNEL(threads, blocks_per_multiprocessor) __global__ void __launch_bounds__(threads, blocks_per_multiprocessor)
+#define PROJKERN_KERNEL(threads, blocks_per_multiprocessor) \
+    __global__ void __launch_bounds__(threads, blocks_per_multiprocessor)
 #define PROJKERN_ARGUMENT const __grid_constant__
 
 namespace projkern::cuda {
@@ -31,7 +32,7 @@ PROJKERN_DEVICE int thread_index() { return threadIdx.x; }
 PROJKERN_DEVICE int64_t block_index() { return blockIdx.x; }
 
 // The same value, but the compiler does not know: what follows from it is computed again, not kept in registers.
-PROJKERN_DEVICE int afresh(int value) {
+PROJKERN_DEVICE int opaque(int value) {
     asm volatile("" : "+r"(value));
     return value;
 }
@@ -136,9 +137,9 @@ PROJKERN_DEVICE void store(T* address, const Pack<T, n>& value) {
     *reinterpret_cast<Pack<T, n>*>(address) = value;
 }
 
-// 16 bytes from global to shared memory without passing through registers; zeros where not valid (nothing is read then).
-// Both addresses are multiples of 16. They are there for the thread that asked after wait_copies, and for others after
-// a barrier that follows it.
+// 16 bytes from global to shared memory without passing through registers; zeros where not valid (nothing is read
+// then). Both addresses are multiples of 16. They are there for the thread that asked after wait_copies, and for others
+// after a barrier that follows it.
 PROJKERN_DEVICE void copy_async(void* shared, const void* global, bool valid) {
     const uint32_t destination = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(global), "r"(valid ? 16 : 0)
@@ -168,7 +169,8 @@ PROJKERN_DEVICE void add_atomically(float* address, const Pack<float, 4>& value)
 // ---- tensor cores: bfloat16 in, float32 sums. i = lane / 4, j = lane % 4 ----
 
 // D (16, 8) += A (16, 8) B (8, 8).
-// a[0] = A[i][2j, 2j+1], a[1] = A[i+8][2j, 2j+1]; b = B[2j, 2j+1][i]; d = D[i][2j], D[i][2j+1], D[i+8][2j], D[i+8][2j+1].
+// a[0] = A[i][2j, 2j+1], a[1] = A[i+8][2j, 2j+1]; b = B[2j, 2j+1][i];
+// d = D[i][2j], D[i][2j+1], D[i+8][2j], D[i+8][2j+1].
 PROJKERN_DEVICE void multiply_k8(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -182,7 +184,8 @@ PROJKERN_DEVICE void multiply_k16(float (&d)[4], const uint32_t (&a)[4], const u
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Transposes an (8, 8) matrix of 16-bit values spread over a warp: each lane gives X[i][2j, 2j+1] and gets X[2j, 2j+1][i].
+// Transposes an (8, 8) matrix of 16-bit values spread over a warp: each lane gives X[i][2j, 2j+1] and gets
+// X[2j, 2j+1][i].
 PROJKERN_DEVICE uint32_t transpose_8x8(uint32_t pair) {
     uint32_t transposed;
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));

@@ -23,10 +23,9 @@ struct Backward {
     const float *p, *q;
     std::vector<const void*> grads;  // as the outputs
     DType grad_dtype;
-    std::vector<void*> d_weights;  // as the weights, null where not wanted; empty: none is wanted
+    std::vector<void*> d_weights;  // as the weights, null where not needed; empty: none is needed
     DType d_weight_dtype;          // that of the weights, or float32
-    bool accumulate;               // dW is added to what is there; dp and dq never are
-    float *dp, *dq;                // as p and q, null where not wanted
+    float *dp, *dq;                // as p and q, null where not needed
     float* workspace;              // partial_dq_size floats: the order of every sum is fixed; null: it is not
     int64_t batch;
 };
@@ -35,7 +34,7 @@ struct Backward {
 void project_forward(const Plan& plan, const Forward& call, void* stream);
 void project_backward(const Plan& plan, const Backward& call, void* stream);
 
-// Floats of workspace for a backward that wants dq in a fixed order of sums.
+// Floats of workspace for a backward with a fixed order of dq's sums.
 int64_t partial_dq_size(const Plan& plan, int64_t batch);
 
 }  // namespace projkern::cuda

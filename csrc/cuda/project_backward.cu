@@ -22,15 +22,15 @@ namespace {
 
 constexpr int64_t kReduceBlocks = 1024;
 
-// A strip at the one scale that its source has in this launch. Each kind of scale is a kernel, with the registers and the
-// shared memory that it needs.
+// A strip at the one scale that its source has in this launch. Each kind of scale is a kernel, with the registers and
+// the shared memory that it needs.
 template <Path path, int g, class Weight, class Grad>
 PROJKERN_KERNEL(kThreads, 2) project_backward_kernel(PROJKERN_ARGUMENT Table table) {
     const Strip strip = find_strip(table, int32_t(block_index()));
-    const Scale& scale = table.scale[strip.source.first_scale];
-    if constexpr (path == Path::any) backward_any<Weight, Grad>(table, strip, scale);
-    if constexpr (path == Path::lanes) backward_lanes<g, Weight, Grad>(table, strip, scale);
-    if constexpr (path == Path::matrix) backward_matrix<g, Weight>(table, strip, scale);
+    const Projection& projection = table.projection[strip.source.first_projection];
+    if constexpr (path == Path::any) backward_any<Weight, Grad>(table, strip, projection);
+    if constexpr (path == Path::lanes) backward_lanes<g, Weight, Grad>(table, strip, projection);
+    if constexpr (path == Path::matrix) backward_matrix<g, Weight>(table, strip, projection);
 }
 
 // Blocks take up where the last matrix left off: small ones are spread over all blocks, and large ones divided.
@@ -40,14 +40,15 @@ PROJKERN_KERNEL(kThreads, 1) sum_partial_dq_kernel(PROJKERN_ARGUMENT Table table
         const Source& source = table.source[s];
         const int64_t strips = (int64_t(source.rows) + source.strip_rows - 1) / source.strip_rows;
         const int64_t size = table.batch * source.cols, blocks = (size + kThreads - 1) / kThreads;
-        for (int k = 0; k < source.scales; ++k) {
-            const Scale& scale = table.scale[source.first_scale + k];
+        for (int k = 0; k < source.projections; ++k) {
+            const Projection& projection = table.projection[source.first_projection + k];
             const int64_t turn = (block_index() - first_block + kReduceBlocks) % kReduceBlocks;
-            for (int64_t element = turn * kThreads + thread_index(); element < size; element += kReduceBlocks * kThreads) {
-                const float* share = table.partial_dq + scale.partial_dq + element;
+            for (int64_t element = turn * kThreads + thread_index(); element < size;
+                 element += kReduceBlocks * kThreads) {
+                const float* share = table.partial_dq + projection.partial_dq + element;
                 float sum = 0;
                 for (int64_t strip = 0; strip < strips; ++strip) sum += share[strip * size];
-                table.dq[element / source.cols * table.q_width + scale.q_offset + element % source.cols] = sum;
+                table.dq[element / source.cols * table.q_width + projection.q_offset + element % source.cols] = sum;
             }
             first_block = (first_block + blocks) % kReduceBlocks;
         }
@@ -56,7 +57,9 @@ PROJKERN_KERNEL(kThreads, 1) sum_partial_dq_kernel(PROJKERN_ARGUMENT Table table
 
 using Kind = std::pair<Path, int>;  // and the group
 
-Kind kind_of(const Scale& scale) { return {scale.path, scale.path == Path::any ? 0 : scale.row_group}; }
+Kind kind_of(const Projection& projection) {
+    return {projection.path, projection.path == Path::any ? 0 : projection.row_group};
+}
 
 // One launch: the table, with the sources that take part and a scale for each.
 struct Launch {
@@ -64,25 +67,25 @@ struct Launch {
     Table table;
 };
 
-// Most plans need one launch. A source's scales are in different ones, and so are different kinds: all of a source's scales
-// but the one that comes first add to its dW.
+// Most plans need one launch. A source's scales are in different ones, and so are different kinds: all of a source's
+// scales but the one that comes first add to its dW.
 std::vector<Launch> divide(const Table& table) {
     std::vector<Launch> launches;
-    std::vector<int> begun(table.sources);          // whether a source is in a launch
-    std::vector<int> done(Table::capacity);         // whether a scale is
+    std::vector<int> begun(table.sources);   // whether a source is in a launch
+    std::vector<int> done(Table::capacity);  // whether a scale is
     for (bool more = true; more;) {
         more = false;
         Launch launch{{}, table};
         launch.table.sources = launch.table.strips = 0;
         for (int s = 0; s < table.sources; ++s) {
             const Source& source = table.source[s];
-            for (int k = source.first_scale; k < source.first_scale + source.scales; ++k) {
-                if (done[k] || (more && kind_of(table.scale[k]) != launch.kind)) continue;
-                launch.kind = kind_of(table.scale[k]);
-                launch.table.scale[k].adds_to_dW = table.accumulate || begun[s];
+            for (int k = source.first_projection; k < source.first_projection + source.projections; ++k) {
+                if (done[k] || (more && kind_of(table.projection[k]) != launch.kind)) continue;
+                launch.kind = kind_of(table.projection[k]);
+                launch.table.projection[k].adds_to_dW = begun[s];
                 Source& part = launch.table.source[launch.table.sources++] = source;
-                part.first_scale = k;
-                part.scales = 1;
+                part.first_projection = k;
+                part.projections = 1;
                 part.first_strip = launch.table.strips;
                 launch.table.strips += (source.rows - 1) / source.strip_rows + 1;
                 done[k] = begun[s] = more = true;

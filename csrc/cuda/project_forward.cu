@@ -12,22 +12,22 @@ namespace projkern::cuda {
 namespace {
 
 template <int g, class Weight, class Output>
-PROJKERN_DEVICE void forward_fast(const Table& table, const Strip& strip, const Scale& scale) {
+PROJKERN_DEVICE void forward_fast(const Table& table, const Strip& strip, const Projection& projection) {
     if constexpr (g > 2 && std::is_same<Output, Bfloat16>::value)
-        if (scale.path == Path::matrix) return forward_matrix<g, Weight>(table, strip, scale);
-    forward_lanes<g, Weight, Output>(table, strip, scale);
+        if (projection.path == Path::matrix) return forward_matrix<g, Weight>(table, strip, projection);
+    forward_lanes<g, Weight, Output>(table, strip, projection);
 }
 
 template <class Weight, class Output>
 PROJKERN_KERNEL(kThreads, 2) project_forward_kernel(PROJKERN_ARGUMENT Table table) {
     const Strip strip = find_strip(table, int32_t(block_index()));
-    for (int k = strip.source.first_scale; k < strip.source.first_scale + strip.source.scales; ++k) {
-        const Scale& scale = table.scale[k];
-        switch (scale.path == Path::any ? 0 : scale.row_group) {
-            case 2: forward_fast<2, Weight, Output>(table, strip, scale); break;
-            case 4: forward_fast<4, Weight, Output>(table, strip, scale); break;
-            case 8: forward_fast<8, Weight, Output>(table, strip, scale); break;
-            default: forward_any<Weight, Output>(table, strip, scale);
+    for (int k = strip.source.first_projection; k < strip.source.first_projection + strip.source.projections; ++k) {
+        const Projection& projection = table.projection[k];
+        switch (projection.path == Path::any ? 0 : projection.row_group) {
+            case 2: forward_fast<2, Weight, Output>(table, strip, projection); break;
+            case 4: forward_fast<4, Weight, Output>(table, strip, projection); break;
+            case 8: forward_fast<8, Weight, Output>(table, strip, projection); break;
+            default: forward_any<Weight, Output>(table, strip, projection);
         }
     }
 }
@@ -35,19 +35,19 @@ PROJKERN_KERNEL(kThreads, 2) project_forward_kernel(PROJKERN_ARGUMENT Table tabl
 template <class Weight>
 int shared_bytes(const Table& table) {
     int bytes = 0;
-    for (const Scale& scale : table.scale) {
-        if (scale.path == Path::lanes) bytes = std::max(bytes, Staged<Lanes>::kBytes);
-        if (scale.path == Path::matrix)
-            bytes = std::max(bytes, scale.row_group == 4 ? Staged<Matrix<4, Weight>>::kBytes
-                                                         : Staged<Matrix<8, Weight>>::kBytes);
+    for (const Projection& projection : table.projection) {
+        if (projection.path == Path::lanes) bytes = std::max(bytes, Staged<Lanes>::kBytes);
+        if (projection.path == Path::matrix)
+            bytes = std::max(bytes, projection.row_group == 4 ? Staged<MatrixLayout<4, Weight>>::kBytes
+                                                              : Staged<MatrixLayout<8, Weight>>::kBytes);
     }
     return bytes;
 }
 
 template <class Weight>
 void launch_forward(const Table& table, DType output, Stream stream) {
-    const auto kernel = output == DType::float32 ? &project_forward_kernel<Weight, float>
-                                                 : &project_forward_kernel<Weight, Bfloat16>;
+    const auto kernel =
+        output == DType::float32 ? &project_forward_kernel<Weight, float> : &project_forward_kernel<Weight, Bfloat16>;
     launch(kernel, table.strips, kThreads, shared_bytes<Weight>(table), stream, table);
 }
 

@@ -10,18 +10,20 @@ import numpy as np
 
 from projkern.evaluation.equivalent import NoFit, size_of_loss
 from projkern.models.names import with_tildes
+from projkern.utils.markdown import table
 
-from ..experiments import ALL_STEPS
-from ..results import SOURCE, Document, labels, models_of, variants_of
+from ..documents import SOURCE, Document, labels, models_of, variants_of
+from ..plans import ALL_STEPS
 from . import paper
-from .markdown import (
+from .statistics import difference, equivalent_size_over_seeds, spread
+from .tables import (
     NOT_RUN,
     ONE_SEED,
     Cell,
     Claim,
     Models,
-    apart,
     claims_table,
+    clearly_below,
     interval,
     losses_table,
     marked_difference,
@@ -29,9 +31,7 @@ from .markdown import (
     not_above,
     sign_verdict,
     spread_of,
-    table,
 )
-from .statistics import difference, equivalent_size_over_seeds, spread
 from .trainings import costs
 
 SMALL = paper.SCALES[1:]
@@ -43,11 +43,11 @@ PAPER = {"table1": paper.TABLE_1, "table2": paper.TABLE_2}
 def section(document: Document) -> str:
     """All that the page says of Table 1 or 2 at one size."""
     base = "M_1" if "M_1" in PAPER[document["experiment"]] else "M~_1"
-    found = claims(document)
+    checked = claims(document)
     parts = [
         losses_table(cells(document, base), with_tildes(base)),
-        "**What the paper claims.** " + in_brief(found),
-        claims_table(found),
+        "**What the paper claims.** " + in_brief(checked),
+        claims_table(checked),
         *weak_baselines(document),
         *against_every_baseline(document),
         "**What t is worth, and what a smaller s costs:** one loss over another.",
@@ -76,7 +76,7 @@ def weak_baselines(document: Document) -> list[str]:
         return []
     return [
         f"**Beware:** no better than what they should beat are {'; '.join(weak)}. They did not train well at their "
-        "learning rate and length, and what is claimed or read off against them proves little."
+        "learning rate and length, so claims and equivalent sizes that rest on them prove little."
     ]
 
 
@@ -100,10 +100,10 @@ def against_every_baseline(document: Document) -> list[str]:
         rows = []
         for rival, s in zip(SMALL, SMALL[shift:]):
             for name in (f"P_{s}", *variants_of(document, f"P_{s}")):
-                ours = models_of(document, name)
-                papers = "" if name == f"P_{s}" else marked_difference(ours, models_of(document, f"P_{s}"))
-                apart = [marked_difference(ours, models_of(document, f"M~_{rival}{form}")) for form in forms]
-                rows.append([name, *apart, papers])
+                models = models_of(document, name)
+                plain = "" if name == f"P_{s}" else marked_difference(models, models_of(document, f"P_{s}"))
+                gaps = [marked_difference(models, models_of(document, f"M~_{rival}{form}")) for form in forms]
+                rows.append([name, *gaps, plain])
         parts += [
             f"**Against every baseline {which}:** loss of the projected model minus that of the baseline. Bold: the "
             "projected model is lower, beyond noise; italic: the baseline is.",
@@ -121,24 +121,24 @@ def _forms(document: Document) -> list[str]:
 
 def cells(document: Document, base: str) -> list[Cell]:
     """The paper's lines, each kind of model followed by ours of that kind that go beyond the paper."""
-    theirs = PAPER[document["experiment"]]
-    found = []
+    reported = PAPER[document["experiment"]]
+    lines = []
     for kind in ("M_", "M~_", "P_", "P~_"):
         for name in (kind + s for s in paper.SCALES):
             models = models_of(document, name)
-            if models or name in theirs:
-                found.append(Cell(name, models, theirs.get(name), base))
+            if models or name in reported:
+                lines.append(Cell(name, models, reported.get(name), base))
         more = [name for name in labels(document) if name.startswith(kind) and "," in name]
-        found += [Cell(name, models_of(document, name), None, base) for name in more]
+        lines += [Cell(name, models_of(document, name), None, base) for name in more]
     after = [f"{SOURCE} with {name}" for name in _tuning(document)]
     tuned = [models_of(document, f"{SOURCE} with P_{s}") for s in SMALL]
-    found += [Cell(name, models, None, base) for name in after if (models := models_of(document, name))]
-    if paper.SOURCE_MEAN in theirs:
-        found.append(Cell(paper.SOURCE_MEAN, _mean_source(tuned), theirs[paper.SOURCE_MEAN], base))
+    lines += [Cell(name, models, None, base) for name in after if (models := models_of(document, name))]
+    if paper.SOURCE_MEAN in reported:
+        lines.append(Cell(paper.SOURCE_MEAN, _mean_source(tuned), reported[paper.SOURCE_MEAN], base))
     joint = models_of(document, SOURCE)
-    if joint or SOURCE in theirs:
-        found.append(Cell(f"{SOURCE} with P~", joint, theirs.get(SOURCE), base))
-    return found
+    if joint or SOURCE in reported:
+        lines.append(Cell(f"{SOURCE} with P~", joint, reported.get(SOURCE), base))
+    return lines
 
 
 def _tuning(document: Document) -> list[str]:
@@ -159,48 +159,48 @@ def _mean_source(tuned: list[dict[int, dict[str, Any]]]) -> Models:
 
 
 def claims(document: Document) -> list[Claim]:
-    """What the paper says of its table (sections 3.3.2, 3.3.3 and 4), asked of ours."""
+    """What the paper says of its table (sections 3.3.2, 3.3.3 and 4), held against the stored results."""
 
     def models(name: str) -> Models:
         return models_of(document, name)
 
-    found = []
+    checked = []
     for s in SMALL:
         statement = f"P_{s} is below {with_tildes(f'M~_{s}')}; ranges over seeds do not overlap"
-        found.append(apart(statement, models(f"P_{s}"), models(f"M~_{s}")))
-    found += _lead_grows(document)
+        checked.append(clearly_below(statement, models(f"P_{s}"), models(f"M~_{s}")))
+    checked += _lead_grows(document)
     if document["experiment"] == "table1":
-        found += [_four_times(document, f"P_{s}", f"M~_{larger}") for larger, s in pairwise(SMALL)]
-        found += [_joint(document, s) for s in SMALL]
+        checked += [_four_times(document, f"P_{s}", f"M~_{larger}") for larger, s in pairwise(SMALL)]
+        checked += [_joint(document, s) for s in SMALL]
     tuned = [f"{SOURCE} with {name}" for name in _tuning(document)] + [SOURCE] * (document["experiment"] == "table1")
     alone = ["M_1", *variants_of(document, "M_1")]
-    return found + [_source_keeps(document, name, before) for before in alone for name in tuned]
+    return checked + [_source_keeps(document, name, before) for before in alone for name in tuned]
 
 
 def _four_times(document: Document, low: str, high: str) -> Claim:
     """The paper says "roughly comparable" (section 3.3.2); that one is at or below the other is more."""
-    theirs = PAPER["table1"]
+    reported = PAPER["table1"]
     statement = f"{low} is at or below {with_tildes(high)}, about four times its size"
     claim = not_above(statement, models_of(document, low), models_of(document, high))
-    shown = f"; the paper's {theirs[low]:g} against {theirs[high]:g}"
+    shown = f"; the paper's {reported[low]:g} against {reported[high]:g}"
     return dataclasses.replace(claim, evidence=claim.evidence and claim.evidence + shown)
 
 
 def _lead_grows(document: Document) -> list[Claim]:
-    theirs = PAPER[document["experiment"]]
-    found = []
+    reported = PAPER[document["experiment"]]
+    checked = []
     for before, s in pairwise(SMALL):
         statement = f"P_{s} leads {with_tildes(f'M~_{s}')} by more than P_{before} leads {with_tildes(f'M~_{before}')}"
         pairs = [(models_of(document, f"P_{x}"), models_of(document, f"M~_{x}")) for x in (before, s)]
         if not all(projected and conditional for projected, conditional in pairs):
-            found.append(Claim(statement, NOT_RUN))
+            checked.append(Claim(statement, NOT_RUN))
             continue
         smaller, larger = (difference(projected, conditional) for projected, conditional in pairs)
         growth = larger - smaller
-        shown = " against ".join(f"{theirs[f'M~_{x}'] - theirs[f'P_{x}']:.3f}" for x in (s, before))
+        shown = " against ".join(f"{reported[f'M~_{x}'] - reported[f'P_{x}']:.3f}" for x in (s, before))
         evidence = f"{-larger.mean:.3f} against {-smaller.mean:.3f}: {interval(growth)}; the paper's {shown}"
-        found.append(Claim(statement, sign_verdict(growth), evidence))
-    return found
+        checked.append(Claim(statement, sign_verdict(growth), evidence))
+    return checked
 
 
 def _joint(document: Document, s: str) -> Claim:
@@ -226,16 +226,17 @@ def _source_keeps(document: Document, name: str, alone: str) -> Claim:
 
 
 def ratios(document: Document) -> str:
-    """Of losses, ours and the paper's: what t is worth at each s, and what the next smaller s costs."""
-    theirs = PAPER[document["experiment"]]
+    """Of losses, here and in the paper: what t is worth at each s, and what the next smaller s costs."""
+    reported = PAPER[document["experiment"]]
     pairs = [(f"{kind}_{s}", f"M_{s}") for kind in ("M~", "P") for s in paper.SCALES]
     pairs += [(f"{kind}_{s}", f"{kind}_{larger}") for kind in ("M~", "P") for larger, s in pairwise(paper.SCALES)]
     lines = []
     for one, other in pairs:
         above, below = models_of(document, one), models_of(document, other)
-        if one in theirs and other in theirs and above and below:
-            ratio = spread_of(above).mean / spread_of(below).mean
-            lines.append([f"{with_tildes(one)} over {with_tildes(other)}", f"{ratio:.3f}", f"{theirs[one] / theirs[other]:.3f}"])
+        if one in reported and other in reported and above and below:
+            ratio = f"{spread_of(above).mean / spread_of(below).mean:.3f}"
+            in_paper = f"{reported[one] / reported[other]:.3f}"
+            lines.append([f"{with_tildes(one)} over {with_tildes(other)}", ratio, in_paper])
     return table(["losses", "ours", "the paper's"], lines)
 
 
@@ -244,36 +245,36 @@ def another_t(document: Document) -> str:
     names = [name for name in labels(document) if name != "P~"] + [f"P~_{s}" for s in SMALL]
     lines = []
     for name in names:
-        told = [m for m in models_of(document, name).values() if "loss_with_another_t" in m]
-        if told:
-            own, other = (spread([m[which] for m in told]) for which in ("loss", "loss_with_another_t"))
-            rise = spread([m["loss_with_another_t"] - m["loss"] for m in told])
+        models = [m for m in models_of(document, name).values() if "loss_with_another_t" in m]
+        if models:
+            own, other = (spread([m[which] for m in models]) for which in ("loss", "loss_with_another_t"))
+            rise = spread([m["loss_with_another_t"] - m["loss"] for m in models])
             lines.append([with_tildes(name), *map(mean_and_deviation, (own, other, rise))])
     return table(["model", "its own t", "another's", "rise"], lines)
 
 
 def equivalent_sizes(document: Document) -> str:
-    """How many times larger a conditional model with a projected one's loss is, in ours and in the paper's figures."""
+    """How many times larger a conditional model with a projected one's loss is, here and by the paper's figures."""
     experiment, forms, lines = document["experiment"], _forms(document), []
     for s in SMALL:
-        of_paper = [f"{_papers_times(experiment, s):.1f}", paper.TIMES[experiment].get(f"P_{s}", "")]
+        in_paper = [f"{_papers_times(experiment, s):.1f}", paper.TIMES[experiment].get(f"P_{s}", "")]
         for name in (f"P_{s}", *variants_of(document, f"P_{s}"), f"P~_{s}"):
             if (models := models_of(document, name)) or name in PAPER[experiment]:
                 times = [_times(_baselines(document, form), models) for form in forms]
-                lines.append([with_tildes(name), *times, *(of_paper if name == f"P_{s}" else ["", ""])])
+                lines.append([with_tildes(name), *times, *(in_paper if name == f"P_{s}" else ["", ""])])
     against = [f"{with_tildes('M~_s')}{form}" for form in forms]
     return table(["model", *against, "from the paper's losses", "in the paper's words"], lines)
 
 
 def _baselines(document: Document, form: str) -> list[Models]:
     """Conditional models of one form, the smallest first, with the parameters that are left of them once t is given."""
-    found: list[Models] = []
+    baselines: list[Models] = []
     for s in reversed(paper.SCALES):
         plain = models_of(document, f"M_{s}") or models_of(document, f"P_{s}")
         if (models := models_of(document, f"M~_{s}{form}")) and plain:
-            left = {"parameters": next(iter(plain.values()))["parameters"]}
-            found.append({seed: {**model, **left} for seed, model in models.items()})
-    return found
+            parameters = {"parameters": next(iter(plain.values()))["parameters"]}
+            baselines.append({seed: {**model, **parameters} for seed, model in models.items()})
+    return baselines
 
 
 def _times(baselines: list[Models], projected: Models) -> str:
@@ -292,7 +293,7 @@ def _times(baselines: list[Models], projected: Models) -> str:
 
 
 def _papers_times(experiment: str, s: str) -> float:
-    theirs, rising = PAPER[experiment], paper.SCALES[::-1]
-    losses = np.array([theirs[f"M~_{scale}"] for scale in rising])
-    size = size_of_loss([paper.PARAMETERS[scale] for scale in rising], losses, np.array(theirs[f"P_{s}"]))
+    reported, rising = PAPER[experiment], paper.SCALES[::-1]
+    losses = np.array([reported[f"M~_{scale}"] for scale in rising])
+    size = size_of_loss([paper.PARAMETERS[scale] for scale in rising], losses, np.array(reported[f"P_{s}"]))
     return float(size) / paper.PARAMETERS[s]

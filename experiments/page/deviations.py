@@ -1,18 +1,22 @@
-"""Where our settings differ from the paper's, and what the paper leaves open."""
+"""Where the settings here differ from the paper's, and what the paper leaves open."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from projkern.training.config import PRESETS, SOURCE, TrainConfig
+from projkern.models.names import SOURCE, ModelName
+from projkern.training.config import TrainConfig
+from projkern.training.presets import PAPER
+from projkern.utils.markdown import table
+from projkern.utils.settings import fields_of
 
-from ..results import ITS_OWN, Document, labels, results_of
+from ..documents import ITS_OWN, Document, labels, results_of
+from ..settings import as_json, complete
 from . import paper
-from .markdown import table
+from .words import words
 
-NOT_THE_RESULT = {*ITS_OWN, "scales", "log_every", "checkpoint_every", "mnist", "data"}
+NOT_THE_RESULT = {*ITS_OWN, "scales", "log_every", "checkpoint_every", "mnist", "folder"}
 """Settings that change no result, are part of a training's name, or are shown otherwise."""
 OF_STAGE = {
     "source": ("source_steps", "source_lr"),
@@ -23,15 +27,7 @@ OF_STAGE = {
     ),
 }
 """Settings that only some stages read: of a source, of M_s and M̃_s, of projected models."""
-HELP = {field.name: field.metadata["help"] for field in dataclasses.fields(TrainConfig)}
-OPEN = """The paper leaves open, and the results above stand on these choices:
-
-- how many images a step takes (`batch_size`) and the weight of the source's own loss (`w_src`): {chosen};
-- how p and q start: independent of t, at g^(-1/4) ([method.md](method.md)); the recipes above try others;
-- how the colours were chosen, how a digit is blended, the order of warp, rotation and scale
-  ([synthmnist.md](synthmnist.md#what-the-paper-leaves-open-and-what-we-chose));
-- which layer of SimCLRv2 gives t: here t is whatever embedding came with the images;
-- the learning rate of each part, "of order 10⁻³" for all in the paper."""
+HELP = {field.name: field.metadata["help"] for _, field in fields_of(TrainConfig)}
 
 
 def deviations(results: dict[str, Document]) -> str:
@@ -40,38 +36,39 @@ def deviations(results: dict[str, Document]) -> str:
     Args:
         results: one size's, by experiment.
     """
-    theirs = PRESETS["paper"][1].to_json()
-    ours = {name: found for name, document in results.items() if (found := _settings(document))}
+    preset = as_json(PAPER)
+    stored = {name: settings for name, document in results.items() if (settings := _settings(document))}
     lines = []
-    for name in theirs:
-        values = {experiment: _values(settings, name) for experiment, settings in ours.items()}
+    for name in preset:
+        values = {experiment: _values(settings, name) for experiment, settings in stored.items()}
         values = {experiment: shown for experiment, shown in values.items() if shown}
-        if name not in NOT_THE_RESULT and any(shown != [_shown(theirs[name])] for shown in values.values()):
-            lines.append([f"`{name}`: {HELP[name]}", _shown(theirs[name]), _by_experiment(values)])
-    images = {experiment: sorted({_images(settings) for settings in found}) for experiment, found in ours.items()}
+        if name not in NOT_THE_RESULT and any(shown != [_shown(preset[name])] for shown in values.values()):
+            lines.append([f"`{name}`: {HELP[name]}", _shown(preset[name]), _by_experiment(values)])
+    images = {experiment: sorted({_images(one) for one in settings}) for experiment, settings in stored.items()}
     lines.append(["images", "SynthMNIST with MNIST's digits; ImageNet", _by_experiment(images)])
     return table(["setting", "preset `paper`", "here"], lines)
 
 
 def left_open(results: dict[str, dict[str, Document]]) -> str:
     """What the paper does not say, with what was chosen at each size."""
-    said = []
+    chosen = []
     for size, documents in results.items():
         settings = [one for document in documents.values() for one in _settings(document)]
         shown = ", ".join(f"`{name}` {' or '.join(_values(settings, name))}" for name in ("batch_size", "w_src"))
-        said += [f"{shown} at {size}"] if settings else []
-    return OPEN.format(chosen="; ".join(said) or "nothing has been run")
+        chosen += [f"{shown} at {size}"] if settings else []
+    return words("open", chosen="; ".join(chosen) or "nothing has been run")
 
 
 def _settings(document: Document) -> list[dict[str, Any]]:
     own = set(paper.LABELS.get(document["experiment"], ())) & set(labels(document))
-    return [_read(result["settings"]) for label in sorted(own) for result in results_of(document, label)]
+    return [_read(complete(result["settings"])) for label in sorted(own) for result in results_of(document, label)]
 
 
 def _read(settings: dict[str, Any]) -> dict[str, Any]:
     """Without those settings that a training of its stage does not read."""
-    kind = "source" if settings["stage"] == SOURCE else settings["stage"][0]
-    others = {name for of, names in OF_STAGE.items() if of != kind for name in names}
+    stage = ModelName.parse(settings["stage"])
+    kind = "source" if stage == SOURCE else "P" if stage.is_projected else "M"
+    others = {name for other, names in OF_STAGE.items() if other != kind for name in names}
     return {name: value for name, value in settings.items() if name not in others - set(OF_STAGE[kind])}
 
 
@@ -90,12 +87,12 @@ def _by_experiment(values: dict[str, list[str]]) -> str:
 
 
 def _images(settings: dict[str, Any]) -> str:
-    if settings.get("data"):
-        return f"tokens of {_told(settings['data'])}"
-    return f"SynthMNIST, digits: {_told(settings.get('mnist') or 'scikit-learn')}"
+    if settings["folder"]:
+        return f"tokens of {_name_of(settings['folder'])}"
+    return f"SynthMNIST, digits: {_name_of(settings['mnist'] or 'scikit-learn')}"
 
 
-def _told(folder: str) -> str:
+def _name_of(folder: str) -> str:
     """A folder's name alone: where it lay says nothing to others."""
     return Path(folder).name if Path(folder).is_absolute() else folder
 

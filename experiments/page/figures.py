@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from projkern.models.names import with_tildes
 from projkern.utils.files import write_atomically
 
-from ..results import Document, models_of
+from ..documents import Document, models_of
 from .further import by_scale, swept
 from .paper import SCALES
 
@@ -52,8 +52,8 @@ def draw_figure4(path: Path, document: Document) -> None:
     axes[0].set_ylabel("loss, nats per token")
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=9)
-    told = {"Description": fingerprint(document)}
-    write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png", metadata=told))
+    metadata = {"Description": fingerprint(document)}
+    write_atomically(path, lambda partial: figure.savefig(partial, dpi=110, format="png", metadata=metadata))
 
 
 def fingerprint(document: Document) -> str:

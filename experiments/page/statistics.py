@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from projkern.evaluation.equivalent import LEVEL, RESAMPLES, EquivalentSize, read_off
+from projkern.utils.errors import InputError, MissingDependency
+
+try:
+    from scipy.special import stdtrit
+except ImportError as error:
+    raise MissingDependency("the page needs SciPy: pip install -e '.[experiments]'") from error
 
 Model = Mapping[str, Any]
 """A model's stored figures: at the least its loss, and ``by_image``, the losses of N held-out images."""
@@ -76,12 +81,12 @@ def difference(a: Mapping[int, Model], b: Mapping[int, Model]) -> Difference:
     or more; otherwise the variance over seeds is pooled over both models, and the seeds are taken as independent.
 
     Raises:
-        ValueError: their images differ in number.
+        InputError: their images differ in number.
     """
     x, y = ({seed: np.asarray(model["by_image"], float) for seed, model in models.items()} for models in (a, b))
     counts = {len(losses) for losses in (*x.values(), *y.values())}
     if len(counts) != 1:
-        raise ValueError(f"by_image must be of the same images for all models; it was of {sorted(counts)}")
+        raise InputError(f"by_image must be of the same images for all models; it was of {sorted(counts)}")
     common = sorted(x.keys() & y.keys())
     if len(common) > 1:
         each = np.stack([x[seed] - y[seed] for seed in common])
@@ -129,10 +134,8 @@ def equivalent_size_over_seeds(
     sizes = [next(iter(models.values()))["parameters"] for models in baselines]
     parameters = next(iter(projected.values()))["parameters"]
     losses = [np.array([m["by_image"] for m in models.values()], float) for models in (*baselines, projected)]
-    mean = np.array([of_model.mean() for of_model in losses])
-    return read_off(
-        sizes, mean, lambda: np.stack(_resampled(losses, np.random.default_rng(seed)), -1), parameters
-    )
+    mean = np.array([model.mean() for model in losses])
+    return read_off(sizes, mean, lambda: np.stack(_resampled(losses, np.random.default_rng(seed)), -1), parameters)
 
 
 def _resampled(losses: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
@@ -142,4 +145,4 @@ def _resampled(losses: Sequence[np.ndarray], rng: np.random.Generator) -> list[n
         return rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
 
     images = weights(losses[0].shape[1])
-    return [((images @ of_model.T) * weights(len(of_model))).sum(1) for of_model in losses]
+    return [((images @ model.T) * weights(len(model))).sum(1) for model in losses]

@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 from projkern.models.names import with_tildes
+from projkern.utils.markdown import table
 
-from ..results import PARTS, Document, labels, results_of
+from ..documents import PARTS, Document, labels, results_of
 from . import paper
-from .markdown import NOT_RUN, mean_and_deviation, table
 from .statistics import spread
+from .tables import NOT_RUN, mean_and_deviation
 
 
 def costs(document: Document) -> str:
@@ -34,32 +35,32 @@ def costs(document: Document) -> str:
             ]
         )
     head = ["training", "parameters of its operator", "steps", "images", "FLOPs (10¹²)", "seconds"]
-    return f"{table(head, lines)}\n\n{made_on(document)}"
+    return f"{table(head, lines)}\n\n{machines(document)}"
 
 
-def made_on(document: Document) -> str:
+def machines(document: Document) -> str:
     """Devices and versions, each as often as they differ."""
-    found = dict.fromkeys(
+    shown = dict.fromkeys(
         f"{r['device']}; {', '.join(f'{name} {version}' for name, version in r['versions'].items())}"
         for r in document["results"].values()
     )
     trainings = distinct(document)
     hours = sum(result["seconds"] for result in trainings) / 3600
     count = f"{len(trainings)} training{'s' * (len(trainings) > 1)}"
-    return f"{count}, {hours:.1f} hours in all, sources that are no line left out. On {'. On '.join(found)}."
+    return f"{count}, {hours:.1f} hours in all, sources that are no line left out. On {'. On '.join(shown)}."
 
 
 def distinct(document: Document) -> list[dict[str, Any]]:
     """The trainings behind the stored results: one may stand behind several lines."""
-    found = {json.dumps([r["settings"], r["seed"], r["seconds"]]): r for r in document["results"].values()}
-    return list(found.values())
+    trainings = {json.dumps([r["settings"], r["seed"], r["seconds"]]): r for r in document["results"].values()}
+    return list(trainings.values())
 
 
 def step_parts(document: Document) -> str:
     """Milliseconds of each part of a step of Table 1's trainings, means over seeds."""
-    wanted = [f"{kind}_{s}" for kind in ("M", "M~", "P") for s in paper.SCALES if (kind, s) != ("P", "1")] + ["P~"]
+    stages = [f"{kind}_{s}" for kind in ("M", "M~", "P") for s in paper.SCALES if (kind, s) != ("P", "1")]
     lines = []
-    for label in wanted:
+    for label in (*stages, "P~"):
         results = results_of(document, label)
         if not results:
             lines.append([with_tildes(label), *[""] * len(PARTS), NOT_RUN, ""])

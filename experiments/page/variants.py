@@ -6,12 +6,14 @@ import re
 from typing import Any
 
 from projkern.evaluation.equivalent import LEVEL
-from projkern.training.config import BEFORE, PLAIN, QUICK
 from projkern.models.names import with_tildes
+from projkern.training.presets import PLAIN, QUICK
+from projkern.utils.markdown import table
 
-from ..results import ITS_OWN, SOURCE, Document, labels, models_of, results_of
-from .markdown import NOT_RUN, Models, interval, marked_difference, mean_and_deviation, spread_of, table
+from ..documents import ITS_OWN, SOURCE, Document, labels, models_of, results_of
+from ..settings import as_json, complete
 from .statistics import Difference, difference
+from .tables import NOT_RUN, Models, interval, marked_difference, mean_and_deviation, spread_of
 from .trainings import costs
 
 PLAIN_GENERATOR = "diagonal"
@@ -64,7 +66,7 @@ def _local_tangent(document: Document) -> str:
     left = [norms[-1] / norms[0] for model in models.values() for norms in model["residuals"]]
     return (
         "The local tangent (Eq. 3) is no generator: it is one step from an unconditional M_1/4, its base, which was "
-        "trained for as many steps as P_1/4 and its source together. It is made for one task at a time, from "
+        "trained for as many steps as P_1/4 and its source together. It is computed for one task at a time, from "
         f"{how['training_images']} images of that task in {seconds:.0f} seconds, which the costs below leave out. Its "
         f"loss is of {how['images']} images of each of {how['tasks']} held-out tasks, not of the other lines' "
         f"{settings['eval_images']:,} images of a task each, so only its base is set beside it: {same} on its images, "
@@ -116,20 +118,23 @@ def model_of_rates(label: str) -> str:
 
 def lengths(document: Document) -> str:
     """One line a model and one column a length; then how far projected models are below others, at each length."""
-    found = {label: models_of(document, label) for label in labels(document)}
-    steps = sorted({int(label.split(", ")[1].removesuffix(" steps")) for label in found})
-    models = list(dict.fromkeys(label.partition(",")[0] for label in found))
+    by_label = {label: models_of(document, label) for label in labels(document)}
+    steps = sorted({int(label.split(", ")[1].removesuffix(" steps")) for label in by_label})
+    names = list(dict.fromkeys(label.partition(",")[0] for label in by_label))
 
-    def at(model: str, count: int) -> Models:
-        return found.get(f"{model}, {count} steps", {})
+    def at(name: str, count: int) -> Models:
+        return by_label.get(f"{name}, {count} steps", {})
 
-    rows = [[with_tildes(m), *(mean_and_deviation(spread_of(at(m, n))) if at(m, n) else "" for n in steps)] for m in models]
-    apart = [
+    rows = [
+        [with_tildes(name), *(mean_and_deviation(spread_of(at(name, n))) if at(name, n) else "" for n in steps)]
+        for name in names
+    ]
+    gaps = [
         [f"{low} minus {with_tildes(high)}", *(marked_difference(at(low, n), at(high, n)) for n in steps)]
         for low, high in LENGTH_RIVALS
     ]
     by_length = [f"{n:,} steps" for n in steps]
-    return "\n\n".join([table(["model", *by_length], rows), table(["difference", *by_length], apart), costs(document)])
+    return "\n\n".join([table(["model", *by_length], rows), table(["difference", *by_length], gaps), costs(document)])
 
 
 def _lines(document: Document) -> list[str]:
@@ -142,14 +147,14 @@ def is_default(document: Document, label: str) -> bool:
     recipe, plain = (results_of(document, which) for which in (label, PLAIN_RECIPE))
     if not recipe or not plain:
         return False
-    ours, reference, default = map(_comparable, (recipe[0]["settings"], plain[0]["settings"], QUICK.to_json()))
-    changed = [name for name in default if name not in ITS_OWN and ours[name] != reference[name]]
-    return bool(changed) and all(ours[name] == default[name] for name in {*changed, *PLAIN})
+    settings, reference, default = map(_comparable, (recipe[0]["settings"], plain[0]["settings"], as_json(QUICK)))
+    changed = [name for name in default if name not in ITS_OWN and settings[name] != reference[name]]
+    return bool(changed) and all(settings[name] == default[name] for name in {*changed, *PLAIN})
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with ``tables_lr`` and ``source_batch`` as shares of ``operator_lr`` and ``batch_size``."""
-    settings = BEFORE | settings
+    settings = complete(settings)
     wholes = (("tables_lr", "operator_lr"), ("source_batch", "batch_size"))
     return settings | {name: (settings[name] or settings[whole]) / settings[whole] for name, whole in wholes}
 
@@ -168,15 +173,15 @@ def _difference(document: Document, label: str, plain: str) -> Difference | None
 
 
 def _against(document: Document, label: str, plain: str) -> str:
-    found = _difference(document, label, plain)
-    return "" if found is None else interval(found)
+    gap = _difference(document, label, plain)
+    return "" if gap is None else interval(gap)
 
 
 def _verdict(document: Document, label: str) -> str:
-    found = _difference(document, label, PLAIN_RECIPE)
-    if found is None:
+    gap = _difference(document, label, PLAIN_RECIPE)
+    if gap is None:
         return f"open: {PLAIN_RECIPE} {NOT_RUN}"
     if len(models_of(document, label).keys() & models_of(document, PLAIN_RECIPE).keys()) < 2:
         return "undecided: fewer than two seeds in common"
-    low, high = found.interval
+    low, high = gap.interval
     return "wins" if high < 0 else "loses" if low > 0 else "no difference"

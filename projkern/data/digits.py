@@ -4,8 +4,6 @@ Whatever the source, a digit is a 28x28 image of white ink on black paper with M
 rest of the package sees one format (paper, appendix C.3: "one of the MNIST images").
 """
 
-from __future__ import annotations
-
 import gzip
 import os
 import zlib
@@ -42,19 +40,21 @@ class Digits:
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 3 or 0 in self.images.shape:
-            got = f"{self.images.dtype} {tuple(self.images.shape)}"
-            raise InputError(f"images is {got}; it must be uint8 of shape (n, h, w) with n, h, w >= 1")
+            raise InputError(
+                f"images must be uint8 of shape (n, h, w) with n, h, w >= 1; it was {self.images.dtype} "
+                f"{tuple(self.images.shape)}"
+            )
         if self.labels.shape != self.images.shape[:1]:
-            raise InputError(f"labels is {tuple(self.labels.shape)}; it must be ({len(self.images)},)")
+            raise InputError(f"labels must be ({len(self.images)},); it was {tuple(self.labels.shape)}")
 
     def __len__(self) -> int:
         return len(self.images)
 
 
 def check_split(split: str) -> None:
-    """Raise ValueError unless ``split`` is "train" or "validation"."""
+    """Raise InputError unless ``split`` is "train" or "validation"."""
     if split not in get_args(Split):
-        raise InputError(f"split is {split!r}; it must be one of {', '.join(map(repr, get_args(Split)))}")
+        raise InputError(f"split must be one of {', '.join(map(repr, get_args(Split)))}; it was {split!r}")
 
 
 def load_digits(source: str | os.PathLike[str] | None = None, split: Split = "train") -> Digits:
@@ -72,7 +72,7 @@ def load_digits(source: str | os.PathLike[str] | None = None, split: Split = "tr
 
     Raises:
         FileNotFoundError: the directory or one of its idx files is missing.
-        ValueError: unknown split, or an idx file that is truncated, is of the wrong kind or has the wrong
+        InputError: unknown split, or an idx file that is truncated, is of the wrong kind or has the wrong
             counts.
         ConnectionError: OpenML cannot be reached.
     """
@@ -105,8 +105,8 @@ def _openml_digits(split: Split) -> Digits:
         pixels, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False, parser="liac-arff")
     except OSError as error:
         raise ConnectionError(
-            f"source is 'openml' and OpenML cannot be reached ({error}); give the directory of MNIST's idx "
-            "files, or None for scikit-learn's embedded digits"
+            "source must be the directory of MNIST's idx files, or None for scikit-learn's embedded digits, where "
+            f"OpenML cannot be reached ({error}); it was 'openml'"
         ) from error
     part = slice(None, _OPENML_TRAIN) if split == "train" else slice(_OPENML_TRAIN, None)
     images = torch.from_numpy(pixels[part].astype(np.uint8)).view(-1, SIDE, SIDE)
@@ -116,19 +116,19 @@ def _openml_digits(split: Split) -> Digits:
 def _idx_digits(directory: Path, split: Split) -> Digits:
     if not directory.is_dir():
         raise FileNotFoundError(
-            f"source is {str(directory)!r}, which is no directory; it must be the directory of MNIST's idx "
-            "files, 'openml', or None for scikit-learn's embedded digits"
+            "source must be the directory of MNIST's idx files, 'openml', or None for scikit-learn's embedded digits; "
+            f"it was {str(directory)!r}, which is no directory"
         )
     images_path = _find_idx(directory, f"{_IDX_PREFIX[split]}-images-idx3-ubyte")
     labels_path = _find_idx(directory, f"{_IDX_PREFIX[split]}-labels-idx1-ubyte")
     images, labels = read_idx(images_path, ndim=3), read_idx(labels_path, ndim=1)
     if len(images) != len(labels):
         raise InputError(
-            f"{images_path} has {len(images)} images and {labels_path} has {len(labels)} labels; "
-            "the counts must be equal"
+            f"{images_path} must have an image for each of the {len(labels)} labels in {labels_path}; "
+            f"it has {len(images)}"
         )
     if images.shape[1:] != (SIDE, SIDE) or len(images) == 0:
-        raise InputError(f"{images_path} is {images.shape}; it must be (n, {SIDE}, {SIDE}) with n >= 1")
+        raise InputError(f"{images_path} must be (n, {SIDE}, {SIDE}) with n >= 1; it was {images.shape}")
     return Digits(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
 
 
@@ -136,7 +136,7 @@ def _find_idx(directory: Path, name: str) -> Path:
     for path in (directory / name, directory / f"{name}.gz"):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"{directory} has neither {name} nor {name}.gz; one of them must be there")
+    raise FileNotFoundError(f"{directory} must hold {name} or {name}.gz; it holds neither")
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
@@ -152,24 +152,24 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
         uint8 array of the shape that the file's header gives, writable.
 
     Raises:
-        ValueError: the file is truncated, too long, badly compressed or has another magic number.
+        InputError: the file is truncated, too long, badly compressed or has another magic number.
     """
     data = path.read_bytes()
     if path.suffix == ".gz":
         try:
             data = gzip.decompress(data)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{path} is truncated or no gzip file ({error})") from error
+            raise InputError(f"{path} must be a whole gzip file; it is not ({error})") from error
     header = 4 + 4 * ndim
     if len(data) < header:
-        raise InputError(f"{path} has {len(data)} bytes; its header alone must have {header}")
+        raise InputError(f"{path} must have {header} bytes for its header alone; it has {len(data)}")
     magic, *shape = (int(v) for v in np.frombuffer(data, ">u4", count=1 + ndim))
     if magic != 0x0800 + ndim:
         raise InputError(
-            f"{path} starts with {magic:#010x}; an idx file of bytes with {ndim} dimension(s) must start "
-            f"with {0x0800 + ndim:#010x}"
+            f"{path} must start with {0x0800 + ndim:#010x}, as an idx file of bytes with {ndim} dimension(s) does; "
+            f"it starts with {magic:#010x}"
         )
     expected = header + int(np.prod(shape, dtype=np.int64))
     if len(data) != expected:
-        raise InputError(f"{path} has {len(data)} bytes; with the sizes {shape} it must have {expected}")
+        raise InputError(f"{path} must have {expected} bytes, as its sizes {shape} say; it has {len(data)}")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()

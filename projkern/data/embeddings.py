@@ -1,6 +1,4 @@
-"""Task identifiers of images: embeddings from a file, or made by an encoder (paper, section 3.1)."""
-
-from __future__ import annotations
+"""Task identifiers of images: embeddings from a file, or computed by an encoder (paper, section 3.1)."""
 
 import zipfile
 from collections.abc import Callable
@@ -35,7 +33,7 @@ def read_embeddings(path: str | Path, split: Split, images: LabelledImages) -> n
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is something else, has values that are not finite, or does not fit the images.
+        InputError: it is something else, has values that are not finite, or does not fit the images.
     """
     t, names = _read(Path(path), _KEYS[split])
     if t.ndim != 2 or t.shape[1] < 1 or t.dtype.kind not in "fiu":
@@ -70,20 +68,20 @@ def _read(path: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
         ) from error
 
 
-def _check_order(path: str | Path, given: list[str], names: list[str]) -> None:
-    if given == names or given == [Path(name).name for name in names]:
+def _check_order(path: str | Path, stored: list[str], names: list[str]) -> None:
+    if stored == names or stored == [Path(name).name for name in names]:
         return
-    if len(given) != len(names):
-        raise InputError(f"embeddings must name each of the {len(names)} images once; {path} has {len(given)} names")
-    row = next(i for i, name in enumerate(names) if given[i] not in (name, Path(name).name))
+    if len(stored) != len(names):
+        raise InputError(f"embeddings must name each of the {len(names)} images once; {path} has {len(stored)} names")
+    row = next(i for i, name in enumerate(names) if stored[i] not in (name, Path(name).name))
     raise InputError(
-        f"embeddings must be in the order of the images; {path} has {given[row]} at row {row}, where the images have "
+        f"embeddings must be in the order of the images; {path} has {stored[row]} at row {row}, where the images have "
         f"{names[row]}"
     )
 
 
 def load_encoder(name: str, device: torch.device) -> Encoder:
-    """Load what makes embeddings of images.
+    """Load a program that computes embeddings of images.
 
     Args:
         name: ``timm:NAME``, a pretrained model of timm, of which the pooled features are taken, at unit length; or a
@@ -92,8 +90,8 @@ def load_encoder(name: str, device: torch.device) -> Encoder:
         device: where it runs.
 
     Raises:
-        ImportError: timm is not installed.
-        ValueError: there is no such model, or the file is no such program.
+        MissingDependency: timm is not installed.
+        InputError: there is no such model, or the file is no such program.
     """
     if name.startswith("timm:"):
         return _timm(name.removeprefix("timm:"), device)
@@ -115,11 +113,11 @@ def _timm(name: str, device: torch.device) -> Encoder:
         model = timm.create_model(name, pretrained=True, num_classes=0).eval().to(device)
     except RuntimeError as error:
         raise InputError(f"encoder must name a pretrained model of timm; it was {name}: {error}") from error
-    wanted = timm.data.resolve_model_data_config(model)
-    mean, std = (torch.tensor(wanted[key], device=device)[:, None, None] for key in ("mean", "std"))
+    settings = timm.data.resolve_model_data_config(model)
+    mean, std = (torch.tensor(settings[key], device=device)[:, None, None] for key in ("mean", "std"))
 
     def encode(images: Tensor) -> Tensor:
-        resized = F.interpolate(images, wanted["input_size"][1:], mode="bicubic", antialias=True)
+        resized = F.interpolate(images, settings["input_size"][1:], mode="bicubic", antialias=True)
         return F.normalize(model((resized - mean) / std), dim=1)
 
     return encode

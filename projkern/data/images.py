@@ -1,7 +1,5 @@
 """Collections of labelled images on disk, read at one size: what a tokenizer is trained on and applied to."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import re
@@ -27,12 +25,12 @@ _UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 
 
 class DamagedFile(ProjkernError, RuntimeError):
-    """A file of many images that cannot be read, found when they are asked for."""
+    """A file of many images that cannot be read; raised when one of them is read."""
 
 
 @dataclass
 class LabelledImages:
-    """Images in a fixed order, read when they are asked for.
+    """Images in a fixed order, each read on demand.
 
     Args:
         path: where they lie.
@@ -59,13 +57,13 @@ class LabelledImages:
         Args:
             size: S; other sizes are cropped to their central square and resized (bicubic, antialiased).
             batch: images read at a time.
-            indices: of the images wanted, in this order; None: all.
+            indices: of the images to read, in this order; None: all.
 
         Yields:
-            Indices (b,) int64 of the images kept, and the images (b, S, S, 3) uint8. Unreadable ones are left
-            out and noted in ``skipped``.
+            Indices (b,) int64 of the readable images, and the images (b, S, S, 3) uint8. The others are noted
+            in ``skipped``.
         """
-        wanted = iter(range(len(self)) if indices is None else indices)
+        remaining = iter(range(len(self)) if indices is None else indices)
 
         def read(index: int) -> np.ndarray | None:
             try:
@@ -75,12 +73,12 @@ class LabelledImages:
                 return None
 
         with ThreadPoolExecutor() as pool:
-            while part := [int(index) for index in itertools.islice(wanted, batch)]:
+            while part := [int(index) for index in itertools.islice(remaining, batch)]:
                 images = list(pool.map(read, part))
                 self.skipped.update(index for index, image in zip(part, images) if image is None)
-                kept = [index for index, image in zip(part, images) if image is not None]
-                if kept:
-                    yield np.array(kept), np.stack([image for image in images if image is not None])
+                readable = [index for index, image in zip(part, images) if image is not None]
+                if readable:
+                    yield np.array(readable), np.stack([image for image in images if image is not None])
 
     def describe_skipped(self) -> str:
         """How many images could not be read, and the names of the first; empty where all could."""
@@ -97,7 +95,7 @@ def open_images(path: str | Path) -> LabelledImages:
     Args:
         path: a folder of class folders of image files, where both are sorted by name and a label is the index of
             the class folder; an ``.npz`` of JPEG files end to end (``jpeg`` (bytes,) uint8, ``offsets`` (n + 1,),
-            ``labels`` (n,) and, if it likes, ``names``); or an ``.npz`` of the downsampled ImageNet (``data``
+            ``labels`` (n,) and optionally ``names``); or an ``.npz`` of the downsampled ImageNet (``data``
             (n, 3 S S) uint8, channels first, ``labels`` (n,) from 1), or a folder of these.
 
     Returns:
@@ -105,7 +103,7 @@ def open_images(path: str | Path) -> LabelledImages:
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
-        ValueError: something else is, or a collection of no images.
+        InputError: something else is, or a collection of no images.
     """
     path = Path(path)
     if not path.exists():
@@ -123,9 +121,9 @@ def _class_folders(path: Path) -> LabelledImages:
     classes = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     files, labels = [], []
     for label, folder in enumerate(classes):
-        found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
-        files += found
-        labels += [label] * len(found)
+        class_files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+        files += class_files
+        labels += [label] * len(class_files)
     if not files:
         raise InputError(f"images must be a folder of class folders of images, or of .npz files; {path} holds neither")
     names = [file.relative_to(path).as_posix() for file in files]
@@ -142,7 +140,9 @@ def _jpegs(path: Path) -> LabelledImages:
             f"{path} must have n >= 1 labels and names and n + 1 offsets; it has {n}, {len(names)} and {len(offsets)}"
         )
     if offsets[0] < 0 or (np.diff(offsets) < 0).any() or offsets[-1] > len(jpeg):
-        raise InputError(f"{path} must have offsets that grow from 0 to the {len(jpeg)} bytes of jpeg; they do not")
+        raise InputError(
+            f"{path} must have offsets that grow from 0 to the {len(jpeg)} bytes of jpeg; they were others"
+        )
 
     def read(index: int) -> Image.Image:
         return Image.open(io.BytesIO(jpeg[offsets[index] : offsets[index + 1]].tobytes()))
@@ -209,8 +209,8 @@ def _header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
             raise InputError(f"{path} must hold {name}; it does not")
         with archive.open(f"{name}.npy") as file:
             version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, kind = read(file)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, kind = header(file)
     return shape, kind
 
 

@@ -30,15 +30,15 @@ class Palette:
         colors: (K, 3) float, RGB in [-1, 1], K >= 2. Kept as float32.
 
     Raises:
-        ValueError: another shape, or values that are not finite or leave [-1, 1].
+        InputError: another shape, or values that are not finite or leave [-1, 1].
     """
 
     def __init__(self, colors: Tensor) -> None:
         if colors.ndim != 2 or colors.shape[1] != 3 or len(colors) < 2:
-            raise InputError(f"colors is {tuple(colors.shape)}; it must be (K, 3) with K >= 2")
+            raise InputError(f"colors must be (K, 3) with K >= 2; it was {tuple(colors.shape)}")
         self.colors = colors.detach().to(torch.float32)
         if not bool((self.colors.abs() <= 1).all()):
-            raise InputError("colors has values that are not finite or leave [-1, 1]; they must be RGB in it")
+            raise InputError("colors must be RGB in [-1, 1]; it had values that are not finite or leave this range")
         self._candidates = _cell_candidates(self.colors)  # [cells, C]
         self._rgb = self.colors[self._candidates.long()].mT.contiguous()  # [cells, 3, C]
 
@@ -50,10 +50,10 @@ class Palette:
 
     def to(self, device: torch.device | str) -> Palette:
         """The same palette with its tables on ``device``."""
-        moved = object.__new__(Palette)
+        copy = object.__new__(Palette)
         for name, table in vars(self).items():
-            setattr(moved, name, table.to(device))
-        return moved
+            setattr(copy, name, table.to(device))
+        return copy
 
     def encode(self, images: Tensor) -> Tensor:
         """The nearest colour of each pixel, by Euclidean distance in RGB; of equals, the first.
@@ -68,10 +68,10 @@ class Palette:
             (B, H*W) int64, tokens in [0, K), row by row from the top left pixel.
 
         Raises:
-            ValueError: another shape.
+            InputError: another shape.
         """
         if images.ndim != 4 or images.shape[1] != 3:
-            raise InputError(f"images is {tuple(images.shape)}; it must be (B, 3, H, W)")
+            raise InputError(f"images must be (B, 3, H, W); it was {tuple(images.shape)}")
         pixels = images.to(torch.float32).clamp(-1, 1).permute(0, 2, 3, 1).reshape(-1, 3)
         tokens = torch.cat([self._nearest(part) for part in pixels.split(_CHUNK)])
         return tokens.view(len(images), -1)
@@ -92,12 +92,12 @@ class Palette:
             (B, 3, S, S) or (3, S, S) float32 in [-1, 1].
 
         Raises:
-            ValueError: the last dimension is no square.
+            InputError: the last dimension is no square.
             IndexError: a token outside [0, K).
         """
         side = int(tokens.shape[-1] ** 0.5 + 0.5) if tokens.ndim else 0
         if tokens.ndim not in (1, 2) or side * side != tokens.shape[-1]:
-            raise InputError(f"tokens is {tuple(tokens.shape)}; it must be (B, S*S) or (S*S,)")
+            raise InputError(f"tokens must be (B, S*S) or (S*S,); it was {tuple(tokens.shape)}")
         return self.colors[tokens].unflatten(-2, (side, side)).movedim(-1, -3)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -118,14 +118,16 @@ class Palette:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is damaged or holds something else.
+            InputError: the file is damaged or holds something else.
         """
         with open(path, "rb") as file:
             try:
                 array = np.load(file, allow_pickle=False)
                 return cls(torch.from_numpy(array))
             except (ValueError, EOFError, TypeError, AttributeError, OSError) as error:
-                raise InputError(f"{path} is no palette of (K, 3) float32 in .npy format: {error}") from error
+                raise InputError(
+                    f"{path} must hold a palette, (K, 3) float32 in .npy format; it cannot be used: {error}"
+                ) from error
 
 
 def fit_palette(images: Tensor, colors: int = 512, seed: int = 0, cache: bool = True) -> Palette:
@@ -144,15 +146,15 @@ def fit_palette(images: Tensor, colors: int = 512, seed: int = 0, cache: bool = 
         A ``Palette`` of K colours, on the CPU.
 
     Raises:
-        ValueError: ``colors`` out of range, another shape of images, or values that are not finite.
+        InputError: ``colors`` out of range, another shape of images, or values that are not finite.
     """
     if images.ndim != 4 or images.shape[1] != 3:
-        raise InputError(f"images is {tuple(images.shape)}; it must be (B, 3, H, W)")
+        raise InputError(f"images must be (B, 3, H, W); it was {tuple(images.shape)}")
     pixels = images.detach().cpu().float().permute(0, 2, 3, 1).reshape(-1, 3)
     if not 2 <= colors <= len(pixels):
-        raise InputError(f"colors is {colors}; it must be from 2 to the number of pixels, {len(pixels)}")
+        raise InputError(f"colors must be from 2 to the number of pixels, {len(pixels)}; it was {colors}")
     if not bool((pixels.abs() <= 1).all()):
-        raise InputError("images has values that are not finite or leave [-1, 1]; they must be RGB in it")
+        raise InputError("images must be RGB in [-1, 1]; it had values that are not finite or leave this range")
     if len(pixels) > _FIT_PIXELS:
         generator = torch.Generator().manual_seed(seed)
         pixels = pixels[torch.randperm(len(pixels), generator=generator)[:_FIT_PIXELS]]
@@ -180,8 +182,8 @@ def fit_palette(images: Tensor, colors: int = 512, seed: int = 0, cache: bool = 
 
 def cache_dir() -> Path:
     """Where projkern caches: $PROJKERN_CACHE, else $XDG_CACHE_HOME/projkern, else ~/.cache/projkern."""
-    if own := os.environ.get("PROJKERN_CACHE"):
-        return Path(own)
+    if folder := os.environ.get("PROJKERN_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "projkern"
 
 

@@ -1,6 +1,4 @@
-"""What training and evaluation ask of a data set of images, whichever it is."""
-
-from __future__ import annotations
+"""The interface of every data set of images that training and evaluation use."""
 
 from typing import Protocol
 
@@ -27,7 +25,7 @@ class Images(Protocol):
         """K: tokens are in [0, K)."""
 
     def batch(self, step: int, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens (B, T) int64 and task identifiers (B, task_dim) float32, or in their place the ``t`` given."""
+        """Tokens (B, T) int64 and task identifiers (B, task_dim) float32, ``t`` in place of the stored ones."""
 
     def tasks(self, step: int) -> Tensor:
         """The task identifiers of ``batch``."""

@@ -14,8 +14,6 @@ pixel coordinates x, y in [0, 1], the texture of colour channel c in (0, 1, 2) i
 docs/synthmnist.md says which of this is the paper's and which had to be chosen.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -51,7 +49,7 @@ def texture(t: Tensor, size: int) -> Tensor:
         (B, 3, S, S) float32 in [-1, 1], on t's device.
 
     Raises:
-        ValueError: another shape of t, or a size below 4.
+        InputError: another shape of t, or a size below 4.
     """
     _check_tasks(t)
     _check_size(size)
@@ -90,7 +88,7 @@ def resize_digits(images: Tensor, size: int) -> Tensor:
 
     Returns:
         (n, S, S) uint8. At S = 32 the original pixels with a margin of two; else resampled (antialiased),
-        and darkened where made smaller, so that thin strokes do not turn grey.
+        and darkened where they shrink, so that thin strokes do not turn grey.
     """
     _check_size(size)
     side = round(size * images.shape[-1] / CANVAS)
@@ -120,7 +118,7 @@ def overlay(images: Tensor, digits: Tensor) -> Tensor:
 
 
 class SynthMNIST:
-    """Batches of SynthMNIST, made on the fly; a batch is a function of (seed, split, step) alone.
+    """Batches of SynthMNIST, computed on the fly; a batch is a function of (seed, split, step) alone.
 
     Task identifiers, digits and flips are drawn on the CPU, so that every device sees the same data (up
     to rounding); images are computed and quantised on ``device``. There is no state: call
@@ -135,10 +133,10 @@ class SynthMNIST:
         batch: B >= 1, images per step.
         examples_per_task: k; B/k task identifiers are drawn and each is used in k consecutive rows, with
             digits drawn independently.
-        device: where images are made and tensors returned.
+        device: where images are computed and tensors returned.
 
     Raises:
-        ValueError: an argument out of its range, or a batch that k does not divide.
+        InputError: an argument out of its range, or a batch that k does not divide.
     """
 
     def __init__(
@@ -155,9 +153,9 @@ class SynthMNIST:
         _check_size(size)
         check_split(split)
         if batch < 1:
-            raise InputError(f"batch is {batch}; it must be at least 1")
+            raise InputError(f"batch must be at least 1; it was {batch}")
         if examples_per_task < 1 or batch % examples_per_task:
-            raise InputError(f"examples_per_task is {examples_per_task}; it must divide the batch, {batch}")
+            raise InputError(f"examples_per_task must divide the batch, {batch}; it was {examples_per_task}")
         self.size, self.seed, self.split, self.batch_size = size, seed, split, batch
         self.examples_per_task, self.device = examples_per_task, torch.device(device)
         self.palette = palette.to(self.device)
@@ -182,7 +180,7 @@ class SynthMNIST:
 
         Args:
             step: any integer >= 0.
-            t: (B, 18) task identifiers to use in place of the drawn ones (the digits stay the same).
+            t: (B, 18) task identifiers to use in place of the random ones (the digits stay the same).
 
         Returns:
             tokens (B, S*S) int64 and t (B, 18) float32.
@@ -192,10 +190,10 @@ class SynthMNIST:
 
     def images(self, step: int, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As :meth:`batch`, with images before quantisation: (B, 3, S, S) float32 in [-1, 1], and t."""
-        drawn, index, flip = self._draw(step)
-        t = (drawn if t is None else t).to(self.device, torch.float32)
-        if t.shape != drawn.shape:
-            raise InputError(f"t is {tuple(t.shape)}; it must be {tuple(drawn.shape)}")
+        random_t, index, flip = self._draw(step)
+        t = (random_t if t is None else t).to(self.device, torch.float32)
+        if t.shape != random_t.shape:
+            raise InputError(f"t must be {tuple(random_t.shape)}; it was {tuple(t.shape)}")
         digits = self._digits[index.to(self.device)]
         digits = torch.where(flip.to(self.device)[:, None, None], digits.flip(-1), digits)
         return overlay(texture(t, self.size), digits), t
@@ -229,7 +227,7 @@ def synthmnist_palette(
         A ``Palette`` of K colours.
 
     Raises:
-        ValueError: ``size`` or ``colors`` out of range.
+        InputError: ``size`` or ``colors`` out of range.
     """
     _check_size(size)
     digits = load_digits() if digits is None else digits
@@ -242,16 +240,16 @@ def synthmnist_palette(
 def _stream(seed: int, split: Split, step: int) -> int:
     """A 32-bit seed (torch's CPU generator uses no more) that no other (split, step) of this seed has."""
     if step < 0:
-        raise InputError(f"step is {step}; it must be at least 0")
+        raise InputError(f"step must be at least 0; it was {step}")
     number = seed_of(seed, bits=32) + 2 * step + (split == "validation")
     return number * 0x9E3779B1 % 2**32  # an odd factor: one to one, and neighbours land far apart
 
 
 def _check_tasks(t: Tensor) -> None:
     if t.ndim != 2 or t.shape[1] != TASK_DIM:
-        raise InputError(f"t is {tuple(t.shape)}; it must be (B, {TASK_DIM})")
+        raise InputError(f"t must be (B, {TASK_DIM}); it was {tuple(t.shape)}")
 
 
 def _check_size(size: int) -> None:
     if size < 4:
-        raise InputError(f"size is {size}; it must be at least 4")
+        raise InputError(f"size must be at least 4; it was {size}")

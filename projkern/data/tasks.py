@@ -1,6 +1,4 @@
-"""Task identifiers from files and from chance, and what is said of those beyond the training range."""
-
-from __future__ import annotations
+"""Task identifiers: read from files, drawn at random, and checked against the training range."""
 
 import csv
 import json
@@ -25,15 +23,15 @@ def read_tasks(path: Path, task_dim: int = TASK_DIM) -> Tensor:
             - .npy: an array (task_dim,) or (n, task_dim);
             - .csv: task_dim numbers a line.
 
-            Where task_dim is 18 the numbers have names (``TASK_NAMES``): an object of a .json file may go from all of
-            them to numbers, and the first line of a .csv file may hold them.
+            Where task_dim is 18 the numbers have names (``TASK_NAMES``): an object of a .json file may map all of them
+            to numbers, and the first line of a .csv file may hold them.
         task_dim: the length of one.
 
     Returns:
-        (task_dim,) float32 for one that stands alone, (n, task_dim) for a list of them.
+        (task_dim,) float32 for a single one, (n, task_dim) for a list of them.
 
     Raises:
-        ValueError: another format, a wrong length, or a number that is not finite; the message says where.
+        InputError: another format, a wrong length, or a number that is not finite; the message says where.
         OSError: the file cannot be read.
     """
     readers = {".json": _from_json, ".npy": _from_npy, ".csv": _from_csv}
@@ -64,36 +62,36 @@ def random_tasks(count: int, seed: int = 0) -> Tensor:
 def warn_outside(t: Tensor) -> None:
     """Warn of task identifiers (..., 18) that leave [0, 1], in which all of the training's were drawn, and how far."""
     rows = t.reshape(-1, TASK_DIM)
-    beyond = torch.maximum(-rows, rows - 1)
-    worst = beyond.max().item()
-    if worst <= 0:
+    excess = torch.maximum(-rows, rows - 1)
+    largest = excess.max().item()
+    if largest <= 0:
         return
-    row, column = divmod(int(beyond.argmax()), TASK_DIM)
-    count = int((beyond > 0).any(1).sum())
+    row, column = divmod(int(excess.argmax()), TASK_DIM)
+    count = int((excess > 0).any(1).sum())
     name, value = TASK_NAMES[column], rows[row, column].item()
     warnings.warn(
         f"{count} of {len(rows)} task identifiers leave the training range [0, 1]; farthest is {name} of task {row}, "
-        f"{value:g}, which is {worst:g} outside. Models are made all the same, but nothing like them was trained.",
+        f"{value:g}, which is {largest:g} outside. Models are generated all the same, but none like them was trained.",
         stacklevel=2,
     )
 
 
 def _from_json(path: Path, task_dim: int) -> list[object]:
-    read = json.loads(path.read_text("utf-8-sig"))
-    if isinstance(read, list) and any(isinstance(row, dict) for row in read):
-        return [_in_order(row, task_dim) for row in read]
-    return _in_order(read, task_dim) if isinstance(read, dict) else read
+    content = json.loads(path.read_text("utf-8-sig"))
+    if isinstance(content, list) and any(isinstance(row, dict) for row in content):
+        return [_in_order(row, task_dim) for row in content]
+    return _in_order(content, task_dim) if isinstance(content, dict) else content
 
 
-def _in_order(named: object, task_dim: int) -> list[object]:
-    if not isinstance(named, dict):
+def _in_order(values: object, task_dim: int) -> list[object]:
+    if not isinstance(values, dict):
         raise InputError("it mixes lists and objects")
     if task_dim != TASK_DIM:
         raise InputError("it names its numbers, which have no names")
-    if named.keys() != set(TASK_NAMES):
-        missing, unknown = sorted(set(TASK_NAMES) - named.keys()), sorted(named.keys() - set(TASK_NAMES))
+    if values.keys() != set(TASK_NAMES):
+        missing, unknown = sorted(set(TASK_NAMES) - values.keys()), sorted(values.keys() - set(TASK_NAMES))
         raise InputError(f"names that are missing: {missing or 'none'}; unknown: {unknown or 'none'}")
-    return [named[name] for name in TASK_NAMES]
+    return [values[name] for name in TASK_NAMES]
 
 
 def _from_npy(path: Path, task_dim: int) -> np.ndarray:

@@ -1,12 +1,12 @@
 """A folder of tokenised images with their task identifiers, and the stream of batches over it.
 
-DIR/config.json             what it holds, and the settings that made it
-DIR/tokenizer.safetensors   the VQ-VAE
-DIR/train.safetensors       tokens (n, T) uint16 or int32, t (n, dim) float32, labels (n,) int64
-DIR/validation.safetensors
-"""
+    DIR/config.json             what it holds, and the settings of its tokenizer
+    DIR/tokenizer.safetensors   the VQ-VAE
+    DIR/train.safetensors       tokens (n, T) uint16 or int32, t (n, dim) float32, labels (n,) int64
+    DIR/validation.safetensors
 
-from __future__ import annotations
+A folder whose config.json has no counts is half-written.
+"""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from .vqvae import VQVAE
 FORMAT = Format("projkern tokens", 1, "tokenised images")
 TOKENIZER = "tokenizer.safetensors"
 HELD_OUT_SEED = 0
-_SAMPLE = 4096  # images that the moments of t are taken of
+_SAMPLE = 4096  # images whose t the moments are computed from
 
 
 class TokenImages:
@@ -37,7 +37,7 @@ class TokenImages:
     order that is always the same, from step 0 over and over. The files are mapped into memory, not read as a whole.
 
     Args:
-        folder: made by ``python -m projkern.tokenize``, or by :func:`subset`.
+        folder: written by ``python -m projkern.tokenize``, or by :func:`subset`.
         split: "train" or "validation".
         seed: of the training images' order.
         batch: B >= 1, images per step.
@@ -45,7 +45,7 @@ class TokenImages:
         device: where tensors are returned.
 
     Raises:
-        ValueError: an argument out of its range, or a folder that holds something else or is half-written.
+        InputError: an argument out of its range, or a folder that holds something else or is half-written.
     """
 
     def __init__(
@@ -137,12 +137,12 @@ def subset(folder: str | Path, out: str | Path, keep: Callable[[Tensor], Tensor]
     Args:
         folder: tokenised images.
         out: a new folder.
-        keep: indices of the training images to keep, in that order; or what makes a mask (n,) bool, or indices, of
-            their labels (n,) int64.
+        keep: indices of the training images to keep, in that order; or a function from their labels (n,) int64 to a
+            mask (n,) bool, or to indices.
 
     Raises:
         FileExistsError: ``out`` holds something.
-        ValueError: no image is kept, or an index is out of range; or as ``TokenImages``.
+        InputError: no image is kept, or an index is out of range; or as ``TokenImages``.
     """
     folder, out = Path(folder), Path(out)
     config = read_config(folder)
@@ -163,14 +163,14 @@ def subset(folder: str | Path, out: str | Path, keep: Callable[[Tensor], Tensor]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What a finished folder says of itself.
+    """The description of a finished folder.
 
     Returns:
         ``image_size`` S and ``grid`` S/2, ``vocabulary``, ``task_dim``, ``counts`` and ``skipped`` of the splits, and
         ``settings``.
 
     Raises:
-        ValueError: a folder that holds something else, is of another version, or is half-written.
+        InputError: a folder that holds something else, is of another version, or is half-written.
     """
     config = read_settings(folder)
     if "counts" not in config:

@@ -38,7 +38,7 @@ class VQVAE(nn.Module):
         codes: K >= 2, the vocabulary (512 in the paper).
 
     Raises:
-        ValueError: fewer codes.
+        InputError: fewer codes.
     """
 
     def __init__(self, codes: int = 512) -> None:
@@ -87,7 +87,7 @@ class VQVAE(nn.Module):
             (B, (S/2)^2) int64 in [0, K), row by row from the top left.
 
         Raises:
-            ValueError: another shape.
+            InputError: another shape.
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or images.shape[2] % 2:
             raise InputError(f"images must be (B, 3, S, S) with an even S; it was {tuple(images.shape)}")
@@ -105,7 +105,7 @@ class VQVAE(nn.Module):
             (B, 3, 2 sqrt(T), 2 sqrt(T)) float32 in [-1, 1].
 
         Raises:
-            ValueError: another shape.
+            InputError: another shape.
             IndexError: a token outside [0, K).
         """
         side = int(tokens.shape[-1] ** 0.5 + 0.5) if tokens.ndim else 0
@@ -121,7 +121,7 @@ class VQVAE(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VQVAE:
-        """Read what ``save`` wrote, in evaluation mode on the CPU; raises ValueError where it is something else."""
+        """Read what ``save`` wrote, in evaluation mode on the CPU; raises InputError where it is something else."""
         tensors = read_tensors(Path(path))
         try:
             model = cls(len(tensors["codebook.vectors"]))
@@ -156,19 +156,19 @@ class Codebook(nn.Module):
 
     def revive(self, outputs: Tensor, generator: torch.Generator) -> None:
         """Put each dead code onto one of the outputs (n, WIDTH), drawn at random, with an even share as its count."""
-        drawn = torch.randint(len(outputs), (len(self.counts),), generator=generator).to(outputs.device)
+        index = torch.randint(len(outputs), (len(self.counts),), generator=generator).to(outputs.device)
         share = len(outputs) / len(self.counts)
         dead = self.counts < DEAD * share
-        fresh = outputs[drawn]
+        starts = outputs[index]
         self.counts[:] = torch.where(dead, share, self.counts)
-        self.vectors[:] = torch.where(dead[:, None], fresh, self.vectors)
-        self.sums[:] = torch.where(dead[:, None], share * fresh, self.sums)
+        self.vectors[:] = torch.where(dead[:, None], starts, self.vectors)
+        self.sums[:] = torch.where(dead[:, None], share * starts, self.sums)
 
     def follow(self, outputs: Tensor, tokens: Tensor) -> None:
         """Move the averages, and with them the codes, towards the outputs (n, WIDTH) that chose them (n,)."""
-        chosen = torch.bincount(tokens, minlength=len(self.counts)).to(outputs.dtype)
+        histogram = torch.bincount(tokens, minlength=len(self.counts)).to(outputs.dtype)
         total = torch.zeros_like(self.sums).index_add_(0, tokens, outputs)
-        self.counts.lerp_(chosen, 1 - DECAY)
+        self.counts.lerp_(histogram, 1 - DECAY)
         self.sums.lerp_(total, 1 - DECAY)
         self.vectors[:] = self.sums / self.counts[:, None]
 

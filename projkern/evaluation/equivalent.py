@@ -1,12 +1,10 @@
 """Equivalent size: the conditional model that would be as good as a projected one.
 
 The losses of the conditional baselines are joined by straight lines over log(parameters), and the size is read off
-where these lines have the projected model's loss. On the paper's own figures this gives what it says: 3.5 to 4.2 on
+where these lines have the projected model's loss. On the paper's own figures this agrees with its text: 3.5 to 4.2 on
 SynthMNIST ("4 times as many parameters") and 1.6 for P_1/4 on ImageNet; one line through all baselines would give up
 to 6.3 on the former, because loss falls ever slower with log(parameters) (docs/evaluation.md).
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ class NoFit(InputError):
 
 @dataclass(frozen=True)
 class EquivalentSize:
-    """What a projected model compares to.
+    """The size of conditional model that a projected model compares to.
 
     Args:
         parameters: of the conditional model with the same loss.
@@ -47,7 +45,7 @@ def size_of_loss(sizes: Sequence[int], losses: np.ndarray, loss: np.ndarray) -> 
     Args:
         sizes: (K,) of the baselines, rising; K >= 2.
         losses: (..., K) of the baselines.
-        loss: (...) to be had.
+        loss: (...) of the model to compare.
 
     Returns:
         (...) float64; NaN where the losses of the baselines do not fall with their size.
@@ -56,8 +54,8 @@ def size_of_loss(sizes: Sequence[int], losses: np.ndarray, loss: np.ndarray) -> 
     left = (losses[..., 1:-1] > loss[..., None]).sum(-1)  # the line to take; the outer ones go on for ever
     y_0, y_1 = (np.take_along_axis(losses, (left + k)[..., None], -1)[..., 0] for k in (0, 1))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        found = np.exp(x[left] + (y_0 - loss) / (y_0 - y_1) * (x[left + 1] - x[left]))
-    return np.where((np.diff(losses) < 0).all(-1), found, np.nan)
+        size = np.exp(x[left] + (y_0 - loss) / (y_0 - y_1) * (x[left + 1] - x[left]))
+    return np.where((np.diff(losses) < 0).all(-1), size, np.nan)
 
 
 def equivalent_size(

@@ -1,7 +1,5 @@
 """The pictures of an evaluation, from its JSON."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +58,13 @@ def draw_differences(path: Path, result: dict[str, Any]) -> None:
 
 def draw_sweep(path: Path, result: dict[str, Any], name: str) -> None:
     """Losses against one component of t, and the projected models' lead over their baselines (Figure 4)."""
-    found = result["sweeps"][name]
-    values, style = np.array(found["values"]), _styles(result)
+    swept = result["sweeps"][name]
+    values, style = np.array(swept["values"]), _styles(result)
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for model, losses in found["losses"].items():
+    for model, losses in swept["losses"].items():
         _band(left, values, losses, label(model), style[model])
-    for model, losses in found["differences"].items():
+    for model, losses in swept["differences"].items():
         _band(right, values, losses, f"{label(model)} − {label(result['differences'][model]['to'])}", style[model])
     for axis in (left, right):
         axis.axvspan(0, 1, color="0.92", zorder=0, label="range of the training")
@@ -98,13 +96,13 @@ def draw_equivalent_sizes(path: Path, result: dict[str, Any]) -> None:
         arrow = {"arrowstyle": "->", "color": colour, "linestyle": "--" if size["beyond"] else "-"}
         axis.annotate("", (size["parameters"], row["loss"]), (row["parameters"], row["loss"]), arrowprops=arrow)
         middle = (row["parameters"] * size["parameters"]) ** 0.5
-        said = f"× {size['times']:.2g}" + (" (line extended)" if size["beyond"] else "")
-        axis.annotate(said, (middle, row["loss"]), (0, 4), textcoords="offset points", ha="center", color=colour)
+        text = f"× {size['times']:.2g}" + (" (line extended)" if size["beyond"] else "")
+        axis.annotate(text, (middle, row["loss"]), (0, 4), textcoords="offset points", ha="center", color=colour)
         if size["beyond"]:
             end = baselines[-1 if size["beyond"] == "largest" else 0]
             axis.plot((end[0], size["parameters"]), (end[1], row["loss"]), ":", color="black")
     axis.set(xscale="log", xlabel="parameters", ylabel=NATS)
-    axis.margins(0.12)  # room for what is written beside the points
+    axis.margins(0.12)  # room for the names beside the points
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
     save_figure(path, figure, DPI)

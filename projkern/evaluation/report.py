@@ -1,6 +1,4 @@
-"""What an evaluation leaves in its folder: figures as JSON, a report in Markdown, pictures."""
-
-from __future__ import annotations
+"""The folder of an evaluation: figures as JSON, a report in Markdown, pictures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +25,7 @@ def open_folder(out: Path, *, overwrite: bool = False) -> Iterator[None]:
 
     Raises:
         FileExistsError: it holds a whole one, and ``overwrite`` was not given.
-        ValueError: it holds something else, whatever the flag.
+        InputError: it holds something else, whatever the flag.
         OSError: it cannot be written, or another process is writing to it.
     """
     if is_nonempty(out) and not FORMAT.is_in(out / JSON):
@@ -133,9 +131,9 @@ def differences_table(result: dict[str, Any]) -> str:
 
 def equivalent_sizes(result: dict[str, Any]) -> str:
     """For each projected model a sentence; a picture where there is something to show."""
-    found = result["equivalent_size"]
-    lines = [f"- {_equivalent_size(result, name)}" for name in found]
-    if not any("none_because" in size for size in found.values()):
+    sizes = result["equivalent_size"]
+    lines = [f"- {_equivalent_size(result, name)}" for name in sizes]
+    if not any("none_because" in size for size in sizes.values()):
         lines.append(
             "\nRead off straight lines between the conditional baselines' losses over the logarithm of their size; "
             "intervals are from resampling the images. P_s also stands on what its source had learnt before, so after "
@@ -176,18 +174,18 @@ def _times(k: float) -> str:
 
 def _lead(result: dict[str, Any], name: str) -> str:
     """The projected models' lead within the training range and beyond it."""
-    found = result["sweeps"][name]
-    said = []
-    for model, losses in found["differences"].items():
+    swept = result["sweeps"][name]
+    sentences = []
+    for model, losses in swept["differences"].items():
         inside, beyond = (
-            [at["loss"] for value, at in zip(found["values"], losses) if (value <= 1) == wanted]
-            for wanted in (True, False)
+            [at["loss"] for value, at in zip(swept["values"], losses) if (value <= 1) == is_inside]
+            for is_inside in (True, False)
         )
-        said.append(
+        sentences.append(
             f" {with_tildes(model)} minus {with_tildes(result['differences'][model]['to'])}: "
             f"{sum(inside) / len(inside):+.3f} on average inside, {sum(beyond) / len(beyond):+.3f} beyond."
         )
-    return "".join(said)
+    return "".join(sentences)
 
 
 def speed_table(result: dict[str, Any]) -> str:

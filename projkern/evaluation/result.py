@@ -1,6 +1,4 @@
-"""All figures of a run's evaluation, as the JSON that its report is made from."""
-
-from __future__ import annotations
+"""All figures of a run's evaluation, as the JSON that its report is written from."""
 
 import dataclasses
 import platform
@@ -46,7 +44,7 @@ def evaluate_run(
         What ``evaluation.json`` holds (docs/evaluation.md).
 
     Raises:
-        ValueError: too few images or more than there are, a component that there is not, or data that cannot be had.
+        InputError: too few images or more than there are, a component that there is not, or data that cannot be had.
         IncompleteRun: a model whose training has not ended.
     """
     if sweeps is None:

@@ -1,7 +1,5 @@
 """Losses against one component of t, beyond the range that was trained (the paper's Figure 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -18,14 +16,14 @@ VALUES = tuple(i / 10 for i in range(21))
 
 
 def component(name: str) -> int:
-    """The index of a component of t; raises ValueError where there is none of that name."""
+    """The index of a component of t; raises InputError where there is none of that name."""
     if name not in TASK_NAMES:
         raise InputError(f"sweep must name components of t ({', '.join(TASK_NAMES)}); it was {name}")
     return TASK_NAMES.index(name)
 
 
 def with_component(name: str, value: float) -> Batches:
-    """Images, drawn anew and given to the models, whose t has ``value`` in the component ``name``.
+    """Images drawn anew, whose t has ``value`` in the component ``name``, with that t.
 
     Their digits and other components are those of the stream.
     """
@@ -52,7 +50,7 @@ def sweep(
         values: any finite numbers.
 
     Raises:
-        ValueError: another name, or fewer than two images.
+        InputError: another name, or fewer than two images.
     """
     curves: dict[str, list[Losses]] = {str(model.name): [] for model in models}
     with tqdm(total=len(values) * len(models), desc=f"sweep of {name}", unit=" evaluations") as progress:

@@ -1,1 +1,1 @@
-"""The page of ``python -m projkern.explore``: what it shows, and how it looks."""
+"""Images that trained models draw: in one picture, or on a page with sliders for t."""

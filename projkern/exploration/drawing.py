@@ -1,6 +1,4 @@
-"""Images drawn by a run's models, each for its own task, or by one standalone model."""
-
-from __future__ import annotations
+"""Images drawn by a run's models, each for its own task, or by one standalone model, as one picture."""
 
 import math
 from fractions import Fraction
@@ -12,11 +10,12 @@ from torch import Tensor
 
 from ..data import TASK_DIM, texture
 from ..models.decode import Decoder
-from ..models.sampling import Sampled, sample
+from ..models.sampling import Sampled, check_draws, sample
 from ..training.data import draw_run_tasks, read_run_tasks
 from ..training.trained import TrainedRun
 from ..utils.errors import InputError
 from ..utils.files import read_object
+from ..utils.pictures import beside_tasks
 
 
 class Draws(NamedTuple):
@@ -31,12 +30,66 @@ class Draws(NamedTuple):
 class Drawing(NamedTuple):
     """Images drawn for U tasks, k each."""
 
+    title: str
     images: Tensor  # (U, k, 3, S, S) in [-1, 1]
     meaning: Tensor | None  # (U, 3, S, S): the texture or image that each task stands for, where that is known
     sampled: Sampled
 
+    def write(self, path: Path) -> None:
+        """Write the picture, a PNG file."""
+        beside_tasks(path, self.images, self.meaning, self.title)
 
-def is_standalone(folder: Path) -> bool:
+
+def draw(
+    path: Path,
+    device: torch.device,
+    draws: Draws,
+    *,
+    images: int | None = None,
+    scale: Fraction | None = None,
+    tasks: Path | int | None = None,
+    form: str | None = None,
+) -> Drawing:
+    """Draw images from the models that a run generates, or from one standalone model.
+
+    Args:
+        path: the folder of a run, or of a model in GPT-2's format.
+        device: where to compute.
+        draws: how tokens are drawn; its seed is also that of random tasks.
+        images: k; 1 of each task of a run unless given, 8 of a standalone model.
+        scale: one that the run has. This and the following are for runs alone.
+        tasks: a file of task identifiers, or the number of random ones.
+        form: as ``ProjectionOperator.decoder`` takes it; "auto" unless given.
+
+    Raises:
+        InputError: no such run or model, or an argument that it does not take.
+    """
+    check_draws(draws.temperature, draws.top_k, draws.top_p)
+    if images is not None and images < 1:
+        raise InputError(f"--images must be at least 1; it was {images}")
+    if not _is_standalone(path):
+        return _draw_from_run(path, device, draws, scale, tasks, images or 1, form or "auto")
+    of_runs = {"--scale": scale, "--t or --random": tasks, "--form": form}
+    unused = [option for option, value in of_runs.items() if value is not None]
+    if unused:
+        raise InputError(f"{', '.join(unused)} must be left out for a model, which is of one task already")
+    return _draw_from_model(path, device, draws, images or 8)
+
+
+def require_new_picture(path: Path, overwrite: bool) -> None:
+    """Raise, before the drawing, what would fail after it.
+
+    Raises:
+        FileExistsError: the file is there, and ``overwrite`` was not given.
+        InputError: a folder, or a file in a folder that does not exist.
+    """
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; give --overwrite to replace it, or another --out")
+    if not path.parent.is_dir() or path.is_dir():
+        raise InputError(f"--out must be a file in a folder that exists; it was {path}")
+
+
+def _is_standalone(folder: Path) -> bool:
     """Whether a folder holds a model in another library's format; one that is neither is left to fail as a run."""
     try:
         return "model_type" in read_object(folder / "config.json", "a model")
@@ -44,30 +97,15 @@ def is_standalone(folder: Path) -> bool:
         return False
 
 
-def draw_from_run(
+def _draw_from_run(
     path: Path,
     device: torch.device,
     draws: Draws,
-    *,
     scale: Fraction | None,
     tasks: Path | int | None,
-    each: int = 1,
-    form: str = "auto",
+    images: int,
+    form: str,
 ) -> Drawing:
-    """Draw images from the models that a run generates.
-
-    Args:
-        path: the run's folder.
-        device: where to compute.
-        draws: how tokens are drawn; its seed is also that of random tasks.
-        scale: one that the run has.
-        tasks: a file of task identifiers, or how many random ones.
-        each: k, images of each task.
-        form: as ``ProjectionOperator.decoder`` takes it.
-
-    Raises:
-        InputError: no such run, scale or tasks.
-    """
     run = TrainedRun.open(path, device)
     data = run.config.data
     if scale is None:
@@ -83,17 +121,13 @@ def draw_from_run(
     meaning = None if tokens is None else run.decode(tokens.to(device))
     if data.folder is None:
         meaning = texture(t, data.side)
-    rows = t.repeat_interleave(each, 0).to(device)
-    sampled = _sample(run.operator(scale).decoder(rows, form=form), draws)
-    return Drawing(run.decode(sampled.tokens).cpu().unflatten(0, (len(t), -1)), meaning, sampled)
+    decoder = run.operator(scale).decoder(t.repeat_interleave(images, 0).to(device), form=form)
+    sampled = _sample(decoder, draws)
+    drawn = run.decode(sampled.tokens).cpu().unflatten(0, (len(t), -1))
+    return Drawing(f"{path.resolve().name}, s = {scale}", drawn, meaning, sampled)
 
 
-def draw_from_model(folder: Path, device: torch.device, draws: Draws, images: int = 8) -> Drawing:
-    """Draw images from a standalone model in GPT-2's format.
-
-    Raises:
-        InputError: no such model, or one whose tokens are not the colours of square images.
-    """
+def _draw_from_model(folder: Path, device: torch.device, draws: Draws, images: int) -> Drawing:
     from ..models.huggingface import gpt2  # transformers takes seconds to import
 
     loaded = gpt2.load(folder)
@@ -109,7 +143,8 @@ def draw_from_model(folder: Path, device: torch.device, draws: Draws, images: in
     t = (loaded.provenance or {}).get("t")
     meaning = texture(torch.tensor([t]), side) if t is not None and len(t) == TASK_DIM else None
     sampled = _sample(decoder, draws)
-    return Drawing(loaded.palette.to(device).decode(sampled.tokens).cpu()[None], meaning, sampled)
+    drawn = loaded.palette.to(device).decode(sampled.tokens).cpu()[None]
+    return Drawing(folder.resolve().name, drawn, meaning, sampled)
 
 
 def _sample(decoder: Decoder, draws: Draws) -> Sampled:

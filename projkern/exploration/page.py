@@ -1,7 +1,5 @@
 """The page of ``python -m projkern.explore``: sliders for t, and beside them what t means to a trained run."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -54,7 +52,7 @@ def build(specimens: Specimens, seed: int) -> gr.Blocks:
     """The page, not yet served.
 
     Args:
-        specimens: what it shows.
+        specimens: the models that it shows.
         seed: of the first t and the first samples; each press of a button takes the next one.
     """
     values = dict(zip(TASK_NAMES, random_values(seed)))
@@ -89,7 +87,7 @@ def build(specimens: Specimens, seed: int) -> gr.Blocks:
             for box, specimen in zip(boxes, specimens.draw(task_of(values), seed)):
                 yield {box: specimen_html(specimen)}
 
-        # A slider on its way asks for more pictures than can be drawn: of those that wait, the last is.
+        # A moving slider requests more pictures than can be drawn: of those that wait, only the last is drawn.
         live: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "minimal"}
         task: dict[str, Any] = {
             "fn": show_task,
@@ -125,7 +123,7 @@ def build(specimens: Specimens, seed: int) -> gr.Blocks:
 
 def start(page: gr.Blocks, host: str, port: int) -> str:
     """Serve a page in the background; returns its address. Raises OSError where the port cannot be had."""
-    # Gradio first asks the page for itself, which the user's proxy, if there is one, could not answer.
+    # Gradio first requests the page itself, which a proxy of the user could not answer.
     unproxied = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = f"{unproxied},{host}" if unproxied else host
     _, address, _ = page.launch(
@@ -159,10 +157,10 @@ def json_of(values: Any) -> str:
 
 
 def introduction(specimens: Specimens) -> str:
-    """What the page is about."""
+    """The title of the page and its first sentences."""
     return (
         f"<h2>{html.escape(str(specimens.run.path))}</h2>Each task identifier t has its own small model, generated "
-        "from one large source. Move a slider: the model of exactly that t is made, at each scale, and draws."
+        "from one large source. Move a slider: the model of exactly that t is generated, at each scale, and draws."
     )
 
 

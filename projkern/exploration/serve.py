@@ -1,7 +1,5 @@
 """Serving the page of a run until Ctrl-C."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading
@@ -44,4 +42,4 @@ def serve(run: Path, port: int, samples: int, seed: int, device: str = "auto") -
     except KeyboardInterrupt:
         blocks.close(verbose=False)
         sys.stdout.flush()
-        os._exit(0)  # now, and not when a drawing that another thread is at has come to its end
+        os._exit(0)  # now, without waiting for a drawing in another thread

@@ -1,6 +1,4 @@
-"""What one task identifier means: its texture, and of each scale the model generated for it, with samples."""
-
-from __future__ import annotations
+"""The meaning of one task identifier: its texture, and for each scale the model generated for it, with samples."""
 
 import time
 from collections.abc import Iterator
@@ -22,10 +20,9 @@ CLASSES = ("class_stripes", "class_rings", "class_cells")
 
 @dataclass(frozen=True)
 class Specimen:
-    """A small model generated for one t, and what it draws."""
+    """A small model generated for one t, and the images that it draws."""
 
     name: ModelName
-    """As the tables have it, P_1/4."""
     parameters: int
     generation_seconds: float
     """From t to the small model, its weights written."""
@@ -36,25 +33,25 @@ class Specimen:
 
 
 class Specimens:
-    """Makes specimens of a trained run, at each of its scales.
+    """Generates specimens of a trained run, at each of its scales.
 
     Args:
-        run: where the operators are read from, at once.
-        images: B >= 1, how many each model draws.
+        run: its operators are read now.
+        samples: B >= 1, images that each model draws.
 
     Raises:
-        ValueError: no image, a run on tokenised images, or one that is not whole (see ``TrainedRun.operator``).
+        InputError: no sample, a run on tokenised images, or one that is not whole (see ``TrainedRun.operator``).
     """
 
-    def __init__(self, run: TrainedRun, images: int) -> None:
-        if images < 1:
-            raise InputError(f"images must be at least 1; it was {images}")
+    def __init__(self, run: TrainedRun, samples: int) -> None:
+        if samples < 1:
+            raise InputError(f"samples must be at least 1; it was {samples}")
         if run.config.data.folder is not None:
             raise InputError(
                 f"run must be one on SynthMNIST, where each number of t has a meaning; {run.path} is on tokenised "
                 "images. python -m projkern.sample draws images of its models"
             )
-        self.run, self._images = run, images
+        self.run, self._samples = run, samples
         self._operators = run.operators()
         self.names = tuple(self._operators)
         for operator in self._operators.values():
@@ -69,11 +66,11 @@ class Specimens:
         t = t.to(self.run.device)
         for name, operator in self._operators.items():
             wait_for(self.run.device)
-            begun = time.perf_counter()
+            began = time.perf_counter()
             small = operator.generate(t)
             wait_for(self.run.device)
-            seconds = time.perf_counter() - begun
-            drawn = sample(small.decoder(self._images), seed=seed, progress=False)
+            seconds = time.perf_counter() - began
+            drawn = sample(small.decoder(self._samples), seed=seed, progress=False)
             images = self.run.decode(drawn.tokens)
             yield Specimen(name, count(small), seconds, images, drawn.tokens_per_second)
 

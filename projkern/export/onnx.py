@@ -1,4 +1,4 @@
-"""A model as one ONNX file, through torch's exporter; what it computes is checked in onnxruntime.
+"""A model as one ONNX file, through torch's exporter; its logits are checked in onnxruntime.
 
     input_ids  (batch, sequence) int64, the start token ``vocab_size`` first, as in the GPT-2 folder beside it
     logits     (batch, sequence, vocab_size): without the GPT-2 head's row of the start token, which means nothing
@@ -6,8 +6,6 @@
 Both axes are dynamic. Exporting takes seconds, so it is done once for a shape: the graph has the weights as inputs,
 under the names of the GPT-2 format, and each model's file fixes them to its own.
 """
-
-from __future__ import annotations
 
 import logging
 import warnings
@@ -24,15 +22,15 @@ from torch import Tensor, nn
 
 from ..models import GPTConfig
 from ..models.blocks import Affine, assemble, transformer
-from ..models.huggingface.gpt2 import linear_names
-from ..models.layout import LINEARS
+from ..models.huggingface.gpt2 import linear_names, norm_names
+from ..models.layout import LINEARS, NORMS
 from ..utils.errors import MissingDependency
 
 FILE = "model.onnx"
 
 
 def require_onnx() -> tuple[ModuleType, ModuleType]:
-    """The modules onnx and onnxruntime; raises ImportError that says how to install what is missing."""
+    """The modules onnx and onnxruntime; raises MissingDependency, which says how to install them."""
     try:
         import onnx
         import onnxruntime
@@ -51,29 +49,29 @@ class OnnxWriter:
         state: the tensors of any one such model, under GPT-2's names (``gpt2.tensors``); their values do not matter.
 
     Raises:
-        ImportError: onnx, onnxscript or onnxruntime is missing.
+        MissingDependency: onnx, onnxscript or onnxruntime is missing.
     """
 
     def __init__(self, config: GPTConfig, state: dict[str, Tensor]) -> None:
         require_onnx()
         self._vocab_size = config.vocab_size
-        given = self._weights(state)
+        weights = self._weights(state)
         batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence", max=config.n_positions)
         with _quietly():
             program = torch.onnx.export(
                 _Graph(config).eval(),
                 (torch.zeros(2, min(3, config.n_positions), dtype=torch.int64),),
-                kwargs={"state": given},
+                kwargs={"state": weights},
                 dynamo=True,
                 verbose=False,
-                dynamic_shapes={"input_ids": {0: batch, 1: sequence}, "state": dict.fromkeys(given)},
-                input_names=["input_ids", *given],
+                dynamic_shapes={"input_ids": {0: batch, 1: sequence}, "state": dict.fromkeys(weights)},
+                input_names=["input_ids", *weights],
                 output_names=["logits"],
             )
         assert program is not None
         self._proto = program.model_proto
         for part in (self._proto, self._proto.graph, *self._proto.graph.node, *self._proto.graph.value_info):
-            del part.metadata_props[:]  # where in which source file each node comes from: larger than a small model
+            del part.metadata_props[:]  # file and line that each node comes from: larger than a small model
 
     def write(self, path: Path, state: dict[str, Tensor]) -> None:
         """Write one model.
@@ -103,7 +101,7 @@ class OnnxWriter:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what torch's exporter says of its own inner workings."""
+    """Without the messages of torch's exporter about its own inner workings."""
     exporter = logging.getLogger("torch.onnx")
     before = exporter.level
     exporter.setLevel(logging.ERROR)
@@ -134,16 +132,15 @@ class _Graph(nn.Module):
 
     def forward(self, input_ids: Tensor, state: dict[str, Tensor]) -> Any:
         d, layers = self._config.n_embd, self._config.n_layer
-
-        def norm(name: str) -> Affine:
-            return Affine(state[f"transformer.{name}.weight"], state[f"transformer.{name}.bias"])
-
-        names = linear_names(layers)
-        linears = [Affine(state[f"{name}.weight"].mT, state[f"{name}.bias"]) for name in names]
+        linears = [Affine(state[f"{name}.weight"].mT, state[f"{name}.bias"]) for name in linear_names(layers)]
         by_operator = [linears[k * layers : (k + 1) * layers] for k in range(len(LINEARS))]
-        norms = [(norm(f"h.{i}.ln_1"), norm(f"h.{i}.ln_2")) for i in range(layers)]
+        first, second, (final,) = (
+            [Affine(state[f"{name}.weight"], state[f"{name}.bias"]) for name in norm_names(norm, layers)]
+            for norm in NORMS
+        )
         x = F.embedding(input_ids, state["transformer.wte.weight"])
         x = x + state["transformer.wpe.weight"][: input_ids.shape[1]]
         batch, sequence = input_ids.shape
-        x = transformer(x.view(1, batch * sequence, d), assemble(norms, by_operator), batch, self._config.n_head, 0.0)
-        return F.linear(F.layer_norm(x, (d,), *norm("ln_f")), state["lm_head.weight"]).view(batch, sequence, -1)
+        blocks = assemble(list(zip(first, second)), by_operator)
+        x = transformer(x.view(1, batch * sequence, d), blocks, batch, self._config.n_head, 0.0)
+        return F.linear(F.layer_norm(x, (d,), *final), state["lm_head.weight"]).view(batch, sequence, -1)

@@ -36,8 +36,6 @@ Beside arguments and results, the materialised form needs oBE bytes, twice that 
 one (s + c)T(N + M); the projected one nothing. A form that needs more than what is free is not chosen.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,9 +45,9 @@ import torch
 
 from ..utils.device import free_memory
 from ..utils.errors import InputError
-from . import linear_ops
+from . import limits, linear_ops
+from .arguments import Group
 from .machine import Constants, measure
-from .projection import Group
 
 SMALL = 64 << 20
 """Bytes that are taken to be free without asking the device."""
@@ -157,14 +155,14 @@ def explain(
     for name, size, g in (("rows", rows, row_group), ("cols", cols, col_group)):
         if size % g:
             raise InputError(f"group must divide {name}; {g} does not divide {size}")
-    where = torch.device(device) if device is not None else torch.get_default_device()
+    target = torch.device(device) if device is not None else torch.get_default_device()
     call = Call(rows, cols, row_group, col_group, tasks, tokens, weight_dtype, dtype or weight_dtype, backward, reuse)
     if constants is None:
-        constants = measure(where, call.dtypes)
-        missing = _why_no_projected(call, where)
+        constants = measure(target, call.dtypes)
+        unavailable = _why_no_projected(call, target)
     else:
-        missing = linear_ops.why_not_served(weight_dtype, call.dtype, row_group, col_group)
-    return _decide(call, _costs(call, constants, missing), constants.free)
+        unavailable = limits.why_not_served(weight_dtype, call.dtype, row_group, col_group)
+    return _decide(call, _costs(call, constants, unavailable), constants.free)
 
 
 @torch.compiler.assume_constant_result
@@ -249,7 +247,7 @@ def _costs(call: Call, constants: Constants, why_no_projected: str | None) -> tu
     B, N, M = call.tasks, call.rows, call.cols
     n, m, T, W = N // call.row_group, M // call.col_group, B * call.tokens, N * M
     E = n * m
-    k = -(-call.tokens // linear_ops.TOKEN_TILE)
+    k = -(-call.tokens // limits.TOKEN_TILE)
     w, o, c = (dtype.itemsize for dtype in (call.weight_dtype, call.dtype, call.wide_dtype))
     sums, low, wide = call.sum_dtype, call.dtype, call.wide_dtype
     s = sums.itemsize
@@ -298,13 +296,13 @@ def _costs(call: Call, constants: Constants, why_no_projected: str | None) -> tu
         "projected": 0,
         "factored": (s + c) * T * (N + M) + (c * W if c != w else 0),
     }
-    made = []
+    forms = []
     for name, kernels in (("materialised", materialised), ("projected", projected), ("factored", factored)):
         spent = {"launches": sum(kernel.share * kernel.launches for kernel in kernels) * constants.launch}
         for kernel in kernels:
             seconds, bound = kernel.seconds(constants)
             spent[bound] = spent.get(bound, 0.0) + kernel.share * seconds
-        made.append(
+        forms.append(
             FormCost(
                 name,
                 bytes=sum(kernel.share * kernel.bytes for kernel in kernels),
@@ -317,11 +315,11 @@ def _costs(call: Call, constants: Constants, why_no_projected: str | None) -> tu
                 unavailable=why_no_projected if name == "projected" else None,
             )
         )
-    return tuple(made)
+    return tuple(forms)
 
 
 def _why_no_projected(call: Call, device: torch.device) -> str | None:
-    reason = linear_ops.why_not_served(call.weight_dtype, call.dtype, call.row_group, call.col_group)
+    reason = limits.why_not_served(call.weight_dtype, call.dtype, call.row_group, call.col_group)
     reason = reason or linear_ops.why_not_here(device)
     if reason is None and linear_ops.is_interpreted():
         return "Triton runs in its interpreter here (TRITON_INTERPRET=1), which is for tests"

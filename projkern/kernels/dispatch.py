@@ -1,22 +1,19 @@
 """Which kernels run: chosen by name with ``use_backend``, or the fastest that can, with ``auto``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from ..utils.errors import InputError
-from .backends import cpu as native
-from .backends import cuda, reference, triton
+from .backends import cpu, cuda, reference, triton
+from .backends.backend import Backend
 
-_MODULES: dict[str, ModuleType] = {"reference": reference, "cpu": native, "triton": triton, "cuda": cuda}
+_BACKENDS: dict[str, Backend] = {"reference": reference, "cpu": cpu, "triton": triton, "cuda": cuda}
 _FASTEST_FIRST = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
-BACKENDS = tuple(_MODULES)
+BACKENDS = tuple(_BACKENDS)
 NAMES = (*BACKENDS, "auto")
 
 _chosen = "auto"  # of the whole process: autograd runs a card's backward in threads of its own
@@ -24,18 +21,17 @@ _chosen = "auto"  # of the whole process: autograd runs a card's backward in thr
 
 def why_unavailable(name: str) -> str | None:
     """Why a backend cannot run here; None if it can."""
-    reason: str | None = _MODULES[name].why_unavailable()
-    return reason
+    return _BACKENDS[name].why_unavailable()
 
 
 def available_backends() -> list[str]:
     """Names of the backends that can run here, ``auto`` left out."""
-    return [name for name in _MODULES if why_unavailable(name) is None]
+    return [name for name in _BACKENDS if why_unavailable(name) is None]
 
 
 def build_info() -> dict[str, dict[str, Any]]:
     """How each compiled library that is installed was built, whatever can run here."""
-    return {name: module.build_info() for name, module in (("cpu", native), ("cuda", cuda)) if module.is_built()}
+    return {name: module.build_info() for name, module in (("cpu", cpu), ("cuda", cuda)) if module.is_built()}
 
 
 @contextmanager
@@ -58,24 +54,25 @@ def use_backend(name: str) -> Iterator[None]:
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
     global _chosen
-    before, _chosen = _chosen, name
+    previous, _chosen = _chosen, name
     try:
         yield
     finally:
-        _chosen = before
+        _chosen = previous
 
 
-def select(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.dtype) -> ModuleType:
-    """The backend module that serves these tensors under the choice now in force."""
+def select(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.dtype) -> Backend:
+    """The backend that serves these tensors under the choice now in force."""
     name = _chosen
     if name == "auto":
         for candidate in _FASTEST_FIRST.get(device.type, ()):
-            module = _MODULES[candidate]
-            if module.serves(device, weight_dtype, output_dtype) and module.why_unavailable() is None:
-                return module
+            backend = _BACKENDS[candidate]
+            if backend.serves(device, weight_dtype, output_dtype) and backend.why_unavailable() is None:
+                return backend
         return reference
-    if not _MODULES[name].serves(device, weight_dtype, output_dtype):
+    backend = _BACKENDS[name]
+    if not backend.serves(device, weight_dtype, output_dtype):
         raise TypeError(
-            f"backend {name!r} serves {_MODULES[name].SERVES}; they were {weight_dtype} and {output_dtype} on {device}"
+            f"backend {name!r} serves {backend.SERVES}; they were {weight_dtype} and {output_dtype} on {device}"
         )
-    return _MODULES[name]
+    return backend

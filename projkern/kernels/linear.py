@@ -7,16 +7,14 @@ writes it. *Factored* scales x, multiplies by W itself, and sums: it costs g² m
 for the whole batch. ``projkern.explain`` says what each moves and computes, and which one ``auto`` takes.
 """
 
-from __future__ import annotations
-
 from operator import index
 
 import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
-from . import cost, linear_ops
-from .projection import Group, _check_kinds, _check_width, _describe, _groups
+from . import cost, limits, linear_ops
+from .arguments import Group, check_kinds, check_width, describe, group_pairs
 
 _FORMS = {
     "materialised": linear_ops.materialised,
@@ -53,17 +51,16 @@ def project_linear(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, group: Group
         RuntimeError: "projected" where it cannot run; the message says why.
     """
     if not isinstance(weight, Tensor) or weight.dim() != 2:
-        raise InputError(f"weight must be a tensor (N, M); it was {_describe(weight)}")
-    ((row_group, col_group),) = _groups([weight], [group])
-    _check_kinds([weight], p, q)
+        raise InputError(f"weight must be a tensor (N, M); it was {describe(weight)}")
+    ((row_group, col_group),) = group_pairs([weight], [group])
+    check_kinds([weight], p, q)
     N, M = weight.shape
-    _check_width("p", p, N, "rows")
-    _check_width("q", q, M, "columns")
+    check_width("p", p, N, "rows")
+    check_width("q", q, M, "columns")
     _check_input(x, weight, M // col_group)
     if p.shape[:-1] != x.shape[:1] or q.shape[:-1] != x.shape[:1]:
         raise InputError(
-            f"p and q must have one row for each of the {len(x)} tasks of x; "
-            f"they were {_describe(p)} and {_describe(q)}"
+            f"p and q must have one row for each of the {len(x)} tasks of x; they were {describe(p)} and {describe(q)}"
         )
     if form not in ("auto", *_FORMS):
         raise InputError(f"form must be one of auto, {', '.join(_FORMS)}; it was {form!r}")
@@ -77,7 +74,7 @@ def project_linear(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, group: Group
         sizes = [index(size) for size in (N, M, row_group, col_group, x.shape[0], x.shape[1])]
         form = cost.choose(*sizes, weight.dtype, x.dtype, x.device, backward)
     elif form == "projected":
-        reason = linear_ops.why_not_served(weight.dtype, x.dtype, row_group, col_group)
+        reason = limits.why_not_served(weight.dtype, x.dtype, row_group, col_group)
         reason = reason or linear_ops.why_not_here(x.device)
         if reason is not None:
             raise RuntimeError(f"form 'projected' cannot run here: {reason}")
@@ -87,9 +84,9 @@ def project_linear(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, group: Group
 
 def _check_input(x: Tensor, weight: Tensor, width: int) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor; it was {_describe(x)}")
+        raise TypeError(f"x must be a tensor; it was {describe(x)}")
     if x.dim() != 3 or x.shape[-1] != width:
-        raise InputError(f"x must be (B, S, {width}), its width M / col_group; it was {_describe(x)}")
+        raise InputError(f"x must be (B, S, {width}), its width M / col_group; it was {describe(x)}")
     if not x.dtype.is_floating_point or (x.dtype == torch.float64) != (weight.dtype == torch.float64):
         raise TypeError(f"x must be of a floating type, float64 with float64 weight only; it was {x.dtype}")
     if x.device != weight.device:

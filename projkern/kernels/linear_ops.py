@@ -8,8 +8,6 @@ The first and the last are made of operators that exist. The second is ``projker
 ``projkern::linear_backward``, which are opaque to ``torch.compile``.
 """
 
-from __future__ import annotations
-
 import importlib
 from functools import lru_cache
 from types import ModuleType
@@ -20,16 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
-
-# Of the projected form's kernels:
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-MAX_GROUP = 16
-"""Loops over a row group are unrolled, and a column group lies in one tile."""
-
-TOKEN_TILE = 64
-"""Most tokens of one task that share a tile of W_s."""
 
 
 def materialised(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int) -> Tensor:
@@ -62,19 +50,9 @@ def _kernels() -> ModuleType:
     return kernels
 
 
-def why_not_served(weight_dtype: torch.dtype, dtype: torch.dtype, row_group: int, col_group: int) -> str | None:
-    """Why the projected form has no kernels for these arguments; None if it has."""
-    for name, given in (("weight", weight_dtype), ("x", dtype)):
-        if given not in DTYPES:
-            return f"its {name} is float32, bfloat16 or float16; it was {given}"
-    if max(row_group, col_group) > MAX_GROUP:
-        return f"its groups are at most {MAX_GROUP}; they were {row_group} and {col_group}"
-    return None
-
-
 @torch.compiler.assume_constant_result
 def why_not_here(device: torch.device) -> str | None:
-    """Why the projected form's kernels cannot run on a device; None if they can, be it in Triton's interpreter."""
+    """Why the projected form's kernels cannot run on a device; None if they can, Triton's interpreter included."""
     kernels, reason = _load()
     if kernels is not None and device.type != "cuda" and not kernels.INTERPRETED:
         return f"its kernels run on CUDA devices; the device was {device}"
@@ -122,8 +100,8 @@ def _linear_backward(
     outputs = _fake_backward(grad, x, weight, p, q, row_group, col_group, needs)
     # A gradient may arrive with any strides: expanded after a sum, sliced after a concatenation.
     inputs = [t.detach().contiguous() for t in (grad, x, weight, p, q)]
-    wanted = [out if need else None for out, need in zip(outputs, needs)]
-    _kernels().linear_backward(*inputs, row_group, col_group, *wanted)
+    targets = [out if need else None for out, need in zip(outputs, needs)]
+    _kernels().linear_backward(*inputs, row_group, col_group, *targets)
     return outputs
 
 
@@ -168,12 +146,12 @@ class _ProjectedLinear(torch.autograd.Function):
         x, weight, p, q = inputs = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:4])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # A further derivative is asked for: the factored form is the same function, and torch knows all of its.
-            wanted = [t for t, need in zip(inputs, needs) if need]
+            # A further derivative follows: the factored form is the same function, and torch knows all of them.
+            leaves = [t for t, need in zip(inputs, needs) if need]
             y = factored(x, weight, p, q, ctx.row_group, ctx.col_group)
-            made = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-            found = [next(made) if need else None for need in needs]
+            remaining = iter(torch.autograd.grad(y, leaves, grad, create_graph=True))
+            grads = [next(remaining) if need else None for need in needs]
         else:
             outputs = _backward(grad, x, weight, p, q, ctx.row_group, ctx.col_group, needs)
-            found = [out if need else None for out, need in zip(outputs, needs)]
-        return *found, None, None
+            grads = [out if need else None for out, need in zip(outputs, needs)]
+        return *grads, None, None

@@ -1,7 +1,5 @@
 """What a machine can do: the few constants that the cost model (``projkern/kernels/cost.py``) stands on."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +96,7 @@ def _seconds(device: torch.device, run: Callable[[], object], repeats: int = 5) 
             end.synchronize()
             times.append(start.elapsed_time(end) / 1e3)
         else:
-            begun = time.perf_counter()
+            start_time = time.perf_counter()
             run()
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - start_time)
     return median(times)

@@ -5,21 +5,18 @@ functions stand outside of them. Both are differentiable: the map is trilinear i
 of the backward is made of the same two operators, and every order of derivative follows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import dispatch as backends
+from . import dispatch
+from .backends.backend import Backward, Forward
 from .plan import Plan, make_plan
 
 _library = torch.library.Library("projkern", "DEF")
-_library.define(
-    "project_forward(Tensor[] weights, Tensor p, Tensor q, int[] entries, ScalarType dtype) -> Tensor"
-)
+_library.define("project_forward(Tensor[] weights, Tensor p, Tensor q, int[] entries, ScalarType dtype) -> Tensor")
 _library.define(
     "project_backward(Tensor[] weights, Tensor p, Tensor q, Tensor[] grads, int[] entries,"
     " bool[] need_weights, bool need_p, bool need_q) -> (Tensor[], Tensor, Tensor)"
@@ -52,14 +49,13 @@ def _plan(weights: list[Tensor], entries: list[int]) -> Plan:
 
 
 @torch.no_grad()
-def _project_forward(
-    weights: list[Tensor], p: Tensor, q: Tensor, entries: list[int], dtype: torch.dtype
-) -> Tensor:
+def _project_forward(weights: list[Tensor], p: Tensor, q: Tensor, entries: list[int], dtype: torch.dtype) -> Tensor:
     plan, batch = _plan(weights, entries), p.shape[0]
     flat = p.new_empty(sum(plan.output_sizes(batch)), dtype=dtype)
-    backend = backends.select(p.device, weights[0].dtype, dtype)
+    backend = dispatch.select(p.device, weights[0].dtype, dtype)
     with torch.autocast(p.device.type, enabled=False):  # sums stay in float32
-        backend.project_forward(plan, [w.contiguous() for w in weights], p.contiguous(), q.contiguous(), flat)
+        call = Forward([w.contiguous() for w in weights], p.contiguous(), q.contiguous(), flat)
+        backend.project_forward(plan, call)
     plan.zero_padding(flat, batch)
     return flat
 
@@ -82,10 +78,9 @@ def _project_backward(
     d_weights = [w.new_empty(w.shape if need else 0) for w, need in zip(weights, need_weights)]
     dp = p.new_empty(p.shape if need_p else 0)
     dq = q.new_empty(q.shape if need_q else 0)
-    backend = backends.select(p.device, weights[0].dtype, grads[0].dtype)
+    backend = dispatch.select(p.device, weights[0].dtype, grads[0].dtype)
     with torch.autocast(p.device.type, enabled=False):
-        backend.project_backward(
-            plan,
+        call = Backward(
             weights,
             p.contiguous(),
             q.contiguous(),
@@ -94,6 +89,7 @@ def _project_backward(
             dp if need_p else None,
             dq if need_q else None,
         )
+        backend.project_backward(plan, call)
     return d_weights, dp, dq
 
 
@@ -103,9 +99,7 @@ for _key in ("CPU", "CUDA"):
 
 
 @torch.library.register_fake("projkern::project_forward", lib=_library)
-def _fake_forward(
-    weights: list[Tensor], p: Tensor, q: Tensor, entries: list[int], dtype: torch.dtype
-) -> Tensor:
+def _fake_forward(weights: list[Tensor], p: Tensor, q: Tensor, entries: list[int], dtype: torch.dtype) -> Tensor:
     return p.new_empty(sum(_plan(weights, entries).output_sizes(p.shape[0])), dtype=dtype)
 
 
@@ -164,9 +158,7 @@ class _ProjectBackward(torch.autograd.Function):
     """(p, q, entries, needs, *weights, *grads) -> dp, dq, *d_weights; one not needed is empty."""
 
     @staticmethod
-    def forward(
-        p: Tensor, q: Tensor, entries: list[int], needs: tuple[list[bool], bool, bool], *rest: Tensor
-    ) -> Any:
+    def forward(p: Tensor, q: Tensor, entries: list[int], needs: tuple[list[bool], bool, bool], *rest: Tensor) -> Any:
         weights, grads = _split(entries, rest)
         d_weights, dp, dq = _backward(weights, p, q, grads, entries, *needs)
         return dp, dq, *d_weights

@@ -5,8 +5,6 @@ several, go through one call. A plan depends on shapes only and is cached; the b
 addresses come with each call.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate

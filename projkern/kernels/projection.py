@@ -1,9 +1,7 @@
 """Projection of weights as a function: check the arguments, then one call into the kernels.
 
-    W_s = P W Q,   P_ij = p_j [j // g_r == i],   Q_ij = q_i [i // g_c == j]           (paper, Sec. 2.2)
+W_s = P W Q,   P_ij = p_j [j // g_r == i],   Q_ij = q_i [i // g_c == j]           (paper, Sec. 2.2)
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -13,8 +11,7 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from . import ops
-
-Group = int | tuple[int, int]
+from .arguments import Group, check_kinds, check_width, describe, group_pairs
 
 
 def project(weight: Tensor, p: Tensor, q: Tensor, group: Group, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -38,13 +35,13 @@ def project(weight: Tensor, p: Tensor, q: Tensor, group: Group, *, dtype: torch.
         ValueError: shapes that disagree, a group that does not divide, devices that differ.
     """
     if not isinstance(weight, Tensor) or weight.dim() != 2:
-        raise InputError(f"weight must be a tensor (N, M); it was {_describe(weight)}")
+        raise InputError(f"weight must be a tensor (N, M); it was {describe(weight)}")
     if isinstance(p, Tensor) and isinstance(q, Tensor) and p.dim() and q.dim() and p.shape[:-1] != q.shape[:-1]:
         try:
             leading = torch.broadcast_shapes(p.shape[:-1], q.shape[:-1])
         except RuntimeError:
             raise InputError(
-                f"p and q must have leading axes that broadcast; they were {_describe(p)} and {_describe(q)}"
+                f"p and q must have leading axes that broadcast; they were {describe(p)} and {describe(q)}"
             ) from None
         p, q = p.expand(*leading, p.shape[-1]), q.expand(*leading, q.shape[-1])
     return project_layers([weight], p, q, group, dtype=dtype)[0]
@@ -82,9 +79,9 @@ def project_layers(
         raise InputError("weights must hold at least one matrix; it was empty")
     for i, w in enumerate(weights):
         if not isinstance(w, Tensor) or w.dim() not in (2, 3):
-            raise InputError(f"weights[{i}] must be a tensor (N, M) or (L, N, M); it was {_describe(w)}")
-    groups = _groups(weights, group)
-    _check_kinds(weights, p, q)
+            raise InputError(f"weights[{i}] must be a tensor (N, M) or (L, N, M); it was {describe(w)}")
+    groups = group_pairs(weights, group)
+    check_kinds(weights, p, q)
     dtype = weights[0].dtype if dtype is None else dtype
     if not dtype.is_floating_point or (dtype == torch.float64) != (p.dtype == torch.float64):
         raise TypeError(f"dtype must be a floating type, float64 with float64 weights only; it was {dtype}")
@@ -100,10 +97,10 @@ def project_layers(
         entries += (distinct[id(w)], row_group, col_group)
         layers = w.shape[0] if w.dim() == 3 else 1
         rows, cols = rows + layers * w.shape[-2], cols + layers * w.shape[-1]
-    _check_width("p", p, rows, "rows")
-    _check_width("q", q, cols, "columns")
+    check_width("p", p, rows, "rows")
+    check_width("q", q, cols, "columns")
     if p.shape[:-1] != q.shape[:-1]:
-        raise InputError(f"p and q must have the same leading axes; they were {_describe(p)} and {_describe(q)}")
+        raise InputError(f"p and q must have the same leading axes; they were {describe(p)} and {describe(q)}")
 
     leading = p.shape[:-1]
     if len(leading) == 1:
@@ -111,55 +108,3 @@ def project_layers(
     batch = math.prod(leading)
     outputs = ops.project(stacks, p.reshape(batch, rows), q.reshape(batch, cols), entries, dtype)
     return [out.view(*leading, *out.shape[1:]) for out in outputs]
-
-
-def _groups(weights: list[Tensor], group: Group | list[Group]) -> list[tuple[int, int]]:
-    listed = group if isinstance(group, list) else [group] * len(weights)
-    if len(listed) != len(weights):
-        raise InputError(
-            f"group must have one entry for each of the {len(weights)} weights; it had {len(listed)}"
-        )
-    pairs = []
-    for i, (w, entry) in enumerate(zip(weights, listed)):
-        pair = entry if isinstance(entry, tuple) else (entry, entry)
-        if len(pair) != 2 or not all(isinstance(g, int) and g >= 1 for g in pair):
-            raise InputError(f"group must be an int >= 1 or two of them (row_group, col_group); it was {entry!r}")
-        for axis, size, g in zip(("rows", "columns"), w.shape[-2:], pair):
-            if size % g:
-                raise InputError(f"group must divide the {axis} of weights[{i}]; {g} does not divide {size}")
-        pairs.append((pair[0], pair[1]))
-    return pairs
-
-
-def _check_kinds(weights: list[Tensor], p: Tensor, q: Tensor) -> None:
-    first = weights[0]
-    if not first.dtype.is_floating_point:
-        raise TypeError(f"weights must be of a floating type; weights[0] was {first.dtype}")
-    for i, w in enumerate(weights):
-        if w.dtype != first.dtype or w.device != first.device:
-            raise InputError(
-                f"weights must share one dtype and device; weights[0] was {_describe(first)} "
-                f"and weights[{i}] was {_describe(w)}"
-            )
-    wanted = torch.float64 if first.dtype == torch.float64 else torch.float32
-    for name, factor in (("p", p), ("q", q)):
-        if not isinstance(factor, Tensor):
-            raise TypeError(f"{name} must be a tensor; it was {_describe(factor)}")
-        if factor.dtype != wanted:
-            raise TypeError(f"{name} must be {wanted} for {first.dtype} weights; it was {factor.dtype}")
-        if factor.device != first.device:
-            raise InputError(f"{name} must be on the device of the weights, {first.device}; it was on {factor.device}")
-
-
-def _check_width(name: str, factor: Tensor, width: int, axis: str) -> None:
-    if factor.dim() == 0 or factor.shape[-1] != width:
-        raise InputError(
-            f"{name} must have a last axis of {width}, one for each of the {axis} of all weights; "
-            f"it was {_describe(factor)}"
-        )
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} {tuple(value.shape)} on {value.device}"
-    return f"{type(value).__name__} {value!r}"

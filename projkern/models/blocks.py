@@ -1,7 +1,5 @@
 """The blocks of every model here: source, baseline and projected model run this one function."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import linear_ops
+from .layout import LINEARS
 
 
 class Affine(NamedTuple):
@@ -33,7 +32,7 @@ class Factored(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """All that one block computes with."""
+    """The weights of one block."""
 
     norm_1: Affine
     attn_qkv: Affine | Factored
@@ -101,6 +100,6 @@ def _attention(qkv: Tensor, dropout: float) -> Tensor:
 def assemble(norms: list[tuple[Affine, Affine]], linears: Sequence[Sequence[Affine | Factored]]) -> list[Layer]:
     """Sort norms (by layer) and linear operators (by operator, then layer) into layers."""
     return [
-        Layer(norm_1, qkv, out, norm_2, mlp_in, mlp_out)
-        for (norm_1, norm_2), qkv, out, mlp_in, mlp_out in zip(norms, *linears)
+        Layer(norm_1=norm_1, norm_2=norm_2, **dict(zip(LINEARS, operators)))
+        for (norm_1, norm_2), operators in zip(norms, zip(*linears))
     ]

@@ -5,8 +5,6 @@ width), and attention is two batched products: of the layouts that were tried, t
 widths (docs/sampling.md).
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence
@@ -18,14 +16,14 @@ from torch import Tensor
 from ..utils.device import free_memory, wait_for
 from ..utils.errors import InputError
 from .blocks import Affine, Layer, linear, norm
-from .layout import Tables
+from .tables import Tables
 
 
 class Decoder:
-    """Predicts the tokens of B sequences one after the other. ``GPT`` and ``ProjectionOperator`` make it.
+    """Predicts the tokens of B sequences one after the other. ``GPT`` and ``ProjectionOperator`` build it.
 
     ``step(None)`` gives the logits of token 0, and ``step(tokens)``, with the tokens just drawn, those of the next
-    one: up to rounding what the model gives for the whole sequence. Attributes: ``batch``, B; ``positions``, the
+    one: up to rounding those of the model for the whole sequence. Attributes: ``batch``, B; ``positions``, the
     length of a whole sequence; ``position``, of the token that the next step predicts; ``device``; ``cache_bytes``,
     of the keys and values of whole sequences.
 
@@ -33,9 +31,9 @@ class Decoder:
         tables: embeddings, norms and head.
         layers: their linear operators are shared by all sequences, or those of U tasks.
         n_head: attention heads.
-        start: (B, d), what the start slot of each sequence holds.
+        start: (B, d), the start slot of each sequence.
         tasks: U; sequences are sorted by task, B / U each (U = 1 where all share their weights).
-        offset: None, or (B, d), what is added to the embedding at every position of each sequence.
+        offset: None, or (B, d), added to the embedding at every position of each sequence.
         final_norm: None for that of the tables, or one for each sequence.
 
     Raises:
@@ -79,7 +77,7 @@ class Decoder:
             (B, vocab_size) logits.
 
         Raises:
-            ValueError: tokens of another shape or dtype, None after the first step, or a step past the last position.
+            InputError: tokens of another shape or dtype, None after the first step, or a step past the last position.
         """
         if self.position == self.positions:
             raise InputError(f"step must be called {self.positions} times at most, once for each position")
@@ -89,8 +87,8 @@ class Decoder:
         self.position += 1
         return self._tables.logits(x, self._final_norm).view(self.batch, -1)  # outside of it: an ordinary tensor
 
-    def take_fastest(self, forms: Sequence[list[Layer]]) -> None:
-        """Go on with those of several forms of the layers with which a first step takes least time, here and now."""
+    def use_fastest(self, forms: Sequence[list[Layer]]) -> None:
+        """Go on with the form of the layers whose first step takes the least time, measured now."""
         turns = [[self._seconds(form) for form in forms] for _ in range(5)]
         best = [min(times) for times in zip(*turns)]  # other work on the machine only ever adds
         self._layers = forms[best.index(min(best))]
@@ -104,20 +102,20 @@ class Decoder:
         return time.perf_counter() - began
 
     def _embed(self, tokens: Tensor | None) -> Tensor:
-        here = self._tables.position_embedding[self.position]
+        position = self._tables.position_embedding[self.position]
         if self._offset is not None:
-            here = here + self._offset
+            position = position + self._offset
         if self.position == 0:
             if tokens is not None:
                 raise InputError("tokens must be None in the first step, whose input is the start slot")
-            return self._start + here
+            return self._start + position
         if tokens is None or tokens.shape != (self.batch,) or tokens.dtype != torch.int64:
-            was = tokens if tokens is None else f"{tokens.dtype} {tuple(tokens.shape)}"
-            raise InputError(f"tokens must be int64 ({self.batch},), one for each sequence; it was {was}")
-        return F.embedding(tokens, self._tables.token_embedding) + here
+            shown = tokens if tokens is None else f"{tokens.dtype} {tuple(tokens.shape)}"
+            raise InputError(f"tokens must be int64 ({self.batch},), one for each sequence; it was {shown}")
+        return F.embedding(tokens, self._tables.token_embedding) + position
 
     def _blocks(self, x: Tensor) -> Tensor:
-        """(U, B / U, d) -> the same, through all layers; keys and values of this position are kept."""
+        """(U, B / U, d) -> the same, through all layers; stores keys and values of this position."""
         count, unused = self.position + 1, x.new_empty(())
         for layer, (cache, keys, values) in zip(self._layers, self._cache):
             h = norm(x, layer.norm_1)

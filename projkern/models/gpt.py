@@ -1,8 +1,8 @@
-"""The GPT that everything here is made of: source, baseline and projected model are this one function.
+"""The GPT: source, baseline and projected model are this one function.
 
 GPT-2 blocks with biases, learned positions and an untied head. Position 0 is a start slot: a learned vector,
-or Linear(t) in the conditional baseline (paper, Sec. 3.3.1), whose stronger forms are told t at every position
-and in every norm too; the logits at position i predict token i.
+or Linear(t) in the conditional baseline (paper, Sec. 3.3.1), whose stronger forms are conditioned on t at every
+position and in every norm too; the logits at position i predict token i.
 Each linear operator's weights are stacked over layers, (L, N, M), so that one call projects them all.
 """
 
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ..utils.errors import InputError
 from .blocks import Affine, Layer, assemble, transformer
 from .decode import Decoder
-from .layout import LINEARS, GPTConfig, Tables
+from .layout import LINEARS, GPTConfig
+from .tables import Tables
 
 CONDITIONING_WIDTH = 64
 """Hidden units of the MLPs of t in the conditional baseline.
@@ -31,7 +32,7 @@ the paper's shape the MLPs have fewer parameters than an operator's generators o
 
 
 class Conditioning(nn.Module):
-    """What a conditional model is told beyond its start slot; at the start, nothing."""
+    """Where a conditional model takes t beside its start slot; initially this changes nothing."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class Conditioning(nn.Module):
             self.norms = _zero_mlp(config.task_dim, math.prod(self._changes_shape))
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """t (B, task_dim) -> what every position adds (B, d), and the norms' changes (B, 2, 2L + 1, d) or None."""
+        """t (B, task_dim) -> the offset of every position (B, d), the norms' changes (B, 2, 2L + 1, d) or None."""
         changes = None if self.norms is None else self.norms(t).view(-1, *self._changes_shape)
         return self.offset(t), changes
 
@@ -68,9 +69,10 @@ class GPT(nn.Module):
         self.tables = Tables(config)
         self.weights = nn.ParameterDict()
         self.biases = nn.ParameterDict()
-        for name, (rows, cols) in config.linear_shapes().items():
+        for name, linear in LINEARS.items():
+            rows, cols = linear.shape(config.n_embd)
             # GPT-2's 0.02 at d = 768 is about half of 1 / sqrt(fan in); residual branches shrink with depth.
-            std = 0.5 / math.sqrt(cols) / (math.sqrt(2 * config.n_layer) if name.endswith("out") else 1)
+            std = 0.5 / math.sqrt(cols) / (math.sqrt(2 * config.n_layer) if linear.writes_stream else 1)
             self.weights[name] = nn.Parameter(torch.randn(config.n_layer, rows, cols) * std)
             self.biases[name] = nn.Parameter(torch.zeros(config.n_layer, rows))
         # Last, so that models of one seed start alike in all forms.
@@ -87,11 +89,11 @@ class GPT(nn.Module):
             (B, T, vocab_size) logits; those at position i predict token i.
 
         Raises:
-            ValueError: tokens of another shape, or a t where none is taken or the other way round.
+            InputError: tokens of another shape, or a t where none is taken or the other way round.
         """
         check_tokens(tokens, self.config)
         t = self._checked(t, len(tokens))
-        offset, layers, final_norm = self._told(t)
+        offset, layers, final_norm = self._conditioned(t)
         dropout = self.config.dropout if self.training else 0.0
         x = self.tables.embed(tokens, t)
         if offset is not None:
@@ -108,28 +110,28 @@ class GPT(nn.Module):
             t: (B, task_dim) for a conditional model, None for all others.
 
         Raises:
-            ValueError: no sequence, or a t where none is taken or the other way round.
+            InputError: no sequence, or a t where none is taken or the other way round.
         """
         if batch < 1:
             raise InputError(f"batch must be at least 1; it was {batch}")
         t = self._checked(t, batch)
         with torch.no_grad():
             start = self.tables.start.expand(batch, -1) if t is None else self.tables.start_of_task(t)
-            offset, layers, final_norm = self._told(t)
+            offset, layers, final_norm = self._conditioned(t)
             return Decoder(self.tables, layers, self.config.n_head, start, offset=offset, final_norm=final_norm)
 
     def _checked(self, t: Tensor | None, batch: int) -> Tensor | None:
         """t as it enters the model."""
         if (t is None) != (self.config.task_dim is None):
-            wanted = "None" if self.config.task_dim is None else f"(B, {self.config.task_dim})"
-            raise InputError(f"t must be {wanted} for this model; it was {t if t is None else tuple(t.shape)}")
+            expected = "None" if self.config.task_dim is None else f"(B, {self.config.task_dim})"
+            raise InputError(f"t must be {expected} for this model; it was {t if t is None else tuple(t.shape)}")
         if t is None:
             return t
         check_task(t, batch, self.config.task_dim)
         return (t - self.config.t_mean) / self.config.t_std
 
-    def _told(self, t: Tensor | None) -> tuple[Tensor | None, list[Layer], Affine | None]:
-        """What every position adds (B, d), the layers, and the final norm; None where t does not change it."""
+    def _conditioned(self, t: Tensor | None) -> tuple[Tensor | None, list[Layer], Affine | None]:
+        """The offset of every position (B, d), the layers and the final norm; None where t does not change it."""
         if self.conditioning is None:
             return None, self._layers(self.tables.norms()), None
         offset, changes = self.conditioning(t)
@@ -143,7 +145,7 @@ class GPT(nn.Module):
 
         Raises:
             FileExistsError: the folder holds something already.
-            ValueError: a conditional model, or one of more than one type, for which that format has no place.
+            InputError: a conditional model, or one of more than one type, for which that format has no place.
         """
         from .huggingface import gpt2
 
@@ -159,14 +161,14 @@ class GPT(nn.Module):
             The model in evaluation mode, on the CPU.
 
         Raises:
-            ValueError: a folder without such a model, or what a ``GPT`` cannot represent.
+            InputError: a folder without such a model, or what a ``GPT`` cannot represent.
         """
         from .huggingface import gpt2
 
-        read = gpt2.load(Path(folder))
-        for note in read.notes:
+        pretrained = gpt2.load(Path(folder))
+        for note in pretrained.notes:
             warnings.warn(note, stacklevel=2)
-        return read.model
+        return pretrained.model
 
     def _layers(self, norms: list[tuple[Affine, Affine]]) -> list[Layer]:
         linears = [

@@ -1,22 +1,75 @@
-"""The layout of a GPT: its settings, its linear operators and their shapes, and the tables that it has besides."""
+"""The layout of a model: its shape, its matrices, and how each touches the residual stream.
 
-from __future__ import annotations
+A block reads the stream of width d through norm_1 and attn_qkv, and through norm_2 and mlp_in; attn_out and mlp_out
+write to it. The order of the records is that of every stacked or concatenated quantity.
+"""
 
 import math
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from ..utils.errors import InputError
-from .blocks import Affine, norm
 
-LINEARS = ("attn_qkv", "attn_out", "mlp_in", "mlp_out")
-"""The linear operators of a layer, in the order of every stacked or concatenated quantity."""
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear operator that every layer has.
+
+    Args:
+        name: its name in ``GPT.weights`` and ``GPT.biases``.
+        rows: outputs, in units of d.
+        cols: inputs, in units of d.
+        writes_stream: its rows are the residual stream; those of the others are not, but their columns are.
+        row_blocks: equal parts of the rows, each with a meaning of its own.
+    """
+
+    name: str
+    rows: int
+    cols: int
+    writes_stream: bool
+    row_blocks: int = 1
+
+    def shape(self, width: int) -> tuple[int, int]:
+        """(outputs, inputs) at a width d."""
+        return self.rows * width, self.cols * width
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A layer norm of the residual stream, in ``Tables``.
+
+    Args:
+        name: its parameters are called name_weight and name_bias.
+        is_in_layers: each layer has one; otherwise it stands once, after the last layer.
+    """
+
+    name: str
+    is_in_layers: bool
+
+    @property
+    def weight(self) -> str:
+        return f"{self.name}_weight"
+
+    @property
+    def bias(self) -> str:
+        return f"{self.name}_bias"
+
+
+LINEARS = {
+    linear.name: linear
+    for linear in (
+        Linear("attn_qkv", rows=3, cols=1, writes_stream=False, row_blocks=3),  # queries, keys, values
+        Linear("attn_out", rows=1, cols=1, writes_stream=True),
+        Linear("mlp_in", rows=4, cols=1, writes_stream=False),
+        Linear("mlp_out", rows=1, cols=4, writes_stream=True),
+    )
+}
+"""The linear operators of a layer by name."""
+
+NORMS = (Norm("norm_1", is_in_layers=True), Norm("norm_2", is_in_layers=True), Norm("final_norm", is_in_layers=False))
+"""Their weights scale the coordinates of the stream; all other parameters of ``Tables`` are vectors in it."""
 
 CONDITIONINGS = ("first", "every", "norms")
-"""Where a conditional model is told t; each form has all of those before it."""
+"""Where a conditional model takes t; each form has all of those before it."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +84,14 @@ class GPTConfig:
         n_head: attention heads, each n_embd / n_head wide.
         dropout: rate on embeddings, attention and residual branches while training.
         task_dim: None, or the length of t: then the start slot holds Linear(t), and the model is conditional.
-        conditioning: where a conditional model is told t. "first": in the start slot alone, as the paper's. "every":
+        conditioning: where a conditional model takes t. "first": in the start slot alone, as the paper's. "every":
             an MLP of t is added to the embedding of every position too. "norms": and another gives the weight and
             bias of every norm as (1 + a(t)) · weight and bias + b(t). Both MLPs give zero at the start.
         t_mean: t enters a conditional model as (t - t_mean) / t_std.
         t_std: see ``t_mean``; above 0.
 
     Raises:
-        ValueError: a value out of its range, or "every" or "norms" without a ``task_dim``.
+        InputError: a value out of its range, or "every" or "norms" without a ``task_dim``.
     """
 
     vocab_size: int
@@ -71,57 +124,4 @@ class GPTConfig:
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """(outputs, inputs) of each linear operator of a layer."""
-        d = self.n_embd
-        return {"attn_qkv": (3 * d, d), "attn_out": (d, d), "mlp_in": (4 * d, d), "mlp_out": (d, 4 * d)}
-
-
-class Tables(nn.Module):
-    """What a model has besides its linear operators: embeddings, start vector, norms and head."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        d, layers = config.n_embd, config.n_layer
-        self.token_embedding = nn.Parameter(torch.randn(config.vocab_size, d) * 0.02)
-        self.position_embedding = nn.Parameter(torch.randn(config.n_positions, d) * 0.02)
-        if config.task_dim is None:
-            self.start = nn.Parameter(torch.randn(d) * 0.02)
-        else:
-            self.start_of_task = nn.Linear(config.task_dim, d)
-        self.norm_1_weight = nn.Parameter(torch.ones(layers, d))
-        self.norm_1_bias = nn.Parameter(torch.zeros(layers, d))
-        self.norm_2_weight = nn.Parameter(torch.ones(layers, d))
-        self.norm_2_bias = nn.Parameter(torch.zeros(layers, d))
-        self.final_norm_weight = nn.Parameter(torch.ones(d))
-        self.final_norm_bias = nn.Parameter(torch.zeros(d))
-        self.head = nn.Parameter(torch.randn(config.vocab_size, d) * 0.02)
-
-    def embed(self, tokens: Tensor, t: Tensor | None) -> Tensor:
-        """(B, T) tokens -> (B, T, d): the start slot, then all tokens but the last, each with its position."""
-        start = self.start.expand(len(tokens), 1, -1) if t is None else self.start_of_task(t)[:, None]
-        x = torch.cat([start, F.embedding(tokens[:, :-1], self.token_embedding)], dim=1)
-        return x + self.position_embedding[: tokens.shape[1]]
-
-    def norms(self) -> list[tuple[Affine, Affine]]:
-        """The two norms of each layer."""
-        first = zip(self.norm_1_weight.unbind(0), self.norm_1_bias.unbind(0))
-        second = zip(self.norm_2_weight.unbind(0), self.norm_2_bias.unbind(0))
-        return [(Affine(*a), Affine(*b)) for a, b in zip(first, second)]
-
-    def modulated_norms(self, changes: Tensor) -> tuple[list[tuple[Affine, Affine]], Affine]:
-        """The two norms of each layer and the final one, for each of B sequences.
-
-        Args:
-            changes: (B, 2, 2L + 1, d): a and b in (1 + a) · weight and bias + b; first norms, second norms, final one.
-        """
-        weight = torch.cat([self.norm_1_weight, self.norm_2_weight, self.final_norm_weight[None]])  # [2L + 1, d]
-        bias = torch.cat([self.norm_1_bias, self.norm_2_bias, self.final_norm_bias[None]])
-        a, b = changes.unbind(1)
-        # Under autocast a is of half precision, in which 1 + a would lose most of it.
-        made = list(map(Affine, (weight + weight * a).unbind(1), (bias + b).unbind(1)))
-        layers = len(self.norm_1_weight)
-        return list(zip(made[:layers], made[layers:-1])), made[-1]
-
-    def logits(self, x: Tensor, final_norm: Affine | None = None) -> Tensor:
-        """(..., d) -> (..., vocab_size). A final norm of (B, d), in place of its own, wants x (1, B·T, d)."""
-        x = norm(x, final_norm or Affine(self.final_norm_weight, self.final_norm_bias))
-        return F.linear(x, self.head)
+        return {name: linear.shape(self.n_embd) for name, linear in LINEARS.items()}

@@ -2,11 +2,9 @@
 
     W_s = P(t) W_1 Q(t),   b_s = P(t) b_1 + b                                      (paper, Eq. 1 and Sec. 2.2)
 
-or as another generator makes them. The small model's embeddings, norms, head and the additive biases b are its own, and
-do not depend on t.
+or as another generator computes them. The small model's embeddings, norms, head and the additive biases b are its own,
+and do not depend on t.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -26,7 +24,8 @@ from .decode import Decoder
 from .generators import DiagonalGenerator, TaskWeights, group_of, make_generator, project_factors
 from .generators.base import MLPGenerator, unstack
 from .gpt import GPT, check_task, check_tokens
-from .layout import LINEARS, GPTConfig, Tables
+from .layout import LINEARS, NORMS, GPTConfig
+from .tables import Tables
 
 
 class ProjectionOperator(nn.Module):
@@ -48,7 +47,7 @@ class ProjectionOperator(nn.Module):
         options: of the kind. diagonal: ``start``, ``shared_inner``, ``tied``; low-rank: ``delta_rank``.
 
     Raises:
-        ValueError: a scale that is not one over an integer, or does not divide the width of each head; a conditional
+        InputError: a scale that is not one over an integer, or does not divide the width of each head; a conditional
             source; an unknown generator, or an option that is not its own; a source too large for the general one.
     """
 
@@ -81,7 +80,7 @@ class ProjectionOperator(nn.Module):
         self.config = replace(source.config, n_embd=source.config.n_embd // self.group, task_dim=None)
         self.kind = generator
         self.generator = make_generator(generator, source, self.group, task_dim, rank, **options)
-        self.tables = project_tables(source.tables, self.config, self.group, self.generator.kept)
+        self.tables = project_tables(source.tables, self.config, self.group, self.generator.kept_coordinates)
         own_shapes = self.config.linear_shapes()
         self.biases = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(self.config.n_layer, own_shapes[name][0])) for name in LINEARS}
@@ -106,10 +105,11 @@ class ProjectionOperator(nn.Module):
         return t if (self.t_mean, self.t_std) == (0, 1) else (t - self.t_mean) / self.t_std
 
     def with_biases_of_t(self, biases: list[Tensor], t: Tensor) -> list[Tensor]:
-        """Biases (U, n) of each linear operator, with what t (U, task_dim) adds to b, if it does."""
+        """Biases (U, n) of each linear operator, plus the part of b that depends on t (U, task_dim), if any."""
         if self.bias_of_t is None:
             return biases
-        return [b + of_t for b, of_t in zip(biases, unstack(self.bias_of_t.evaluate(self.normalised(t))))]
+        changes = unstack(self.bias_of_t.evaluate(self.normalised(t)))
+        return [b + change for b, change in zip(biases, changes)]
 
     def forward(self, tokens: Tensor, t: Tensor) -> Tensor:
         """Predict every token, each example with the model generated for its own t.
@@ -156,7 +156,7 @@ class ProjectionOperator(nn.Module):
                 materialised.
 
         Raises:
-            ValueError: t of another shape, or a form that is unknown or that this generator does not have.
+            InputError: t of another shape, or a form that is unknown or that this generator does not have.
         """
         check_task(t, len(t), self.task_dim)
         if not len(t):
@@ -167,16 +167,16 @@ class ProjectionOperator(nn.Module):
             raise InputError(f"form must be auto or materialised for a generator {self.kind!r}; it was 'factored'")
         distinct, which = distinct_tasks(t)
         tasks = distinct if which is None else t
-        make = {"materialised": self._materialised, "factored": self._factored}
-        forms = [make[name](tasks) for name in (self._worth_measuring(len(tasks)) if form == "auto" else [form])]
+        layers_of = {"materialised": self._materialised, "factored": self._factored}
+        forms = [layers_of[name](tasks) for name in (self._candidates(len(tasks)) if form == "auto" else [form])]
         start = self.tables.start.expand(len(t), -1)
         decoder = Decoder(self.tables, forms[0], self.config.n_head, start, len(tasks))
         if len(forms) > 1:
-            decoder.take_fastest(forms)
+            decoder.use_fastest(forms)
         return decoder
 
-    def _worth_measuring(self, tasks: int) -> list[str]:
-        """The forms of which either may be faster: up to g² models move no more bytes than the source once written."""
+    def _candidates(self, tasks: int) -> list[str]:
+        """The forms that may be the fastest: up to g² models, once written, move no more bytes than the source."""
         source = list(self.source.weights.values())
         if tasks <= self.group**2 or not isinstance(self.generator, DiagonalGenerator):
             return ["materialised"]
@@ -186,8 +186,8 @@ class ProjectionOperator(nn.Module):
 
     def _materialised(self, t: Tensor) -> list[Layer]:
         """The layers of U models, or of one that all examples share."""
-        (made,) = generate_weights([self], t)
-        affines = map(Affine, made.weights, self.with_own_biases(made.biases))
+        (generated,) = generate_weights([self], t)
+        affines = map(Affine, generated.weights, self.with_own_biases(generated.biases))
         return self._layers([Affine(w[0], b[0]) for w, b in affines] if len(t) == 1 else list(affines))
 
     def _factored(self, t: Tensor) -> list[Layer]:
@@ -213,37 +213,37 @@ class ProjectionOperator(nn.Module):
         """
         if t.shape != (self.task_dim,):
             raise InputError(f"t must be ({self.task_dim},), one task identifier; it was {tuple(t.shape)}")
-        (made,) = generate_weights([self], t[None])
+        (generated,) = generate_weights([self], t[None])
         with torch.device("meta"):
             small = GPT(self.config)
         small.to_empty(device=t.device)
         small.tables.load_state_dict(self.tables.state_dict())
-        biases = self.with_own_biases(made.biases)
+        biases = self.with_own_biases(generated.biases)
         layers = self.config.n_layer
         for k, name in enumerate(LINEARS):
             rows = slice(k * layers, (k + 1) * layers)
-            small.weights[name].copy_(torch.cat(made.weights[rows]))
+            small.weights[name].copy_(torch.cat(generated.weights[rows]))
             small.biases[name].copy_(torch.cat(biases[rows]))
         return small.eval()
 
 
 @torch.no_grad()
-def project_tables(source: Tables, config: GPTConfig, group: int, kept: slice | None = None) -> Tables:
+def project_tables(source: Tables, config: GPTConfig, group: int, kept_coordinates: slice | None = None) -> Tables:
     """Tables of a small model, to start from: the source's, on the subspace that its width is projected to.
 
     With z = R x for the residual stream x, R_ij = g^-1/2 [j // g == i] (orthonormal rows): embeddings, start vector,
     head and the norms' biases are multiplied by R^T, and the norms' weights averaged over each group. Where some
     coordinates of the stream are kept, R selects them, and all tables are the source's at these.
     """
-    made = Tables(config)
+    tables = Tables(config)
+    norm_weights = [norm.weight for norm in NORMS]
     for name, values in source.named_parameters():
-        if kept is not None:
-            getattr(made, name).copy_(values[..., kept])
+        if kept_coordinates is not None:
+            getattr(tables, name).copy_(values[..., kept_coordinates])
             continue
         groups = values.unflatten(-1, (-1, group))
-        is_norm_weight = "norm" in name and name.endswith("weight")
-        getattr(made, name).copy_(groups.mean(-1) if is_norm_weight else groups.sum(-1) * group**-0.5)
-    return made
+        getattr(tables, name).copy_(groups.mean(-1) if name in norm_weights else groups.sum(-1) * group**-0.5)
+    return tables
 
 
 def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[TaskWeights]:
@@ -251,7 +251,7 @@ def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[Tas
 
     Args:
         operators: each of another scale or kind, on one source.
-        t: (U, task_dim), one row for each model to be made.
+        t: (U, task_dim), one row for each model to generate.
 
     Returns:
         For each operator the weights of its U models; the own biases b are not yet added.
@@ -260,29 +260,28 @@ def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[Tas
     device = t.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     with torch.autocast(device, enabled=False):
-        generators = [operator.generator for operator in operators]
-        seen = [operator.normalised(t) for operator in operators]
-        diagonal = [(made, of) for made, of in zip(generators, seen) if isinstance(made, DiagonalGenerator)]
+        inputs = [(operator.generator, operator.normalised(t)) for operator in operators]
+        diagonal = [(generator, own_t) for generator, own_t in inputs if isinstance(generator, DiagonalGenerator)]
         fused = iter(_fused(source, diagonal, dtype) if diagonal else [])
-        made = [
-            next(fused) if isinstance(generator, DiagonalGenerator) else _cast(generator(source, of), dtype)
-            for generator, of in zip(generators, seen)
+        generated = [
+            next(fused) if isinstance(generator, DiagonalGenerator) else _cast(generator(source, own_t), dtype)
+            for generator, own_t in inputs
         ]
-        return [TaskWeights(w, operator.with_biases_of_t(b, t)) for operator, (w, b) in zip(operators, made)]
+        return [TaskWeights(w, operator.with_biases_of_t(b, t)) for operator, (w, b) in zip(operators, generated)]
 
 
 def _fused(
     source: GPT, generators: list[tuple[DiagonalGenerator, Tensor]], dtype: torch.dtype | None
 ) -> list[TaskWeights]:
-    """What each generator makes of its own t, in one call."""
+    """The weights of each generator for its own t, in one call."""
     with record_function("generation"):
-        factors = [made.factors(t) for made, t in generators]
+        factors = [generator.factors(t) for generator, t in generators]
     with record_function("projection"):
-        return project_factors(source, [made for made, _ in generators], factors, dtype)
+        return project_factors(source, [generator for generator, _ in generators], factors, dtype)
 
 
-def _cast(made: TaskWeights, dtype: torch.dtype | None) -> TaskWeights:
-    return made if dtype is None else TaskWeights([w.to(dtype) for w in made.weights], made.biases)
+def _cast(generated: TaskWeights, dtype: torch.dtype | None) -> TaskWeights:
+    return generated if dtype is None else TaskWeights([w.to(dtype) for w in generated.weights], generated.biases)
 
 
 def distinct_tasks(t: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -307,7 +306,7 @@ def project_and_run(operators: list[ProjectionOperator], tokens: Tensor, t: Tens
     check_tokens(tokens, operators[0].config)
     check_task(t, len(tokens), operators[0].task_dim)
     distinct, which = distinct_tasks(t)
-    made = generate_weights(operators, distinct)
+    generated = generate_weights(operators, distinct)
     if which is not None:  # give each example its own copy of its task's weights
-        made = [TaskWeights([w[which] for w in task.weights], [b[which] for b in task.biases]) for task in made]
-    return [operator.run(tokens, task) for operator, task in zip(operators, made)]
+        generated = [TaskWeights([w[which] for w in ws], [b[which] for b in bs]) for ws, bs in generated]
+    return [operator.run(tokens, weights) for operator, weights in zip(operators, generated)]

@@ -15,15 +15,11 @@ from ..utils.settings import require, require_types, setting
 class TokenizeConfig:
     """All that determines a folder's content. Every field is also an option of ``python -m projkern.tokenize``."""
 
-    train: str | None = setting(None, "training images: a folder of class folders, or .npz", metavar="PATH")
-    validation: str | None = setting(None, "validation images, likewise", metavar="PATH")
-    embeddings: str | None = setting(None, "t of each image: .npy (n, dim), or .npz with train and val", metavar="FILE")
-    validation_embeddings: str | None = setting(
-        None, "the same for the validation images; without it --embeddings", metavar="FILE"
-    )
-    encoder: str | None = setting(
-        None, "in place of --embeddings: timm:NAME, or a program FILE.pt, FILE.pt2", metavar="ENCODER"
-    )
+    train: str | None = setting(None, "training images: a folder of class folders, or .npz")
+    validation: str | None = setting(None, "validation images, likewise")
+    embeddings: str | None = setting(None, "t of each image: .npy (n, dim), or .npz with train and val")
+    validation_embeddings: str | None = setting(None, "the same for the validation images; without it --embeddings")
+    encoder: str | None = setting(None, "in place of --embeddings: timm:NAME, or a program FILE.pt, FILE.pt2")
     size: int = setting(64, "S: images are S x S pixels and (S/2)^2 tokens")
     codes: int = setting(512, "the vocabulary")
     steps: int = setting(4000, "training steps of the tokenizer")

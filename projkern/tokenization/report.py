@@ -1,6 +1,4 @@
-"""What a folder of tokenised images says of itself to people: a page, and pictures of what its tokens keep."""
-
-from __future__ import annotations
+"""The report of a folder of tokenised images: a page, and pictures of what its tokens keep."""
 
 import math
 from pathlib import Path
@@ -49,8 +47,8 @@ def report(contents: dict[str, Any], notes: list[str]) -> str:
 def draw_reconstructions(path: Path, model: VQVAE, images: LabelledImages, config: TokenizeConfig) -> None:
     """A picture of a few images, and of what their tokens decode to."""
     readable = [index for index in range(len(images)) if index not in images.skipped]
-    shown = [readable[i * len(readable) // _SHOWN] for i in range(min(_SHOWN, len(readable)))]
-    _, pixels = next(images.batches(config.size, indices=shown))
+    examples = [readable[i * len(readable) // _SHOWN] for i in range(min(_SHOWN, len(readable)))]
+    _, pixels = next(images.batches(config.size, indices=examples))
     x = to_model(torch.from_numpy(pixels), model.codebook.vectors.device)
     rows = [("image", x), ("of its\ntokens", model.decode(model.encode(x)))]
     in_rows(path, rows, f"{config.size}×{config.size} pixels as {(config.size // 2) ** 2} tokens of {config.codes}")

@@ -1,7 +1,5 @@
 """A folder of tokenised images: a tokenizer is trained, then applied to both splits (paper, appendix C.2)."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from collections.abc import Callable
@@ -31,7 +29,7 @@ POOL = 50_000
 _PART = 64  # images tokenised at a time
 
 Sources = dict[Split, LabelledImages]
-TaskOf = Callable[[Split, np.ndarray, Tensor], Tensor]
+Embed = Callable[[Split, np.ndarray, Tensor], Tensor]
 """Indices (b,) in a split and images (b, 3, S, S) in [0, 1] -> t (b, dim) float32."""
 
 
@@ -40,8 +38,8 @@ def run(
 ) -> dict[str, Any]:
     """Train the tokenizer, from its last checkpoint if there is one, and tokenise both collections.
 
-    Finished work that is to be resumed stays as it is. The folder is touched only once the images and their
-    embeddings are found to be there and to fit.
+    A finished folder that is to be resumed stays as it is. The folder is touched only once the images and their
+    embeddings are known to be there and to fit.
 
     Args:
         device: where to compute, as ``utils.device.pick_device`` takes it.
@@ -51,7 +49,7 @@ def run(
 
     Raises:
         FileExistsError: the folder already holds tokenised images, and neither flag was given.
-        ValueError, OSError: settings that cannot be met, or a folder that cannot be used.
+        InputError, OSError: settings that cannot be met, or a folder that cannot be used.
         Diverged, CheckpointError: of the training.
     """
     if is_nonempty(out):
@@ -63,27 +61,27 @@ def run(
         if resume and "counts" in stored:
             return stored
     config.require_inputs()
-    where = pick_device(device)
+    chosen_device = pick_device(device)
     sources: Sources = {"train": open_images(str(config.train)), "validation": open_images(str(config.validation))}
-    task_of = _from_encoder(config.encoder, where) if config.encoder else _from_files(config, sources)
+    embed = _from_encoder(config.encoder, chosen_device) if config.encoder else _from_files(config, sources)
     with locked(out):
         if overwrite:
             for name in ("checkpoint", "tensorboard"):
                 shutil.rmtree(out / name, ignore_errors=True)
         FORMAT.write(out / "config.json", {"settings": dataclasses.asdict(config)})
-        return _tokenise_all(out, config, sources, task_of, where)
+        return _tokenise_all(out, config, sources, embed, chosen_device)
 
 
-def _from_files(config: TokenizeConfig, sources: Sources) -> TaskOf:
+def _from_files(config: TokenizeConfig, sources: Sources) -> Embed:
     paths = {"train": config.embeddings, "validation": config.validation_embeddings or config.embeddings}
     t = {split: read_embeddings(str(paths[split]), split, images) for split, images in sources.items()}
-    train, validation = (each.shape[1] for each in t.values())
+    train, validation = (rows.shape[1] for rows in t.values())
     if train != validation:
         raise InputError(f"embeddings must be of one length; it was {train} in train and {validation} in validation")
     return lambda split, indices, images: torch.from_numpy(t[split][indices])
 
 
-def _from_encoder(name: str, device: torch.device) -> TaskOf:
+def _from_encoder(name: str, device: torch.device) -> Embed:
     encoder = load_encoder(name, device)
 
     @torch.no_grad()
@@ -97,13 +95,13 @@ def _tokenise_all(
     out: Path,
     config: TokenizeConfig,
     sources: Sources,
-    task_of: TaskOf,
+    embed: Embed,
     device: torch.device,
 ) -> dict[str, Any]:
     pool = _pool(sources["train"], config)
     model = train_tokenizer(pool, out, config.codes, config.steps, config.batch, config.lr, config.seed, device)
     model.save(out / TOKENIZER)
-    rows = {split: _tokenise(out, split, model, images, task_of, config) for split, images in sources.items()}
+    rows = {split: _tokenise(out, split, model, images, embed, config) for split, images in sources.items()}
     draw_reconstructions(out / "reconstructions.png", model, sources["validation"], config)
     contents = FORMAT.head | {
         "image_size": config.size,
@@ -126,34 +124,34 @@ def _tokenise_all(
 
 def _pool(images: LabelledImages, config: TokenizeConfig) -> Tensor:
     """The images that the tokenizer is trained on: (n, S, S, 3) uint8."""
-    drawn = np.sort(np.random.default_rng(config.seed).permutation(len(images))[:POOL])
-    with tqdm(total=len(drawn), desc="reading", unit=" images") as progress:
+    indices = np.sort(np.random.default_rng(config.seed).permutation(len(images))[:POOL])
+    with tqdm(total=len(indices), desc="reading", unit=" images") as progress:
         parts = []
-        for kept, part in images.batches(config.size, indices=drawn):
+        for _, part in images.batches(config.size, indices=indices):
             parts.append(part)
-            progress.update(len(kept))
+            progress.update(len(part))
     if not parts:
         raise InputError(f"train must hold images that can be read; {images.describe_skipped()}")
     return torch.from_numpy(np.concatenate(parts))
 
 
 def _tokenise(
-    out: Path, split: Split, model: VQVAE, images: LabelledImages, task_of: TaskOf, config: TokenizeConfig
+    out: Path, split: Split, model: VQVAE, images: LabelledImages, embed: Embed, config: TokenizeConfig
 ) -> dict[str, float]:
-    """Write a split's file; returns what is to be said of it. The loss is measured in validation only."""
+    """Write a split's file; returns its counts and statistics. The loss is measured in validation only."""
     device = model.codebook.vectors.device
     kind = torch.uint16 if config.codes <= 2**16 else torch.int32
     tokens, t, labels, errors = [], [], [], []
     with tqdm(total=len(images), desc=split, unit=" images") as progress:
-        for kept, part in images.batches(config.size, _PART):
+        for indices, part in images.batches(config.size, _PART):
             x = to_model(torch.from_numpy(part), device)
-            coded = model.encode(x)
+            codes = model.encode(x)
             if split == "validation":
-                errors.append(F.mse_loss(model.decode(coded), x, reduction="none").mean((1, 2, 3)).cpu())
-            tokens.append(coded.cpu().to(kind))
-            t.append(task_of(split, kept, (x + 1) / 2))
-            labels.append(torch.from_numpy(images.labels[kept]))
-            progress.update(len(kept))
+                errors.append(F.mse_loss(model.decode(codes), x, reduction="none").mean((1, 2, 3)).cpu())
+            tokens.append(codes.cpu().to(kind))
+            t.append(embed(split, indices, (x + 1) / 2))
+            labels.append(torch.from_numpy(images.labels[indices]))
+            progress.update(len(part))
     if not tokens:
         raise InputError(f"{split} must hold images that can be read; {images.describe_skipped()}")
     tasks = torch.cat(t)
@@ -161,8 +159,8 @@ def _tokenise(
         raise InputError(f"encoder must give finite embeddings (B, dim); for {split} it gave {tuple(tasks.shape)}")
     write_split(out, split, torch.cat(tokens), tasks, torch.cat(labels))
     histogram = torch.zeros(config.codes, dtype=torch.int64)
-    for each in tokens:
-        histogram += torch.bincount(each.flatten().long(), minlength=config.codes)
-    used, perplexity = usage(histogram)
-    row = {"images": len(tasks), "task_dim": tasks.shape[1], "usage": used, "perplexity": perplexity}
+    for part_tokens in tokens:
+        histogram += torch.bincount(part_tokens.flatten().long(), minlength=config.codes)
+    share, perplexity = usage(histogram)
+    row = {"images": len(tasks), "task_dim": tasks.shape[1], "usage": share, "perplexity": perplexity}
     return row | ({"mean_squared_error": float(torch.cat(errors).mean())} if errors else {})

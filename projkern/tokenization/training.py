@@ -1,6 +1,4 @@
-"""Training of the VQ-VAE that makes tokens of images (paper, appendix C.2)."""
-
-from __future__ import annotations
+"""Training of the VQ-VAE that turns images into tokens (paper, appendix C.2)."""
 
 from pathlib import Path
 
@@ -62,18 +60,18 @@ def train_tokenizer(
             optimizer.zero_grad(set_to_none=True)
             histogram += torch.bincount(tokens.flatten(), minlength=codes)
             done = step + 1
-            last_one = done == steps
-            if done % LOG_EVERY == 0 or done % CHECKPOINT_EVERY == 0 or last_one:
+            is_last = done == steps
+            if done % LOG_EVERY == 0 or done % CHECKPOINT_EVERY == 0 or is_last:
                 if not bool((reconstruction + commitment).isfinite()):
                     raise Diverged(f"the tokenizer's loss is not finite at step {done}; lr must be lower; it was {lr}")
-                used, perplexity = usage(histogram)
+                share, perplexity = usage(histogram)
                 log.add_scalar("reconstruction", reconstruction.item(), done)
                 log.add_scalar("commitment", commitment.item(), done)
-                log.add_scalar("usage", used, done)
+                log.add_scalar("usage", share, done)
                 log.add_scalar("perplexity", perplexity, done)
-                progress.set_postfix(loss=f"{reconstruction.item():.4f}", codes_used=f"{used:.0%}", refresh=False)
+                progress.set_postfix(loss=f"{reconstruction.item():.4f}", codes_used=f"{share:.0%}", refresh=False)
                 histogram.zero_()
-            if done % CHECKPOINT_EVERY == 0 or last_one:
+            if done % CHECKPOINT_EVERY == 0 or is_last:
                 checkpoint.save(folder, done, 0.0, model, optimizer)
     return model.eval().requires_grad_(False)
 

@@ -5,11 +5,8 @@
 Only the last one of a stage is kept, and it is dropped only once its successor is in place.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,18 +64,24 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None =
     Raises:
         CheckpointError: anything that is not a whole checkpoint of such a model.
     """
-    state = _load_state(path)
-    _assign(path / "model.safetensors", dict(model.state_dict()))
+    try:
+        state = FORMAT.read(path / "state.json")
+        weights = read_tensors(path / "model.safetensors")
+        moments = read_tensors(path / "optimizer.safetensors") if optimizer is not None else {}
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
+    if not isinstance(state.get("step"), int) or not isinstance(state.get("seconds"), (int, float)):
+        raise CheckpointError(f"{path}/state.json must name the step and the seconds; it was {state}")
+    _assign(path / "model.safetensors", weights, dict(model.state_dict()))
     if optimizer is not None:
-        stored = _read(path / "optimizer.safetensors")
         for name, parameter in model.named_parameters():
-            if f"{name}.step" in stored:  # none for a parameter that never had a gradient
+            if f"{name}.step" in moments:  # none for a parameter that never had a gradient
                 optimizer.state[parameter] = {
                     "step": torch.tensor(0.0, device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
-        _assign(path / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
+        _assign(path / "optimizer.safetensors", moments, _optimizer_tensors(model, optimizer))
     return state["step"], state["seconds"]
 
 
@@ -90,25 +93,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     }
 
 
-def _load_state(path: Path) -> dict[str, Any]:
-    try:
-        state = FORMAT.read(path / "state.json")
-    except InputError as error:
-        raise CheckpointError(str(error)) from error
-    if not isinstance(state.get("step"), int) or not isinstance(state.get("seconds"), (int, float)):
-        raise CheckpointError(f"{path}/state.json must name the step and the seconds; it was {state}")
-    return state
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return read_tensors(path)
-    except InputError as error:
-        raise CheckpointError(str(error)) from error
-
-
-def _assign(path: Path, targets: dict[str, Tensor]) -> None:
-    stored = _read(path)
+def _assign(path: Path, stored: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
     if stored.keys() != targets.keys():
         differing = sorted(stored.keys() ^ targets.keys())
         raise CheckpointError(f"{path} is of another model: {len(differing)} tensors differ, such as {differing[0]}")

@@ -21,7 +21,7 @@ LEGACY_DEFAULTS: dict[str, Any] = {
     **{"generator": "diagonal", "start": "constant", "shared_inner": False, "tied": False, "bias_of_t": False},
     **{"conditioning": "first", "t_mean": 0.0, "t_std": 1.0, "distill": 0.0},
 }
-"""What earlier runs did, where their settings do not name a setting."""
+"""The values of settings that the config.json of earlier runs does not name."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,12 @@ class DataConfig:
     mnist: str | None = setting(
         None,
         "folder of the four MNIST idx files, or 'openml'; without it scikit-learn's digits",
-        metavar="DIR",
     )
     folder: str | None = setting(
         None,
         "folder of tokenised images (of projkern.tokenize), which brings their shape; without it SynthMNIST",
         option="data",
         former="data",
-        metavar="DIR",
     )
     side: int = setting(16, "height and width of an image in tokens (SynthMNIST: pixels)", former="image_size")
     vocab_size: int = setting(64, "number of tokens (SynthMNIST: colours of the palette)", former="colors")
@@ -64,7 +62,6 @@ class ModelConfig:
     source: str | None = setting(
         None,
         "folder that M_1 starts from: of a run, or a GPT-2 or ImageGPT of Hugging Face's; it brings its shape",
-        metavar="DIR",
     )
     n_layer: int = setting(4, "layers of every model")
     n_head: int = setting(2, "attention heads of every model")
@@ -91,7 +88,7 @@ class OperatorConfig:
 
     scales: tuple[Fraction, ...] = setting((Fraction(1, 4),), "scales s of the small models")
     rank: int = setting(8, "inner width r of the weight generators")
-    generator: str = setting("diagonal", f"what makes weights of t: {', '.join(GENERATORS)} (docs/generators.md)")
+    generator: str = setting("diagonal", f"what turns t into weights: {', '.join(GENERATORS)} (docs/generators.md)")
     bias_of_t: bool = setting(True, "the small models' own biases depend on t too")
     start: str = setting("constant", f"p and q of the diagonal generator at first: {', '.join(STARTS)}", option=None)
     shared_inner: bool = setting(False, "one first layer t -> r for all linear operators", option=None)
@@ -105,7 +102,7 @@ class OperatorConfig:
         require(self, "scales", len(set(self.scales)) == len(self.scales) >= 1, "at least one, each once")
         for s in self.scales:
             require(self, "scales", s.numerator == 1 and s.denominator > 1, "fractions 1/g with g >= 2")
-        for name in self.generator_options().keys() - set(GENERATORS[self.generator].options):
+        for name in self.generator_options().keys() - set(GENERATORS[self.generator].options()):
             usual = type(self).__dataclass_fields__[name].default
             require(self, name, getattr(self, name) == usual, f"{usual} with generator {self.generator}")
 
@@ -219,16 +216,20 @@ class TrainConfig:
         """
         sections = {f.name for f in dataclasses.fields(cls)}
         if values.keys() == sections:
-            given = {name: value for section in values.values() for name, value in section.items()}
+            if not all(isinstance(section, dict) for section in values.values()):
+                raise InputError(f"settings must be an object for each of {', '.join(sections)}; they were {values}")
+            settings = {name: value for section in values.values() for name, value in section.items()}
         else:
             former = {f.metadata["former"]: f.name for _, f in fields_of(cls) if f.metadata["former"] is not None}
-            given = {former.get(name, name): value for name, value in values.items()}
-        given = LEGACY_DEFAULTS | given
-        known = {f.name for _, f in fields_of(cls)}
-        if given.keys() != known:
-            raise InputError(f"settings of another version: {sorted(given.keys() ^ known)} differ from this one's")
+            settings = {former.get(name, name): value for name, value in values.items()}
+        settings = LEGACY_DEFAULTS | settings
+        names = {f.name for _, f in fields_of(cls)}
+        if settings.keys() != names:
+            raise InputError(
+                f"settings must be those of this version; {', '.join(sorted(settings.keys() ^ names))} are not"
+            )
         try:
-            scales = tuple(map(Fraction, given["scales"]))
+            scales = tuple(map(Fraction, settings["scales"]))
         except (TypeError, ValueError, ZeroDivisionError):
-            raise InputError(f"scales must be a list of fractions 1/g; it was {given['scales']}") from None
-        return cls().replace(**given | {"scales": scales})
+            raise InputError(f"scales must be a list of fractions 1/g; it was {settings['scales']}") from None
+        return cls().replace(**settings | {"scales": scales})

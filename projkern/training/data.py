@@ -1,7 +1,5 @@
 """A run's data: the stream that it trains on, the held-out one, and task identifiers as they occur there."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,10 @@ def open_data(config: TrainConfig, split: Split, device: torch.device, palette: 
     """The training stream, in the run's batches, or the held-out one, in batches fit for evaluation.
 
     Args:
-        palette: the colours of SynthMNIST's tokens; fitted (or read from the cache) where none is given.
+        palette: the colours of SynthMNIST's tokens; fitted (or read from the cache) where it is None.
 
     Raises:
-        InputError: data that cannot be had, or do not fit the settings.
+        InputError: data that are not there, or do not fit the settings.
     """
     if config.data.folder is not None:
         return _tokenised(config.data, split, device, _batch(config, split), config.run.seed)
@@ -38,7 +36,7 @@ def open_data(config: TrainConfig, split: Split, device: torch.device, palette: 
 
 
 def check_data(config: TrainConfig) -> None:
-    """Raises InputError where a run's data cannot be had, or its settings ask for what they do not have."""
+    """Raises InputError where a run's data are not there, or do not fit its settings."""
     data = config.data
     if data.folder is None:
         if data.task_dim != TASK_DIM:
@@ -79,28 +77,29 @@ def run_palette(data: DataConfig) -> Palette:
 
 
 def run_digits(data: DataConfig, split: Split) -> Digits:
-    """The digits of a run; raises InputError where they cannot be had."""
+    """The digits of a run; raises InputError where they cannot be read."""
     try:
         return _digits(data.mnist, split)
     except (OSError, ValueError) as error:
-        wanted = "a folder with MNIST's four idx files, or 'openml'"
-        raise InputError(f"mnist must be {wanted}; it was {data.mnist}: {error}") from error
+        raise InputError(
+            f"mnist must be a folder with MNIST's four idx files, or 'openml'; it was {data.mnist}: {error}"
+        ) from error
 
 
-def with_settings_of_data(given: dict[str, Any]) -> dict[str, Any]:
+def with_settings_of_data(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that name a folder of tokenised images, with its shape and, unless they say otherwise, its t normalised.
 
     Raises:
         InputError: they ask for another shape.
     """
-    folder = given["folder"]
+    folder = settings["folder"]
     images = TokenImages(Path(folder), "train")
-    brought = {name: getattr(images, attribute) for name, attribute in SETTINGS_FROM_DATA.items()}
-    for name, value in brought.items():
-        if given.get(name, value) != value:
-            raise InputError(f"{name} must be left out, or be {value} as in {folder}; it was {given[name]}")
+    from_data = {name: getattr(images, attribute) for name, attribute in SETTINGS_FROM_DATA.items()}
+    for name, value in from_data.items():
+        if settings.get(name, value) != value:
+            raise InputError(f"{name} must be left out, or be {value} as in {folder}; it was {settings[name]}")
     mean, std = images.task_moments()
-    return {"t_mean": mean, "t_std": std or 1.0} | given | brought
+    return {"t_mean": mean, "t_std": std or 1.0} | settings | from_data
 
 
 def read_run_tasks(data: DataConfig, path: Path) -> Tensor:
@@ -119,15 +118,15 @@ def draw_run_tasks(data: DataConfig, count: int, seed: int) -> tuple[Tensor, Ten
         repetition; and the tokens (count, T) int64 of these images, None for SynthMNIST.
 
     Raises:
-        InputError: a count below 1 or above the number of held-out images, or data that cannot be had.
+        InputError: a count below 1 or above the number of held-out images, or data that cannot be read.
     """
     if data.folder is None:
         return random_tasks(count, seed), None
     images = _tokenised(data, "validation", torch.device("cpu"), batch=1)
     if not 1 <= count <= images.count:
         raise InputError(f"count must be from 1 to {images.count}, the held-out images; it was {count}")
-    drawn = torch.randperm(images.count, generator=torch.Generator().manual_seed(seed))[:count]
-    tokens, t = zip(*map(images.batch, drawn.tolist()))
+    index = torch.randperm(images.count, generator=torch.Generator().manual_seed(seed))[:count]
+    tokens, t = zip(*map(images.batch, index.tolist()))
     return torch.cat(t), torch.cat(tokens)
 
 
@@ -139,9 +138,9 @@ def _digits(source: str | None, split: Split) -> Digits:
 def _tokenised(data: DataConfig, split: Split, device: torch.device, batch: int, seed: int = 0) -> TokenImages:
     images = TokenImages(Path(str(data.folder)), split, seed, batch, data.examples_per_task, device)
     for name, attribute in SETTINGS_FROM_DATA.items():
-        stored, wanted = getattr(images, attribute), getattr(data, name)
-        if stored != wanted:
-            raise InputError(f"{name} must be {stored}, as in {data.folder}; it was {wanted}")
+        stored, required = getattr(images, attribute), getattr(data, name)
+        if stored != required:
+            raise InputError(f"{name} must be {stored}, as in {data.folder}; it was {required}")
     return images
 
 

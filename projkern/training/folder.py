@@ -1,7 +1,5 @@
 """A run's folder: opened for writing, and its settings, and what its tokens mean, read back."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +17,7 @@ SETTINGS, PALETTE = "config.json", "palette.npy"
 
 @contextmanager
 def open_run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
-    """Hold a run's folder, made ready, with its settings stored.
+    """Hold the lock of a run's folder, with its settings stored.
 
     Raises:
         FileExistsError: the folder already holds a run, and neither flag was given.
@@ -29,12 +27,12 @@ def open_run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite:
     settings = out / SETTINGS
     if is_nonempty(out) and not FORMAT.is_in(settings):
         raise InputError(f"out must be a new folder or one that holds a run; {out} holds something else")
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            held.enter_context(locked(out))
+            stack.enter_context(locked(out))
             if settings.exists() and overwrite:
                 _delete(out.resolve())  # and the lock with it
-                held.enter_context(locked(out))
+                stack.enter_context(locked(out))
             elif settings.exists() and not resume:
                 raise FileExistsError(
                     f"{out} already holds a run; give --resume to continue it or --overwrite to redo it"
@@ -52,10 +50,10 @@ def _delete(run: Path) -> None:
     """Delete a run, in such a way that no half-deleted one is ever left under its name."""
     if run == Path.cwd():
         raise InputError(f"out must not be the working directory if it is to be overwritten; it was {run}")
-    doomed = run.with_name(f".{run.name}.overwritten")
-    shutil.rmtree(doomed, ignore_errors=True)
-    run.rename(doomed)
-    shutil.rmtree(doomed)
+    renamed = run.with_name(f".{run.name}.overwritten")
+    shutil.rmtree(renamed, ignore_errors=True)
+    run.rename(renamed)
+    shutil.rmtree(renamed)
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -75,17 +73,17 @@ def read_coder(run: Path, config: TrainConfig) -> Palette | VQVAE:
         FileNotFoundError: the run has none yet.
         InputError: the file is damaged, or of another number of tokens.
     """
-    wanted = config.data.vocab_size
+    vocab_size = config.data.vocab_size
     if config.data.folder is None:
         palette = Palette.load(run / PALETTE)
-        if len(palette) != wanted:
-            raise InputError(f"{run / PALETTE} must hold the run's {wanted} colours; it held {len(palette)}")
+        if len(palette) != vocab_size:
+            raise InputError(f"{run / PALETTE} must hold the run's {vocab_size} colours; it held {len(palette)}")
         return palette
     path = run / TOKENIZER
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there")
     tokenizer = VQVAE.load(path)
     codes = len(tokenizer.codebook.vectors)
-    if codes != wanted:
-        raise InputError(f"{path} must hold the run's {wanted} codes; it held {codes}")
+    if codes != vocab_size:
+        raise InputError(f"{path} must hold the run's {vocab_size} codes; it held {codes}")
     return tokenizer

@@ -1,7 +1,5 @@
 """The training loop: one stage, from its last checkpoint to its last step."""
 
-from __future__ import annotations
-
 import math
 import signal
 import time
@@ -43,13 +41,13 @@ def train(
     it had never stopped.
 
     Args:
-        on_step: told the number of steps done, in place of a progress bar of the stage's own; returns whether to stop.
+        on_step: called with the number of steps done, in place of a progress bar; returns whether to stop.
 
     Returns:
         Seconds spent on the stage, those before an interruption included.
 
     Raises:
-        Interrupted: asked to stop; a checkpoint was written first.
+        Interrupted: by Ctrl-C, SIGTERM or ``on_step``; a checkpoint was written first.
         Diverged: a loss or gradient that is not finite; the last good checkpoint is kept.
         CheckpointError: a checkpoint that cannot be read or written.
     """
@@ -62,17 +60,17 @@ def train(
     if last and start == stage.steps:
         return seconds
     metrics.begin(stage.name, start)
-    began, step = time.monotonic() - seconds, start
+    start_time, step = time.monotonic() - seconds, start
 
     def save() -> None:
         _require_finite(stage.name, unlogged, step, folder)
-        checkpoint.save(folder, step, time.monotonic() - began, stage.module, optimizer)
+        checkpoint.save(folder, step, time.monotonic() - start_time, stage.module, optimizer)
 
     stage.module.train()
     unlogged: list[Tensor] = []  # [losses..., norm of the gradient] of the steps since the last log line
     total = stage.steps * plan.batch_size
-    done, is_quiet = start * plan.batch_size, on_step is not None
-    progress = tqdm(total=total, initial=done, desc=f"{stage.name!s:>6}", unit=" images", disable=is_quiet)
+    images, is_quiet = start * plan.batch_size, on_step is not None
+    progress = tqdm(total=total, initial=images, desc=f"{stage.name!s:>6}", unit=" images", disable=is_quiet)
     with progress, _stop_requests() as stop:
         while step < stage.steps:
             for group, peak in zip(optimizer.param_groups, peaks):
@@ -101,7 +99,7 @@ def train(
         metrics.close()
         if stop.requested:
             raise Interrupted(f"stopped after the last step of {stage.name}")
-    return time.monotonic() - began
+    return time.monotonic() - start_time
 
 
 def make_optimizer(stage: Stage, plan: ScheduleConfig) -> torch.optim.Optimizer:
@@ -157,7 +155,7 @@ def _stop_requests() -> Iterator[_Stop]:
     """Turn SIGINT and SIGTERM into a flag that the loop reads between steps; a second one ends at once."""
     stop = _Stop()
 
-    def ask(number: int, frame: object) -> None:
+    def request(number: int, frame: object) -> None:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
@@ -165,7 +163,7 @@ def _stop_requests() -> Iterator[_Stop]:
     previous = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, ask)
+            previous[number] = signal.signal(number, request)
     except ValueError:  # not in the main thread: the caller handles its own signals
         pass
     try:

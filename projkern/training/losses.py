@@ -17,7 +17,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 """Tokens (B, T) and t (B, task_dim) -> logits (B, T, vocabulary)."""
 
 Batches = Callable[[Images, int], tuple[Tensor, Tensor]]
-"""From a data stream and a step to tokens (B, T) and the t (B, 18) that a model is told with them."""
+"""From a data stream and a step to tokens (B, T) and the t (B, task_dim) that a model gets with them."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def as_drawn(data: Images, step: int) -> tuple[Tensor, Tensor]:
 
 
 def another_task(data: Images, step: int) -> tuple[Tensor, Tensor]:
-    """Each image with the t of the one before it, to see how much a model makes of its t."""
+    """Each image with the t of the one before it, to see how much a model uses its t."""
     tokens, t = data.batch(step)
     return tokens, t.roll(1, 0)
 
@@ -72,13 +72,13 @@ def evaluate(predict: Predict, data: Images, images: int, batches: Batches = as_
     """Losses of a model on the first images of a data stream.
 
     Args:
-        predict: tokens (B, T), t (B, 18) -> logits (B, T, vocabulary).
+        predict: tokens (B, T), t (B, task_dim) -> logits (B, T, vocabulary).
         data: the stream.
         images: N >= 2.
-        batches: the form in which the model meets them.
+        batches: how each batch is put together.
 
     Raises:
-        ValueError: fewer than two images, which have no standard error.
+        InputError: fewer than two images, which have no standard error.
     """
     if images < 2:
         raise InputError(f"images must be at least 2; it was {images}")

@@ -1,7 +1,5 @@
 """Logged steps: one JSON object a line in metrics.jsonl, and the same in TensorBoard's format."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path
@@ -25,8 +23,8 @@ class Metrics:
     def begin(self, stage: ModelName, step: int) -> None:
         """Start logging a stage that has ``step`` steps behind it."""
         self.stage = str(stage)
-        kept = [line for line in read_metrics(self.path) if line["stage"] != self.stage or line["step"] <= step]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        lines = [line for line in read_metrics(self.path) if line["stage"] != self.stage or line["step"] <= step]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
         self.close()
         self._writer = SummaryWriter(str(self._events / stage.folder), purge_step=step + 1)
         self._lap = time.monotonic()
@@ -67,7 +65,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file; a last line cut short by an interruption is left out.
 
     Raises:
-        ValueError: another line is no JSON.
+        InputError: another line is no JSON.
     """
     lines = path.read_text().split("\n") if path.exists() else []
     try:

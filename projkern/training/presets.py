@@ -1,7 +1,5 @@
 """Settings to start from: the recipes, and the presets of ``python -m projkern.train``."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a run leaves for people to look at: a table, loss curves and samples beside real images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +25,7 @@ PLACES_OF_T = {
 """Where M̃ takes t, by the setting ``conditioning``."""
 
 
-def write_report(
-    out: Path, config: TrainConfig, summary: dict[str, Any], models: list[Model], data: Images
-) -> None:
+def write_report(out: Path, config: TrainConfig, summary: dict[str, Any], models: list[Model], data: Images) -> None:
     """Write ``samples.png``, ``curves.png`` and ``report.md`` into a run's folder."""
     _samples(out / "samples.png", models, data)
     _curves(out / "curves.png", out / "metrics.jsonl")
@@ -99,7 +95,7 @@ def _samples(path: Path, models: list[Model], data: Images) -> None:
     for model in models:
         if model.name.is_projected or model.name.is_conditional:
             rows.append((model.name.title, sample(model.decoder(t)).tokens))
-    images = [(label, data.decode(drawn)) for label, drawn in rows]
+    images = [(label, data.decode(tokens)) for label, tokens in rows]
     in_rows(path, images, "Each column is one task identifier t")
 
 

@@ -1,7 +1,5 @@
 """A whole run in one folder: every stage, then the evaluation, the table and the pictures."""
 
-from __future__ import annotations
-
 import platform
 import time
 from pathlib import Path
@@ -75,10 +73,10 @@ def _train_all(out: Path, config: TrainConfig, machine: Machine, start: Source |
             assert isinstance(stage.module, GPT)
             source = stage.module
         models += stage.models
-    began = time.monotonic()
+    start_time = time.monotonic()
     summary = {
         "models": {str(model.name): _row(model, validation, config.run.eval_images) for model in models},
-        "seconds": round(seconds + time.monotonic() - began, 1),
+        "seconds": round(seconds + time.monotonic() - start_time, 1),
         "device": machine.reason,
         "versions": {"projkern": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
@@ -87,17 +85,17 @@ def _train_all(out: Path, config: TrainConfig, machine: Machine, start: Source |
     return summary
 
 
-def _coder(out: Path, config: TrainConfig, of_source: Palette | VQVAE | None) -> Palette | VQVAE:
+def _coder(out: Path, config: TrainConfig, source_coder: Palette | VQVAE | None) -> Palette | VQVAE:
     """What makes images of the run's tokens, kept in its folder.
 
-    Of tokenised images their tokenizer; else the source's palette, or one fitted at the run's start.
+    The tokenizer of tokenised images; for SynthMNIST the source's palette, or one fitted at the run's start.
     """
     path = out / (PALETTE if config.data.folder is None else TOKENIZER)
     if not path.exists():
         if config.data.folder is not None:
             VQVAE.load(Path(config.data.folder) / TOKENIZER).save(path)
-        elif isinstance(of_source, Palette):
-            of_source.save(path)
+        elif isinstance(source_coder, Palette):
+            source_coder.save(path)
         else:
             run_palette(config.data).save(path)
     return read_coder(out, config)

@@ -1,7 +1,5 @@
 """What M_1 may start from: the source of another run, or a GPT-2 or ImageGPT in Hugging Face's format."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ class Source:
     Args:
         model: the model.
         coder: what makes images of its tokens; a palette is then used by the run. None where it has none.
-        notes: what of it could not be kept, a sentence each.
+        notes: what could not be converted, a sentence each.
     """
 
     model: GPT
@@ -37,7 +35,7 @@ class Source:
     notes: list[str]
 
     def weights(self, positions: int) -> dict[str, Tensor]:
-        """The state of a GPT of the same shape with so many positions: the first ones are taken."""
+        """The state of a GPT of the same shape with the first ``positions`` positions."""
         state = self.model.state_dict()
         name = "tables.position_embedding"
         return state | {name: state[name][:positions]}
@@ -55,27 +53,28 @@ def read_source(folder: Path) -> Source:
     try:
         read_object(folder / SETTINGS, "the settings of a run, a GPT-2 or an ImageGPT")
     except InputError as error:
-        wanted = "a folder of a run, a GPT-2 or an ImageGPT"
-        raise InputError(f"source must be {wanted}; it was {folder}: {error}") from error
+        raise InputError(
+            f"source must be a folder of a run, a GPT-2 or an ImageGPT; it was {folder}: {error}"
+        ) from error
     if FORMAT.is_in(folder / SETTINGS):
         run = TrainedRun.open(folder)
         return Source(run.source(), run.coder, [])
     from ..models.huggingface import gpt2  # needs transformers, which takes seconds to import
 
-    read = gpt2.load(folder)
-    return Source(read.model, read.palette, read.notes)
+    loaded = gpt2.load(folder)
+    return Source(loaded.model, loaded.palette, loaded.notes)
 
 
-def with_shape_of_source(given: dict[str, Any]) -> dict[str, Any]:
-    """Settings that name a source, with its shape; raises InputError where they ask for another one."""
-    shape = read_source(Path(given["source"])).model.config
+def with_shape_of_source(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that name a source, with its shape; raises InputError where they name another one."""
+    shape = read_source(Path(settings["source"])).model.config
     for name in SHAPE:
-        if given.get(name, getattr(shape, name)) != getattr(shape, name):
+        if settings.get(name, getattr(shape, name)) != getattr(shape, name):
             raise InputError(
-                f"{name} must be left out, or be {getattr(shape, name)} as in the source {given['source']}; "
-                f"it was {given[name]}"
+                f"{name} must be left out, or be {getattr(shape, name)} as in the source {settings['source']}; "
+                f"it was {settings[name]}"
             )
-    return given | {name: getattr(shape, name) for name in SHAPE}
+    return settings | {name: getattr(shape, name) for name in SHAPE}
 
 
 def source_of(config: TrainConfig) -> Source:
@@ -83,10 +82,10 @@ def source_of(config: TrainConfig) -> Source:
     folder, data = config.model.source, config.data
     source = read_source(Path(str(folder)))
     shape = source.model.config
-    wanted = {name: getattr(config.model, name) for name in SHAPE}
-    if wanted != {name: getattr(shape, name) for name in SHAPE}:
-        shown = " ".join(f"{name}={value}" for name, value in wanted.items())
-        raise InputError(f"source must have the run's shape, {shown}; in {folder} it was {shape}")
+    required = {name: getattr(config.model, name) for name in SHAPE}
+    if required != {name: getattr(shape, name) for name in SHAPE}:
+        text = " ".join(f"{name}={value}" for name, value in required.items())
+        raise InputError(f"source must have the run's shape, {text}; in {folder} it was {shape}")
     as_in_data = f", as in {data.folder}" if data.folder is not None else ""
     if shape.vocab_size != data.vocab_size:
         raise InputError(
@@ -98,13 +97,13 @@ def source_of(config: TrainConfig) -> Source:
             f"it was {data.side}{as_in_data}"
         )
     if source.coder is not None and not _same_tokens(data, source.coder):
-        source.notes.append("Its tokens meant something else: M_1 has to learn anew what those of this run mean.")
+        source.notes.append("Its tokens meant something else: M_1 has to learn what those of this run mean.")
     return source
 
 
 def _same_tokens(data: DataConfig, coder: Palette | VQVAE) -> bool:
-    """Whether a run's tokens mean what a source's do; SynthMNIST's are made with the source's palette."""
+    """Whether a run's tokens mean what a source's do; a run on SynthMNIST takes the source's palette."""
     if data.folder is None or isinstance(coder, Palette):
         return data.folder is None and isinstance(coder, Palette)
-    own = VQVAE.load(Path(data.folder) / TOKENIZER)
-    return torch.equal(own.codebook.vectors, coder.codebook.vectors)
+    tokenizer = VQVAE.load(Path(data.folder) / TOKENIZER)
+    return torch.equal(tokenizer.codebook.vectors, coder.codebook.vectors)

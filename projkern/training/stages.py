@@ -1,7 +1,5 @@
 """What a run trains, in order: the source, the small baselines, the projected models (paper, Sec. 3.3)."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,14 +84,19 @@ def gpt_config(config: TrainConfig, scale: Fraction, is_conditional: bool = Fals
     )
     if not is_conditional:
         return shape
-    t = {"conditioning": model.conditioning, "t_mean": model.t_mean, "t_std": model.t_std}
-    return dataclasses.replace(shape, task_dim=config.data.task_dim, **t)
+    return dataclasses.replace(
+        shape,
+        task_dim=config.data.task_dim,
+        conditioning=model.conditioning,
+        t_mean=model.t_mean,
+        t_std=model.t_std,
+    )
 
 
 def make_operator(source: GPT, scale: Fraction, config: TrainConfig) -> ProjectionOperator:
     """A fresh operator of a run's kind."""
     operator = config.operator
-    accepted = GENERATORS[operator.generator].options
+    accepted = GENERATORS[operator.generator].options()
     return ProjectionOperator(
         source,
         scale,
@@ -166,12 +169,12 @@ def _projected(
         projected = project_and_run(operators, tokens, t)
         parts = {label: nats_per_token(logits, tokens) for label, logits in zip(labels, projected)}
         if schedule.w_src > 0 or schedule.distill > 0:
-            seen = schedule.source_batch or len(tokens)
-            own = source(tokens if schedule.distill > 0 else tokens[:seen])
+            size = schedule.source_batch or len(tokens)
+            teacher = source(tokens if schedule.distill > 0 else tokens[:size])
             if schedule.w_src > 0:
-                parts[source_label] = nats_per_token(own[:seen], tokens[:seen])
+                parts[source_label] = nats_per_token(teacher[:size], tokens[:size])
             if schedule.distill > 0:
-                parts |= {divergence(label): nats_from(own, logits) for label, logits in zip(labels, projected)}
+                parts |= {divergence(label): nats_from(teacher, logits) for label, logits in zip(labels, projected)}
         return parts
 
     models = [

@@ -25,12 +25,12 @@ class IncompleteRun(InputError):
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run whose models are read when they are asked for.
+    """A run whose models are read on demand.
 
     Args:
         path: its folder.
         config: its settings.
-        coder: what makes images of its tokens: a palette, or the tokenizer of tokenised images.
+        coder: decodes its tokens to images: a palette, or the tokenizer of tokenised images.
         device: where its models are put.
     """
 
@@ -109,7 +109,7 @@ class TrainedRun:
         return [operator for operator in operators if isinstance(operator, ProjectionOperator)]
 
     def _stage(self, name: ModelName) -> Stage:
-        # What a projected stage starts from is overwritten by its checkpoint, so any source of the shape will do.
+        # What a projected stage starts from is overwritten by its checkpoint, so any source of that shape serves.
         stage = make_stage(name, self.config, self.device, GPT(gpt_config(self.config, Fraction(1))))
         last = checkpoint.latest(checkpoint.stage_folder(self.path, name))
         step = checkpoint.load(last, stage.module)[0] if last else 0

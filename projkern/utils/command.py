@@ -1,11 +1,9 @@
-"""How every command begins and ends: its options, its exit status, its signals, and errors told in one line.
+"""How every command begins and ends: its options, its exit status, its signals, and errors in one line.
 
-Exit status: 0 done; 1 an error, told in one line; 2 a wrong command line; 130 stopped by Ctrl-C or SIGTERM. Errors of
-``ProjkernError``, of the system and of memory are told in one line; with PROJKERN_DEBUG=1 their traceback is shown too.
-Whatever else is raised is a bug and ends with its traceback.
+Exit status: 0 done; 1 an error, reported in one line; 2 a wrong command line; 130 stopped by Ctrl-C or SIGTERM.
+``ProjkernError`` and errors of the system and of memory are reported in one line; with PROJKERN_DEBUG=1 their traceback
+is shown too. Whatever else is raised is a bug and ends with its traceback.
 """
-
-from __future__ import annotations
 
 import argparse
 import os
@@ -45,8 +43,8 @@ def run(
 
     Args:
         parser: of its options.
-        argv: the words of the command line, those of the process unless given.
-        work: does what the options ask for; returns the last line, which says what was written where.
+        argv: the words of the command line; None for those of the process.
+        work: does the command's work; returns the last line, which says what was written where.
         when_stopped: what to say after an interruption: what is saved, and how to go on.
         check: completes the options, and ends by ``parser.error`` where they contradict each other.
 
@@ -56,10 +54,10 @@ def run(
     options = parser.parse_args(argv)
     check(parser, options)
     terminate_as_interrupt()
-    from .device import keep_freed_memory  # imports torch, which --help does without
-
-    keep_freed_memory()
     try:
+        from .device import keep_freed_memory  # imports torch, which --help does without
+
+        keep_freed_memory()
         print(work(options))
     except (Interrupted, KeyboardInterrupt) as stop:
         parts = [str(stop) or "stopped", when_stopped(options)]
@@ -68,7 +66,8 @@ def run(
     except (ProjkernError, OSError, MemoryError) as error:
         if os.environ.get("PROJKERN_DEBUG") == "1":
             traceback.print_exc()
-        print(f"{parser.prog.removeprefix('python -m ')}: error: {error}", file=sys.stderr)
+        message = " ".join(str(error).split("\n")) or type(error).__name__
+        print(f"{parser.prog.removeprefix('python -m ')}: error: {message}", file=sys.stderr)
         return 1
     return 0
 
@@ -83,7 +82,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def add_state(to: argparse.ArgumentParser, resume: str, overwrite: str) -> None:
-    """Add --resume and --overwrite, of which one may be given."""
+    """Add --resume and --overwrite, which exclude each other."""
     state = to.add_mutually_exclusive_group()
     state.add_argument("--resume", action="store_true", help=resume)
     state.add_argument("--overwrite", action="store_true", help=overwrite)
@@ -95,7 +94,7 @@ def add_device(to: argparse.ArgumentParser) -> None:
 
 
 def add_seed(to: argparse.ArgumentParser, help: str) -> None:
-    """Add --seed, 0 unless given."""
+    """Add --seed, 0 by default."""
     to.add_argument("--seed", type=seed, default=0, metavar="N", help=f"{help} (default: 0)")
 
 

@@ -1,7 +1,5 @@
 """Where to compute: the choice of a device and of its arithmetic, its memory, and the end of its work."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import re
@@ -35,13 +33,13 @@ def pick_machine(device: str = "auto", dtype: str = "auto") -> Machine:
     Raises:
         InputError: a device that is not there.
     """
-    chosen = pick_device(device)
-    is_bfloat16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
+    picked = pick_device(device)
+    is_bfloat16 = picked.type == "cuda" and torch.cuda.is_bf16_supported()
     name = {"auto": "bfloat16" if is_bfloat16 else "float32"}.get(dtype, dtype)
     why = "as asked"
     if device == "auto":
-        why = "a CUDA card is there" if chosen.type == "cuda" else "there is no CUDA card"
-    return Machine(chosen, getattr(torch, name), f"{describe(chosen)} ({why}), {name}")
+        why = "a CUDA card is there" if picked.type == "cuda" else "there is no CUDA card"
+    return Machine(picked, getattr(torch, name), f"{describe(picked)} ({why}), {name}")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -63,7 +61,7 @@ def describe(device: torch.device) -> str:
 
 
 def wait_for(device: torch.device) -> None:
-    """Return once ``device`` has done all the work that it was given, so that a clock may be read."""
+    """Return once ``device`` has done all its work, so that a clock may be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,10 +1,8 @@
-"""The errors of this package that a command tells in one line; any other error is a bug and keeps its traceback."""
-
-from __future__ import annotations
+"""The errors of this package, which a command reports in one line; any other is a bug and keeps its traceback."""
 
 
 class ProjkernError(Exception):
-    """What a user can mend: the input, the machine or the files. The message says how."""
+    """What a user can fix: the input, the machine or the files. The message says how."""
 
 
 class InputError(ProjkernError, ValueError):

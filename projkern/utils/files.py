@@ -1,7 +1,5 @@
 """Files and folders that an interruption at any moment leaves whole, one writer at a time, and JSON with a version."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -22,6 +20,10 @@ LOCK = ".lock"
 def hidden_name(path: Path) -> Path:
     """Where a file or a folder is filled before it gets its own name: .NAME.partial beside it."""
     return path.with_name(f".{path.name}.partial")
+
+
+def _is_hidden_name(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == ".partial"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -87,7 +89,9 @@ def is_nonempty(folder: Path) -> bool:
     """Whether ``folder`` is a file, or holds more than a lock and what a killed process left under a hidden name."""
     if not folder.exists():
         return False
-    return not folder.is_dir() or any(path.name != LOCK and path.suffix != ".partial" for path in folder.iterdir())
+    if not folder.is_dir():
+        return True
+    return any(path.name != LOCK and not _is_hidden_name(path) for path in folder.iterdir())
 
 
 @contextmanager
@@ -118,13 +122,13 @@ class FolderInUse(OSError):
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of JSON file of ours, which says its format and version.
+    """A kind of JSON file that names its format and version.
 
     Args:
         name: what "format" holds.
         version: what "version" holds; the one that is written.
         contents: what such a file holds, for messages: "a run".
-        oldest: the first version that is still read; that which is written unless given.
+        oldest: the first version that is still read; by default the one that is written.
     """
 
     name: str
@@ -152,9 +156,11 @@ class Format:
         version = values.get("version")
         oldest = self.version if self.oldest is None else self.oldest
         if not isinstance(version, int) or not oldest <= version <= self.version:
-            known = str(self.version) if oldest == self.version else f"{oldest} to {self.version}"
+            versions = str(self.version) if oldest == self.version else f"{oldest} to {self.version}"
             hint = "; a newer projkern reads it" if isinstance(version, int) and version > self.version else ""
-            raise InputError(f"{path} must hold {self.contents} of version {known}; it was of version {version}{hint}")
+            raise InputError(
+                f"{path} must hold {self.contents} of version {versions}; it was of version {version}{hint}"
+            )
         return values
 
     def is_in(self, path: Path) -> bool:

@@ -1,7 +1,5 @@
 """Pictures of images that models draw, as PNG files."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

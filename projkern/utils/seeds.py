@@ -1,7 +1,5 @@
 """Seeds of random streams that are named by a key and never coincide by accident."""
 
-from __future__ import annotations
-
 import hashlib
 
 

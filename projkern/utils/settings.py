@@ -6,8 +6,6 @@ A dataclass may hold others, its sections; names are unique over all of them, so
 need no more than a setting's own name.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import typing
@@ -20,26 +18,16 @@ from .errors import InputError
 Settings = TypeVar("Settings")
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    option: str | None = "",
-    former: str | None = None,
-    metavar: str | None = None,
-) -> Any:
+def setting(default: Any, help: str, *, option: str | None = "", former: str | None = None) -> Any:
     """A field of a dataclass of settings.
 
     Args:
-        default: its value where nobody says otherwise.
+        default: its value where the user names none.
         help: for ``--help``; the default is appended.
         option: its name on the command line, that of the field unless given; None for no option.
         former: an earlier name, still understood on the command line and in files.
-        metavar: of the option; from the type unless given.
     """
-    return dataclasses.field(
-        default=default, metadata={"help": help, "option": option, "former": former, "metavar": metavar}
-    )
+    return dataclasses.field(default=default, metadata={"help": help, "option": option, "former": former})
 
 
 def fields_of(settings: Any) -> Iterator[tuple[str | None, dataclasses.Field[Any]]]:
@@ -79,13 +67,13 @@ def replace(settings: Settings, **changes: Any) -> Settings:
     return dataclasses.replace(settings, **top)  # type: ignore[type-var]
 
 
-def require(settings: Any, name: str, is_valid: bool, wanted: str) -> None:
+def require(settings: Any, name: str, is_valid: bool, requirement: str) -> None:
     """Raise InputError, which names the setting, its value and what it must be, unless it is valid."""
     if is_valid:
         return
     value = getattr(settings, name)
-    shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-    raise InputError(f"{name} must be {wanted}; it was {shown}")
+    text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    raise InputError(f"{name} must be {requirement}; it was {text}")
 
 
 def require_types(settings: Any) -> None:
@@ -98,7 +86,7 @@ def require_types(settings: Any) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
-    """Add an option for each setting, a group for each section; ``--help`` shows the values in ``settings`` as defaults.
+    """Add an option for each setting, a group for each section; ``--help`` shows the values of ``settings``.
 
     What the user gives is read with ``given_options``; there are no defaults on the command line itself.
     """
@@ -112,8 +100,6 @@ def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
         if field.metadata["option"] is None:
             continue
         kind: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, **_kind(hints[field.name])}
-        if field.metadata["metavar"] is not None:
-            kind["metavar"] = field.metadata["metavar"]
         default = values[field.name]
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         text = field.metadata["help"] + ("" if shown is None else f" (default: {_rounded(shown)})")
@@ -125,19 +111,19 @@ def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
 
 def given_options(options: argparse.Namespace, settings: Any) -> dict[str, Any]:
     """The settings that the user gave on the command line, by their own names."""
-    given = {field.name: getattr(options, field.name, None) for _, field in fields_of(settings)}
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if hasattr(options, name)}
+    values = {f.name: getattr(options, f.name) for _, f in fields_of(settings) if hasattr(options, f.name)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def require_unchanged(settings: Any, given: Mapping[str, Any], where: str) -> None:
+def require_unchanged(settings: Any, changes: Mapping[str, Any], where: str) -> None:
     """Raise InputError where a setting given with --resume differs from the one stored in the file ``where``."""
     stored = flat(settings)
     for _, field in fields_of(settings):
         name = field.name
-        if name in given and stored[name] != given[name]:
+        if name in changes and stored[name] != changes[name]:
             raise InputError(
                 f"{_option(field)} must be left out with --resume, or be {stored[name]} as in {where}; "
-                f"it was {given[name]}"
+                f"it was {changes[name]}"
             )
 
 
@@ -176,5 +162,6 @@ def _kind(hint: Any) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(hint) is tuple:
         return {"type": scale, "nargs": "+", "metavar": "1/G"}
-    plain = next(iter(typing.get_args(hint)), hint)  # of "float | None", float
-    return {"type": plain, "metavar": plain.__name__.upper()}
+    plain = next(iter(typing.get_args(hint)), hint)  # float for "float | None"
+    words = {"int": "N", "float": "X", "str": "NAME" if hint is str else "PATH"}
+    return {"type": plain, "metavar": words[plain.__name__]}

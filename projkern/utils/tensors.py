@@ -1,7 +1,5 @@
 """Tensors in safetensors files, alone and in checkpoint folders; pickles are refused, as reading one can run code."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

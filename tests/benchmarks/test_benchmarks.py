@@ -15,11 +15,7 @@ import pytest
 import torch
 
 import projkern as pk
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # as `python -m pytest` does, and `pytest` does not
-
-from benchmarks import (  # noqa: E402
+from benchmarks import (
     compare,
     gate,
     machine,
@@ -32,9 +28,10 @@ from benchmarks import (  # noqa: E402
     roofline,
     tables,
 )
-from benchmarks.case import Case, truth  # noqa: E402
-from benchmarks.roofline import Cell  # noqa: E402
+from benchmarks.case import Case, truth
+from benchmarks.roofline import Cell
 
+ROOT = Path(__file__).parents[2]
 STORED = ROOT / "benchmarks" / "results" / "cpu_projection.json"
 TINY = ["--layers", "1", "--width", "64", "--batches", "2", "--no-compile", "--rounds", "2"]
 
@@ -135,13 +132,13 @@ def test_a_wrong_kernel_is_red_and_not_timed(tmp_path, monkeypatch, capsys):
 
 def test_a_kernel_that_forgets_to_write_is_red(monkeypatch):
     """Even where the memory it leaves alone still holds an earlier, right result."""
-    kept = {}
+    first = {}
 
     def stale(weights, p, q, group, dtype=None):
-        if not kept:
-            kept["outputs"] = [out.detach() for out in right(weights, p, q, group, dtype=dtype)]
+        if not first:
+            first["outputs"] = [out.detach() for out in right(weights, p, q, group, dtype=dtype)]
         zero = 0 * (p.sum() + q.sum() + sum(w.sum() for w in weights))
-        return [out + zero for out in kept["outputs"]]
+        return [out + zero for out in first["outputs"]]
 
     right = pk.project_layers
     monkeypatch.setattr(pk, "project_layers", stale)
@@ -255,9 +252,9 @@ def test_truth_is_the_definition_whatever_the_bands():
     leaves = [x.detach().double().requires_grad_() for x in (W, p, q)]
     with pk.use_backend("reference"):
         out = pk.project(*leaves, 4)
-    wanted = (out, *torch.autograd.grad(out, leaves, G.double()))
+    expected = (out, *torch.autograd.grad(out, leaves, G.double()))
     for most in (1, 500, 1 << 26):
-        for found, exact in zip(truth((W, p, q, G), 4, most), wanted):
+        for found, exact in zip(truth((W, p, q, G), 4, most), expected):
             torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-6)
 
 
@@ -298,7 +295,7 @@ def test_predictions_are_those_of_a_calculation_by_hand():
 
 def test_stored_bytes_and_multiply_adds_are_the_models():
     for stored in json.loads(STORED.read_text())["cells"]:
-        cell = Cell.of(stored)
+        cell = Cell.from_json(stored)
         for part in roofline.PARTS:
             assert cell.bytes(part) == stored["bytes"][part]
             assert cell.multiply_adds(part) == stored["multiply_adds"][part]
@@ -322,15 +319,15 @@ def run_gate(tmp_path, old, new, *flags):
 
 def steady(result, slower=1.0):
     """The result with its samples replaced by ones of 1 % spread."""
-    made = fresh(result)
-    for cell in made["cells"]:
+    copied = fresh(result)
+    for cell in copied["cells"]:
         for name, parts in cell["seconds"].items():
             for part in parts:
                 middle = 1.0 if name != "cpu" else 0.1 * slower
                 parts[part] = [middle * x for x in (0.99, 0.995, 1.0, 1.005, 1.01)]
         for rate in ("copy_bytes_per_second", "gemm_flops_per_second"):
             cell[rate] = [1e9 * x for x in (0.99, 1.0, 1.01)]
-    return made
+    return copied
 
 
 def test_gate_passes_on_equal_results(result, tmp_path, capsys):

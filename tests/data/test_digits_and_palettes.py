@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from projkern.data import Palette, cache_dir, fit_palette, load_digits
+from projkern.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
 
@@ -76,7 +77,7 @@ def test_truncated_idx_file(mnist, keep):
     folder, _ = mnist
     path = next(folder.glob("train-images*"))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="train-images-idx3-ubyte"):
+    with pytest.raises(InputError, match="train-images-idx3-ubyte"):
         load_digits(folder)
 
 
@@ -84,12 +85,12 @@ def test_truncated_idx_file(mnist, keep):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: b"\x00\x00\x08\x01" + data[4:], "starts with 0x00000801.*0x00000803"),
-        (lambda data: b"\x00\x00\x0d\x03" + data[4:], "starts with 0x00000d03"),
-        (lambda data: data + b"\x00", "it must have 5504"),
-        (lambda data: data[:4] + b"\xff\xff\xff\xff" + data[8:], r"has 5504 bytes"),
-        (lambda data: idx(np.zeros((6, 28, 28))), "has 6 images and .* 7 labels"),
-        (lambda data: idx(np.zeros((7, 20, 28))), r"is \(7, 20, 28\)"),
+        (lambda data: b"\x00\x00\x08\x01" + data[4:], "0x00000803.*0x00000801"),
+        (lambda data: b"\x00\x00\x0d\x03" + data[4:], "0x00000d03"),
+        (lambda data: data + b"\x00", "must have 5504 bytes"),
+        (lambda data: data[:4] + b"\xff\xff\xff\xff" + data[8:], r"has 5504"),
+        (lambda data: idx(np.zeros((6, 28, 28))), "7 labels .* has 6"),
+        (lambda data: idx(np.zeros((7, 20, 28))), r"was \(7, 20, 28\)"),
     ],
     ids=["labels", "floats", "too long", "huge count", "counts differ", "other size"],
 )
@@ -97,7 +98,7 @@ def test_wrong_idx_file(mnist, change, message):
     folder, _ = mnist
     path = folder / "train-images-idx3-ubyte"
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:
         load_digits(folder)
     assert str(path) in str(error.value)
 
@@ -107,7 +108,7 @@ def test_file_that_is_no_gzip(mnist):
     for path in folder.glob("train-images*"):
         path.unlink()
     (folder / "train-images-idx3-ubyte.gz").write_bytes(b"<html>not found</html>")
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is truncated or no gzip"):
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz must be .*gzip"):
         load_digits(folder)
 
 
@@ -131,12 +132,12 @@ def test_openml_without_network(monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr("sklearn.datasets.fetch_openml", fail)
-    with pytest.raises(ConnectionError, match="OpenML cannot be reached"):
+    with pytest.raises(ConnectionError, match="source .* 'openml'"):
         load_digits("openml")
 
 
 def test_unknown_split():
-    with pytest.raises(ValueError, match="split is 'test'; it must be one of 'train', 'validation'"):
+    with pytest.raises(InputError, match="split must be one of 'train', 'validation'; it was 'test'"):
         load_digits(split="test")
 
 
@@ -204,21 +205,21 @@ def test_encode_more_pixels_than_one_chunk(palette):
 
 
 def test_palette_errors():
-    with pytest.raises(ValueError, match=r"colors is \(1, 3\)"):
+    with pytest.raises(InputError, match=r"colors must .* \(1, 3\)"):
         Palette(torch.zeros(1, 3))
-    with pytest.raises(ValueError, match=r"colors is \(4, 4\)"):
+    with pytest.raises(InputError, match=r"colors must .* \(4, 4\)"):
         Palette(torch.zeros(4, 4))
     for bad in (1.5, float("nan")):
-        with pytest.raises(ValueError, match="not finite or leave"):
+        with pytest.raises(InputError, match="colors must be RGB"):
             Palette(torch.tensor([[0.0, 0, 0], [0, 0, bad]]))
     palette = Palette(torch.eye(3))
-    with pytest.raises(ValueError, match=r"images is \(3, 8, 8\)"):
+    with pytest.raises(InputError, match=r"images must .* \(3, 8, 8\)"):
         palette.encode(torch.zeros(3, 8, 8))
-    with pytest.raises(ValueError, match=r"tokens is \(2, 5\)"):
+    with pytest.raises(InputError, match=r"tokens must .* \(2, 5\)"):
         palette.decode(torch.zeros(2, 5, dtype=torch.int64))
-    with pytest.raises(ValueError, match="colors is 1; it must be from 2"):
+    with pytest.raises(InputError, match="colors must be from 2 .* was 1"):
         fit_palette(torch.zeros(1, 3, 4, 4), colors=1)
-    with pytest.raises(ValueError, match="to the number of pixels, 16"):
+    with pytest.raises(InputError, match="colors must .* 16; it was 17"):
         fit_palette(torch.zeros(1, 3, 4, 4), colors=17)
 
 
@@ -247,7 +248,7 @@ def test_save_and_load(tmp_path, palette):
 
 def test_load_refuses_pickles(tmp_path):
     np.save(tmp_path / "evil.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"evil\.npy is no palette"):
+    with pytest.raises(InputError, match=r"evil\.npy must hold a palette"):
         Palette.load(tmp_path / "evil.npy")
 
 

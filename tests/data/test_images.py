@@ -10,6 +10,7 @@ from PIL import Image
 from projkern.data import open_images
 from projkern.data.embeddings import read_embeddings
 from projkern.data.images import DamagedFile
+from projkern.utils.errors import InputError
 
 
 def read_all(images, size, **options):
@@ -54,14 +55,14 @@ def test_downsampled_imagenet(tmp_path):
     for number, part in ((2, slice(0, 4)), (10, slice(4, 7))):
         labels = list(range(1, 8))[part]
         np.savez(tmp_path / f"batch_{number}.npz", data=flat[part], labels=labels, mean=flat[0])
-    for path, wanted in ((tmp_path, list(range(7))), (tmp_path / "batch_10.npz", [4, 5, 6])):
+    for path, labels in ((tmp_path, list(range(7))), (tmp_path / "batch_10.npz", [4, 5, 6])):
         images = open_images(path)
-        assert images.labels.tolist() == wanted
+        assert images.labels.tolist() == labels
         kept, read = read_all(images, 8, batch=3)
-        assert np.array_equal(read, pixels[wanted]) and kept.tolist() == list(range(len(wanted)))
+        assert np.array_equal(read, pixels[labels]) and kept.tolist() == list(range(len(labels)))
     assert open_images(tmp_path).names[4] == "batch_10.npz:0"
     (tmp_path / "batch_10.npz").write_bytes((tmp_path / "batch_2.npz").read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"batch_10\.npz must be an \.npz file"):
+    with pytest.raises(InputError, match=r"batch_10\.npz must be an \.npz file"):
         open_images(tmp_path)
 
 
@@ -103,19 +104,19 @@ def test_what_holds_no_images(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         open_images(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds neither"):
+    with pytest.raises(InputError, match="holds neither"):
         open_images(tmp_path / "empty")
     (tmp_path / "rubbish.npz").write_bytes(b"PK\x03\x04rubbish")
-    with pytest.raises(ValueError, match=r"rubbish\.npz must be an \.npz file"):
+    with pytest.raises(InputError, match=r"rubbish\.npz must be an \.npz file"):
         open_images(tmp_path / "rubbish.npz")
     np.savez(tmp_path / "other.npz", x=[1])
-    with pytest.raises(ValueError, match="other.npz must hold labels; it holds x"):
+    with pytest.raises(InputError, match="other.npz must hold labels; it holds x"):
         open_images(tmp_path / "other.npz")
     np.savez(tmp_path / "floats.npz", data=np.zeros((2, 48)), labels=[1, 2])
-    with pytest.raises(ValueError, match=r"data \(2, 3 S S\) uint8 .* it was \(2, 48\) float64"):
+    with pytest.raises(InputError, match=r"data \(2, 3 S S\) uint8 .* it was \(2, 48\) float64"):
         open_images(tmp_path / "floats.npz")
     np.savez(tmp_path / "offsets.npz", jpeg=np.zeros(9, np.uint8), offsets=[0, 5, 12], labels=[1, 2])
-    with pytest.raises(ValueError, match="offsets that grow"):
+    with pytest.raises(InputError, match="offsets that grow"):
         open_images(tmp_path / "offsets.npz")
 
 
@@ -127,9 +128,9 @@ def test_embeddings(tmp_path):
     t = np.arange(12, dtype=np.float16).reshape(3, 4)
     np.save(tmp_path / "t.npy", t)
     np.savez(tmp_path / "t.npz", train=t, val=-t, train_names=["a.png", "b.png", "c.png"])
-    for path, split, wanted in (("t.npy", "train", t), ("t.npz", "train", t), ("t.npz", "validation", -t)):
+    for path, split, expected in (("t.npy", "train", t), ("t.npz", "train", t), ("t.npz", "validation", -t)):
         read = read_embeddings(tmp_path / path, split, images)
-        assert read.dtype == np.float32 and np.array_equal(read, wanted)
+        assert read.dtype == np.float32 and np.array_equal(read, expected)
 
 
 @pytest.mark.parametrize(
@@ -146,5 +147,5 @@ def test_embeddings(tmp_path):
 def test_embeddings_that_do_not_fit(tmp_path, stored, message):
     images = open_images(pack(tmp_path / "i.npz", [b""] * 3, [0] * 3, names=np.array(["a.png", "b.png", "c.png"])))
     np.savez(tmp_path / "t.npz", **stored)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         read_embeddings(tmp_path / "t.npz", "train", images)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from projkern.data import TASK_NAMES, random_tasks, read_tasks, warn_outside
+from projkern.utils.errors import InputError
 
 T = [round(0.05 * k, 2) for k in range(18)]
 NAMED = dict(zip(TASK_NAMES, T))
@@ -76,21 +77,21 @@ def test_read_tasks(tmp_path, name, content, shape):
     ],
 )
 def test_bad_tasks(tmp_path, name, content, says):
-    with pytest.raises(ValueError, match=says) as caught:
+    with pytest.raises(InputError, match=says) as caught:
         read_tasks(write(tmp_path, name, content))
     assert name in str(caught.value)
 
 
 def test_pickled_array_is_refused(tmp_path):
     np.save(tmp_path / "t.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"t\.npy does not: .*Python objects"):
+    with pytest.raises(InputError, match=r"t\.npy does not: .*Python objects"):
         read_tasks(tmp_path / "t.npy")
 
 
 def test_archive_of_arrays_is_refused(tmp_path):
     np.savez(tmp_path / "t.npz", np.array(T))
     (tmp_path / "t.npz").rename(tmp_path / "t.npy")
-    with pytest.raises(ValueError, match=r"t\.npy does not: it is an archive"):
+    with pytest.raises(InputError, match=r"t\.npy does not: it is an archive"):
         read_tasks(tmp_path / "t.npy")
 
 
@@ -98,7 +99,7 @@ def test_array_shorter_than_it_says_is_refused(tmp_path):
     """Before memory for all of it is asked for."""
     path = write(tmp_path, "t.npy", np.zeros((2, 18)))
     path.write_bytes(path.read_bytes().replace(b"(2, 18), }          ", b"(2000000000000, 18)}"))
-    with pytest.raises(ValueError, match=r"t\.npy does not: "):
+    with pytest.raises(InputError, match=r"t\.npy does not: "):
         read_tasks(path)
 
 
@@ -111,7 +112,7 @@ def test_random_tasks():
     t = random_tasks(1000, seed=3)
     assert t.shape == (1000, 18) and t.min() >= 0 and t.max() < 1
     assert torch.equal(t, random_tasks(1000, seed=3)) and not torch.equal(t, random_tasks(1000, seed=4))
-    with pytest.raises(ValueError, match="count must be at least 1; it was 0"):
+    with pytest.raises(InputError, match="count must be at least 1; it was 0"):
         random_tasks(0)
 
 

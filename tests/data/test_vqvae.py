@@ -8,6 +8,7 @@ from image_files import pictures
 from projkern.data import VQVAE
 from projkern.data.vqvae import DECAY, Codebook, usage
 from projkern.tokenization import training as tokenizer
+from projkern.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,17 +106,17 @@ def test_saved_and_loaded(model, tmp_path):
     assert torch.equal(loaded.encode(IMAGES), model.encode(IMAGES))
     assert [path.name for path in tmp_path.iterdir()] == ["v.safetensors"]
     (tmp_path / "v.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(InputError, match="damaged"):
         VQVAE.load(tmp_path / "v.safetensors")
 
 
 def test_wrong_shapes(model):
     for shape in ((3, 8, 8), (1, 3, 8, 6), (1, 3, 7, 7), (1, 1, 8, 8)):
-        with pytest.raises(ValueError, match=r"images must be \(B, 3, S, S\) with an even S"):
+        with pytest.raises(InputError, match=r"images must be \(B, 3, S, S\) with an even S"):
             model.encode(torch.zeros(shape))
-    with pytest.raises(ValueError, match="T a square"):
+    with pytest.raises(InputError, match="T a square"):
         model.decode(torch.zeros(1, 5, dtype=torch.int64))
-    with pytest.raises(ValueError, match="codes must be at least 2; it was 1"):
+    with pytest.raises(InputError, match="codes must be at least 2; it was 1"):
         VQVAE(1)
 
 

@@ -1,4 +1,4 @@
-"""The paper's experiments from a command to the page: made, gone on with, stopped, failing, refused."""
+"""The paper's experiments from a command to the page: run, resumed, stopped, failing, refused."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from types import SimpleNamespace
 import pytest
 import tiny_reproduction as tiny
 
-from experiments import cost, experiments, runner, sizes
+from experiments import plans, pool, sizes, step_cost
+from experiments.documents import read_experiment
 from projkern import reproduce
+from projkern.utils import command as commands
 from projkern.utils.files import locked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MINI = Path("out/mini")
-STORED = Path("docs/reproduction/mini/table1.json")
+STORED = Path("experiments/results/mini/table1.json")
 PAGE = Path("docs/reproduction.md")
-OPTIONS = ["--mnist", "mnist", "--out", "out", "--results", "docs/reproduction", "--device", "cpu", "--jobs", "1"]
+OPTIONS = ["--mnist", "mnist", "--out", "out", "--results", "experiments/results", "--device", "cpu", "--jobs", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +48,12 @@ def prepare(folder, mnist, cache, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PROJKERN_CACHE", str(cache))
     Path("mnist").symlink_to(mnist)
-    monkeypatch.setattr(cost, "WARM_UP", 1)
-    monkeypatch.setattr(cost, "STEPS", 1)
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", tiny.Here)
-    monkeypatch.setattr(reproduce, "terminate_as_interrupt", lambda: None)
+    monkeypatch.setattr(step_cost, "WARM_UP", 1)
+    monkeypatch.setattr(step_cost, "STEPS", 1)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", tiny.Here)
+    monkeypatch.setattr(commands, "terminate_as_interrupt", lambda: None)
     monkeypatch.setitem(sizes.SIZES, "mini", tiny.TINY)
-    monkeypatch.setitem(experiments.ON_SYNTHMNIST, "table1", tiny.few)
+    monkeypatch.setitem(plans.ON_SYNTHMNIST, "table1", tiny.few)
 
 
 @pytest.fixture(autouse=True)
@@ -72,9 +74,9 @@ def finished(tmp_path_factory, mnist, cache):
 
 
 @pytest.fixture
-def made(workplace, finished):
+def results(workplace, finished):
     """Here too, then."""
-    for name in ("out", "docs"):
+    for name in ("out", "experiments", "docs"):
         shutil.copytree(finished[0] / name, name)
 
 
@@ -83,7 +85,7 @@ def table1(*arguments):
 
 
 def stored():
-    return json.loads(STORED.read_text())["results"]
+    return read_experiment(STORED)["results"]
 
 
 def figures():
@@ -111,7 +113,7 @@ def no_training(monkeypatch):
     """From here on whatever trains is an error."""
 
     def forbid():
-        monkeypatch.setattr(runner, "run_job", lambda *_: pytest.fail("something is trained"))
+        monkeypatch.setattr(pool, "run_job", lambda *_: pytest.fail("something is trained"))
 
     return forbid
 
@@ -119,19 +121,19 @@ def no_training(monkeypatch):
 def change(monkeypatch, **changes):
     """Give the tiny size other settings."""
     size = sizes.SIZES["mini"]
-    monkeypatch.setitem(sizes.SIZES, "mini", replace(size, base=replace(size.base, **changes)))
+    monkeypatch.setitem(sizes.SIZES, "mini", replace(size, base=size.base.replace(**changes)))
 
 
-# ---------------------------------------------------------------- made, and gone on with
+# ---------------------------------------------------------------- run, and resumed
 
 
-def test_from_nothing_to_the_page_and_never_twice(made, finished, no_training, monkeypatch, capsys):
+def test_from_nothing_to_the_page_and_never_twice(results, finished, no_training, monkeypatch, capsys):
     assert finished[1] == f"3 results added, 0 were there before. Wrote {STORED} and {PAGE}.\n"
     assert [result["label"] for result in stored().values()] == ["M_1", "P_1/4", "M~_1/4"]
-    made = stored()["P_1/4/seed-0"]
-    assert made["steps"] == 4 and made["images"] == 16 and made["settings"]["source"]["stage"] == "M_1"
-    assert len(made["models"]["P_1/4"]["by_image"]) == 8
-    assert f"{made['models']['P_1/4']['loss']:.3f}" in PAGE.read_text()
+    row = stored()["P_1/4/seed-0"]
+    assert row["steps"] == 4 and row["images"] == 16 and row["settings"]["source"]["stage"] == "M_1"
+    assert len(row["models"]["P_1/4"]["by_image"]) == 8
+    assert f"{row['models']['P_1/4']['loss']:.3f}" in PAGE.read_text()
 
     no_training()
     texts = STORED.read_text(), PAGE.read_text()
@@ -143,14 +145,14 @@ def test_from_nothing_to_the_page_and_never_twice(made, finished, no_training, m
     assert reproduce.main(["page", *OPTIONS]) == 0 and PAGE.read_text() == texts[1]
 
     # The same trainings serve another experiment, and what was stored of them can be lost.
-    monkeypatch.setitem(experiments.ON_SYNTHMNIST, "figure4", tiny.few)
+    monkeypatch.setitem(plans.ON_SYNTHMNIST, "figure4", tiny.few)
     assert reproduce.main(["figure4", *OPTIONS]) == 0
     assert PAGE.with_name("images").is_dir()
     STORED.unlink()
     assert table1() == 0 and STORED.read_text() == texts[0]
 
 
-def test_more_seeds_are_added_to_those_stored(made, capsys):
+def test_more_seeds_are_added_to_those_stored(results, capsys):
     first = stored()
     shutil.rmtree("out")  # the sources are trained again then, but no stored result changes
     assert table1("--seeds", "2") == 0
@@ -161,9 +163,9 @@ def test_more_seeds_are_added_to_those_stored(made, capsys):
 
 def test_rates_take_one_seed_unless_told_otherwise(monkeypatch):
     monkeypatch.setitem(sizes.SIZES, "mini", replace(tiny.TINY, seeds=3))
-    monkeypatch.setitem(experiments.ON_SYNTHMNIST, "rates", lambda p, seed: [("M_1", p.source(seed + 100))])
+    monkeypatch.setitem(plans.ON_SYNTHMNIST, "rates", lambda p, seed: [("M_1", p.source(seed + 100))])
     assert reproduce.main(["rates", *OPTIONS]) == 0
-    assert list(json.loads(STORED.with_name("rates.json").read_text())["results"]) == ["M_1/seed-100"]
+    assert list(read_experiment(STORED.with_name("rates.json"))["results"]) == ["M_1/seed-100"]
 
 
 def test_no_result_names_a_folder_or_a_device(tmp_path, mnist):
@@ -172,29 +174,29 @@ def test_no_result_names_a_folder_or_a_device(tmp_path, mnist):
     assert not any(str(folder) in text for folder in (tmp_path, mnist, Path.home()))
     for result in stored().values():
         for settings in (result["settings"], result["settings"]["source"] or result["settings"]):
-            assert (settings["mnist"], settings["data"], settings["device"]) == ("MNIST", None, "auto")
+            assert (settings["mnist"], settings["folder"], settings["device"]) == ("MNIST", None, "auto")
 
 
 # ---------------------------------------------------------------- stopped
 
 
-def test_stopped_at_any_step_it_goes_on_as_if_it_never_was(made, monkeypatch, capsys):
+def test_stopped_at_any_step_it_goes_on_as_if_it_never_was(results, monkeypatch, capsys):
     never_stopped = figures(), weights()
-    for folder in ("out", "docs"):
+    for folder in ("out", "experiments", "docs"):
         shutil.rmtree(folder)
 
-    run_job, left = runner.run_job, [0]
+    run_job, left = pool.run_job, [0]
 
     def stopping(root, job, on_step):
         def counted(step):
             left[0] -= 1
             if left[0] == 0:
-                runner._stop.set()
+                pool._stop.set()
             return on_step(step)
 
         return run_job(root, job, counted)
 
-    monkeypatch.setattr(runner, "run_job", stopping)
+    monkeypatch.setattr(pool, "run_job", stopping)
     said = []
     for _ in range(10):
         left[0] = 3
@@ -208,14 +210,14 @@ def test_stopped_at_any_step_it_goes_on_as_if_it_never_was(made, monkeypatch, ca
 
 
 def test_it_ends_when_the_time_is_up(monkeypatch, capsys):
-    clock, run_job = [0.0], runner.run_job
+    clock, run_job = [0.0], pool.run_job
 
     def slow(*arguments):
         clock[0] += 40
         return run_job(*arguments)
 
-    monkeypatch.setattr(runner, "run_job", slow)
-    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(pool, "run_job", slow)
+    monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     assert table1("--minutes", "1") == 130
     assert "stopped with 2 of 3 trainings done. The same command goes on." in capsys.readouterr().err
     assert len(stored()) == 2
@@ -269,7 +271,7 @@ def test_processes_interrupted_and_killed_lose_nothing(monkeypatch):
     found = figures(), weights()
 
     monkeypatch.setitem(sizes.SIZES, "mini", tiny.with_steps(60))
-    for folder in ("out", "docs"):
+    for folder in ("out", "experiments", "docs"):
         shutil.rmtree(folder)
     assert table1() == 0
     assert (figures(), weights()) == found
@@ -277,9 +279,9 @@ def test_processes_interrupted_and_killed_lose_nothing(monkeypatch):
 
 def test_a_worker_that_is_killed_is_told_of(monkeypatch, capsys):
     def killed(*_):
-        raise runner.BrokenExecutor("a child process terminated abruptly")
+        raise pool.BrokenExecutor("a child process terminated abruptly")
 
-    monkeypatch.setattr(runner, "run_job", killed)
+    monkeypatch.setattr(pool, "run_job", killed)
     said = error_of(capsys)
     assert "0 of 3 trainings done; M_1/seed-0: a worker was killed; this goes on from its last checkpoint" in said
 
@@ -301,22 +303,35 @@ def test_a_training_that_diverges_stops_no_other(model, rate, monkeypatch, capsy
         assert list(stored()) == ["M_1/seed-0", "P_1/4/seed-0"]
 
 
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    """It is raised, not told in a line; what was done before is stored."""
+    run_job = pool.run_job
+
+    def broken(root, job, on_step):
+        return run_job(root, job, on_step) if job.source is None else {}[job.name]
+
+    monkeypatch.setattr(pool, "run_job", broken)
+    with pytest.raises(KeyError, match="P_1-4"):
+        table1()
+    assert list(stored()) == ["M_1/seed-0"]
+
+
 # ---------------------------------------------------------------- refused
 
 
 @pytest.mark.parametrize("name", ["table1", "table3"])
-def test_a_half_written_file_of_results_is_named_and_kept(name, made, no_training, capsys):
+def test_a_half_written_file_of_results_is_named_and_kept(name, results, no_training, capsys):
     damaged = STORED.with_name(f"{name}.json")
     half = STORED.read_text()[:999]
     damaged.write_text(half)
     page = PAGE.read_text()
     no_training()
-    assert f"{damaged} must be a whole JSON file; it was cut short" in error_of(capsys)
+    assert f"{damaged} must hold results of an experiment; it cannot be read" in error_of(capsys)
     assert damaged.read_text() == half and PAGE.read_text() == page
 
 
 @pytest.mark.parametrize("name", ["job.json", "result.json"])
-def test_a_half_written_file_of_a_job_is_named_and_kept(name, made, no_training, capsys):
+def test_a_half_written_file_of_a_job_is_named_and_kept(name, results, no_training, capsys):
     STORED.unlink()
     damaged = MINI / "P_1-4" / "seed-0" / name
     damaged.write_text(damaged.read_text()[:50])
@@ -327,14 +342,14 @@ def test_a_half_written_file_of_a_job_is_named_and_kept(name, made, no_training,
     assert not STORED.exists()
 
 
-def test_a_job_of_unknown_settings_is_refused(made, no_training, capsys):
+def test_a_job_of_unknown_settings_is_refused(results, no_training, capsys):
     STORED.unlink()
     (MINI / "M_1" / "seed-0" / "job.json").unlink()
     no_training()
     assert f"{MINI}/M_1/seed-0 must have a job.json" in error_of(capsys)
 
 
-def test_results_of_two_set_ups_do_not_mix(made, no_training, monkeypatch, capsys):
+def test_results_of_two_set_ups_do_not_mix(results, no_training, monkeypatch, capsys):
     text = STORED.read_text()
     change(monkeypatch, steps=5, rank=3)
     no_training()
@@ -372,3 +387,10 @@ def test_a_wrong_command_line(words, wanted, capsys):
     with contextlib.suppress(SystemExit):
         assert reproduce.main(words) == "never"
     assert wanted in capsys.readouterr().err
+
+
+def test_outside_a_checkout_it_says_what_is_needed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "__file__", str(tmp_path / "site-packages" / "projkern" / "reproduce.py"))
+    assert reproduce.main(["page"]) == 1
+    said = capsys.readouterr().err
+    assert "checkout" in said and said.count("\n") == 1

@@ -45,8 +45,8 @@ def stack_bytes(cubin: bytes) -> int:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         command = [CUOBJDUMP, "-res-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return int(re.findall(r"STACK:(\d+)", said)[0])
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(re.findall(r"STACK:(\d+)", usage)[0])
 
 
 def main(capability: int) -> None:
@@ -62,19 +62,19 @@ def main(capability: int) -> None:
             ("_column_gradient_kernel", base),
             ("_weight_gradient_kernel", triton_linear._weight_gradient_meta(base)),
         ):
-            made = compile_kernel(getattr(triton_linear, name), capability, weight, x, meta)
-            ptx = made.asm["ptx"]
-            found = {
+            compiled = compile_kernel(getattr(triton_linear, name), capability, weight, x, meta)
+            ptx = compiled.asm["ptx"]
+            facts = {
                 "name": name,
                 "W": weight,
                 "x": x,
                 "group": group,
-                "shared": made.metadata.shared,
-                "stack": stack_bytes(made.asm["cubin"]),
+                "shared": compiled.metadata.shared,
+                "stack": stack_bytes(compiled.asm["cubin"]),
                 "tensor cores": bool(re.search(PRODUCT, ptx)),
                 "16-byte loads": len(re.findall(LOAD_16_BYTES, ptx)),
             }
-            print(json.dumps(found))
+            print(json.dumps(facts))
 
 
 if __name__ == "__main__":

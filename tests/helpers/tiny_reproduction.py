@@ -1,4 +1,4 @@
-"""Experiments of a second or two; ``python tests/tiny_reproduction.py table1 ...`` is the command, nearly so short."""
+"""Experiments of a second or two. As a program it is the command, with trainings of 60 steps."""
 
 import dataclasses
 import sys
@@ -6,14 +6,13 @@ from concurrent.futures import Executor, Future
 
 import numpy as np
 
-from experiments import cost, experiments, runner, sizes
+from experiments import plans, pool, sizes, step_cost
 from projkern import reproduce
 
 TINY = dataclasses.replace(
     sizes.MINI,
-    base=dataclasses.replace(
-        sizes.MINI.base,
-        **{"image_size": 4, "colors": 8, "n_layer": 1, "n_embd": 32, "rank": 2, "batch_size": 4, "warmup": 1},
+    base=sizes.MINI.base.replace(
+        **{"side": 4, "vocab_size": 8, "n_layer": 1, "n_embd": 32, "rank": 2, "batch_size": 4, "warmup": 1},
         **{"source_steps": 4, "steps": 4, "log_every": 2, "checkpoint_every": 2, "eval_images": 8},
     ),
     brief=3,
@@ -26,14 +25,14 @@ LABELS = ("M_1", "P_1/4", "M~_1/4")
 
 def few(plan, seed):
     """Three rows of Table 1, one of which builds on another."""
-    return (row for row in experiments.table1(plan, seed) if row[0] in LABELS)
+    return (row for row in plans.table1(plan, seed) if row[0] in LABELS)
 
 
 class Here(Executor):
     """In place of worker processes: each job runs at once, in this one."""
 
     def __init__(self, workers, context, begin, shared):
-        runner._steps, runner._stop = shared
+        pool._updates, pool._stop = shared
 
     def submit(self, work, *arguments):
         future = Future()
@@ -58,11 +57,11 @@ def write_mnist(folder):
 def with_steps(steps):
     """The tiny size, with longer trainings."""
     changes = {"source_steps": steps, "steps": steps, "checkpoint_every": 10}
-    return dataclasses.replace(TINY, base=dataclasses.replace(TINY.base, **changes))
+    return dataclasses.replace(TINY, base=TINY.base.replace(**changes))
 
 
 if __name__ in ("__main__", "__mp_main__"):  # the latter in the workers
-    cost.WARM_UP = cost.STEPS = 1
+    step_cost.WARM_UP = step_cost.STEPS = 1
 if __name__ == "__main__":
-    sizes.SIZES["mini"], experiments.ON_SYNTHMNIST["table1"] = with_steps(60), few
+    sizes.SIZES["mini"], plans.ON_SYNTHMNIST["table1"] = with_steps(60), few
     sys.exit(reproduce.main())

@@ -4,7 +4,6 @@ import torch
 
 from projkern.data import VQVAE
 from projkern.data.tokens import FORMAT, TOKENIZER, write_split
-from projkern.utils.files import write_json
 
 
 def write_tokens(folder, *, vocabulary=16, grid=4, task_dim=3, train=12, validation=9, seed=0):
@@ -19,5 +18,5 @@ def write_tokens(folder, *, vocabulary=16, grid=4, task_dim=3, train=12, validat
         tokens = torch.randint(vocabulary, (n, grid**2)).to(torch.int32)
         write_split(folder, split, tokens, 3 * torch.randn(n, task_dim), torch.arange(n) % 4)
     shape = {"image_size": 2 * grid, "grid": grid, "vocabulary": vocabulary, "task_dim": task_dim}
-    write_json(folder / "config.json", FORMAT | shape | {"counts": counts, "skipped": {}, "settings": {}})
+    FORMAT.write(folder / "config.json", shape | {"counts": counts, "skipped": {}, "settings": {}})
     return folder

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = sorted((Path(__file__).resolve().parents[1] / "csrc" / "cuda").glob("*.cu"))
+SOURCES = sorted((Path(__file__).resolve().parents[2] / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_120")
 OTHERS = ("sm_86", "sm_89", "sm_90", "sm_100")  # that the build is for
 MOST_REGISTERS = 128  # two blocks of 256 threads on a multiprocessor of 65,536 registers
@@ -99,9 +99,9 @@ def check_registers(report: str) -> None:
     found = kernels(report)
     assert found
     nothing = r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
-    spilling = [name for name, says in found.items() if not re.search(nothing, says)]
+    spilling = [name for name, text in found.items() if not re.search(nothing, text)]
     assert not spilling, "\n".join(spilling)
-    large = [name for name, says in found.items() if int(re.search(r"Used (\d+) registers", says)[1]) > MOST_REGISTERS]
+    large = [name for name, text in found.items() if int(re.search(r"Used (\d+) registers", text)[1]) > MOST_REGISTERS]
     assert not large, "\n".join(large)
 
 

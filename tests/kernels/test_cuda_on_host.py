@@ -82,9 +82,8 @@ class Call:
     output_dtype: torch.dtype = torch.float32
     d_weight_dtype: torch.dtype | None = None
     offset: int = 0
-    accumulate: bool = False
     workspace: bool = True
-    wanted: tuple[bool, bool, bool] = (True, True, True)
+    needs: tuple[bool, bool, bool] = (True, True, True)
     seed: int = 0
     truth: dict[str, Tensor] = field(default_factory=dict)
 
@@ -97,7 +96,6 @@ class Call:
         self.q = torch.randn(self.batch, self.plan.q_width, generator=r)
         shapes = [(self.batch, m.out_rows, m.out_cols) for m in self.plan.matrices]
         self.grads = [torch.randn(shape, generator=r).to(self.output_dtype) for shape in shapes]
-        self.before = [torch.randn(shape, generator=r).to(self.d_weight_dtype) for shape in self.shapes]
 
     def native(self, library):
         rows = [tuple(getattr(m, name) for name in m.__dataclass_fields__) for m in self.plan.matrices]
@@ -114,9 +112,7 @@ class Call:
         flat = memory.unwritten("W_s", (sum(self.plan.output_sizes(self.batch)),), self.output_dtype)
         starts = [flat.data_ptr() + x * flat.element_size() for x in self.plan.output_offsets(self.batch)]
         library.set_memory(memory.tensors)
-        self.native(library).project_forward(
-            *operands, starts, NAMES[self.output_dtype], batch=self.batch, stream=0
-        )
+        self.native(library).project_forward(*operands, starts, NAMES[self.output_dtype], batch=self.batch, stream=0)
         memory.check()
         return {f"W_s[{k}]": out for k, out in enumerate(self.plan.output_views(flat, self.batch))}
 
@@ -125,15 +121,14 @@ class Call:
         operands = self.place(memory)
         grads = [memory.put(f"G[{k}]", g) for k, g in enumerate(self.grads)]
         found: dict[str, Tensor] = {}
-        if self.wanted[0]:
-            for k, before in enumerate(self.before):
-                start = before if self.accumulate else torch.full_like(before, float("nan"))
-                found[f"dW[{k}]"] = memory.put(f"dW[{k}]", start)
-        for name, like, wanted in (("dp", self.p, self.wanted[1]), ("dq", self.q, self.wanted[2])):
-            if wanted:
+        if self.needs[0]:
+            for k, shape in enumerate(self.shapes):
+                found[f"dW[{k}]"] = memory.unwritten(f"dW[{k}]", shape, self.d_weight_dtype)
+        for name, like, need in (("dp", self.p, self.needs[1]), ("dq", self.q, self.needs[2])):
+            if need:
                 found[name] = memory.unwritten(name, like.shape, torch.float32)
         workspace = 0
-        if self.workspace and self.wanted[2]:
+        if self.workspace and self.needs[2]:
             size = native.partial_dq_size(self.batch)
             workspace = memory.unwritten("workspace", (size,), torch.float32).data_ptr()
         library.set_memory(memory.tensors)
@@ -141,11 +136,10 @@ class Call:
             *operands,
             [g.data_ptr() for g in grads],
             NAMES[self.output_dtype],
-            [found[f"dW[{k}]"].data_ptr() for k in range(len(self.shapes))] if self.wanted[0] else [],
+            [found[f"dW[{k}]"].data_ptr() for k in range(len(self.shapes))] if self.needs[0] else [],
             NAMES[self.d_weight_dtype],
-            self.accumulate,
-            found["dp"].data_ptr() if self.wanted[1] else 0,
-            found["dq"].data_ptr() if self.wanted[2] else 0,
+            found["dp"].data_ptr() if self.needs[1] else 0,
+            found["dq"].data_ptr() if self.needs[2] else 0,
             workspace,
             self.batch,
             0,
@@ -156,8 +150,8 @@ class Call:
     def make_truth(self) -> dict[str, Tensor]:
         if self.truth:
             return self.truth
-        start = self.before if self.accumulate else [torch.zeros_like(x) for x in self.before]
-        dW, dp, dq = [x.double() for x in start], torch.zeros_like(self.p).double(), torch.zeros_like(self.q).double()
+        dW = [torch.zeros(shape, dtype=torch.float64) for shape in self.shapes]
+        dp, dq = torch.zeros_like(self.p).double(), torch.zeros_like(self.q).double()
         for k, (m, grad) in enumerate(zip(self.plan.matrices, self.grads)):
             rows, cols = slice(m.p_offset, m.p_offset + m.rows), slice(m.q_offset, m.q_offset + m.cols)
             operands = self.weights[m.weight][m.layer], self.p[:, rows], self.q[:, cols], m.row_group, m.col_group
@@ -211,7 +205,6 @@ def random_call(seed: int) -> Call:
         output_dtype=pick(*OUTPUTS),
         d_weight_dtype=pick(weight_dtype, torch.float32),
         offset=pick(0, 0, 0, 1),
-        accumulate=pick(True, False),
         workspace=pick(True, False),
         seed=seed,
     )
@@ -249,8 +242,8 @@ def test_every_group(plain, group):
 @pytest.mark.parametrize("batch", [3, 33])
 def test_several_scales_of_one_source_are_summed(library, batch, weight_dtype, output_dtype):
     entries = [(0, 2, 2), (0, 4, 4), (1, 8, 2), (0, 8, 8), (0, 1, 16), (0, 4, 4)]
-    options = {"d_weight_dtype": torch.float32, "accumulate": True}
-    Call([(2, 80, 192), (1, 24, 40)], entries, batch, weight_dtype, output_dtype, **options).check_both(library)
+    shapes = [(2, 80, 192), (1, 24, 40)]
+    Call(shapes, entries, batch, weight_dtype, output_dtype, d_weight_dtype=torch.float32).check_both(library)
 
 
 @pytest.mark.parametrize("where", ["first", "middle", "last", "only"])
@@ -264,11 +257,11 @@ def test_empty_matrices(plain, where, workspace, empty):
 
 
 @pytest.mark.parametrize("group", [2, 3, 8])
-@pytest.mark.parametrize("wanted", [(w, p, q) for w in (0, 1) for p in (0, 1) for q in (0, 1) if w + p + q])
-def test_each_subset_of_gradients(library, wanted, group):
-    for accumulate, workspace in ((False, True), (True, False)):
+@pytest.mark.parametrize("needs", [(w, p, q) for w in (0, 1) for p in (0, 1) for q in (0, 1) if w + p + q])
+def test_each_subset_of_gradients(library, needs, group):
+    for workspace in (True, False):
         for batch, output_dtype in ((2, torch.float32), (18, torch.bfloat16)):
-            options = {"wanted": wanted, "accumulate": accumulate, "workspace": workspace}
+            options = {"needs": needs, "workspace": workspace}
             call = Call([(1, 72, 192)], [(0, group, group)], batch, torch.float32, output_dtype, **options)
             call.check(call.backward(library))
 
@@ -399,9 +392,9 @@ class Toys(cuda_on_host.Controls):
         self.kind = kind
         self.library.run_toy.restype = ctypes.c_char_p
 
-    def run(self, name: str, intact: bool, given: Tensor, out: Tensor) -> str:
-        self.set_memory({"given": given, "out": out})
-        addresses = ctypes.c_void_p(given.data_ptr()), ctypes.c_void_p(out.data_ptr())
+    def run(self, name: str, intact: bool, inputs: Tensor, out: Tensor) -> str:
+        self.set_memory({"given": inputs, "out": out})
+        addresses = ctypes.c_void_p(inputs.data_ptr()), ctypes.c_void_p(out.data_ptr())
         return self.library.run_toy(name.encode(), *addresses, intact).decode()
 
     def convert(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -417,26 +410,26 @@ def toys(request):
 
 @pytest.mark.parametrize("name", [*FOUND, *REFUSED])
 def test_intact_kernels_pass_and_broken_ones_are_found(toys, name):
-    given, out = torch.randn(2048), torch.zeros(2048)
+    inputs, out = torch.randn(2048), torch.zeros(2048)
     for schedule in SCHEDULES:
         toys.set_schedule(*schedule)
-        assert toys.run(name, True, given, out) == ""
+        assert toys.run(name, True, inputs, out) == ""
     toys.set_schedule("ascending")
-    says = toys.run(name, False, given, out)
+    message = toys.run(name, False, inputs, out)
     if name in REFUSED or toys.kind == "races":
-        assert re.search((FOUND | REFUSED)[name], says), says
-    assert toys.run(name, True, given, out) == ""  # a failed launch leaves nothing behind
+        assert re.search((FOUND | REFUSED)[name], message), message
+    assert toys.run(name, True, inputs, out) == ""  # a failed launch leaves nothing behind
 
 
 @pytest.mark.parametrize("name", ["missing barrier", "missing wait", "wait for too few", "missing barrier after wait"])
 def test_without_following_accesses_broken_kernels_differ_between_schedules(name):
-    toys, given = Toys("plain"), torch.randn(2048)
+    toys, inputs = Toys("plain"), torch.randn(2048)
 
     def outputs(intact):
         for schedule in SCHEDULES:
             toys.set_schedule(*schedule)
             out = torch.zeros(256)
-            toys.run(name, intact, given, out)
+            toys.run(name, intact, inputs, out)
             yield out
 
     first, *others = outputs(True)

@@ -16,8 +16,7 @@ from oracle import project_dense, relative_error
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import projkern as pk
-from projkern.kernels import linear, linear_ops
-from projkern.kernels import machine as measure
+from projkern.kernels import linear, linear_ops, machine
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 FORMS = ("materialised", "projected", "factored")
@@ -59,14 +58,14 @@ def case(seed: int, weight_dtype=F32, dtype=F32, *, sizes=None):
     def normal(*shape, dtype=F32):
         layout = pick("plain", "sliced", "transposed", "expanded")
         if layout == "sliced":
-            made = torch.randn(*shape[:-1], shape[-1] + 3, generator=r)[..., 2:-1]
+            tensor = torch.randn(*shape[:-1], shape[-1] + 3, generator=r)[..., 2:-1]
         elif layout == "transposed":
-            made = torch.randn(*shape[:-2], shape[-1], shape[-2], generator=r).mT
+            tensor = torch.randn(*shape[:-2], shape[-1], shape[-2], generator=r).mT
         elif layout == "expanded":
-            made = torch.randn(1, *shape[1:], generator=r).expand(shape)
+            tensor = torch.randn(1, *shape[1:], generator=r).expand(shape)
         else:
-            made = torch.randn(shape, generator=r)
-        return made.to(dtype).to(DEVICE)
+            tensor = torch.randn(shape, generator=r)
+        return tensor.to(dtype).to(DEVICE)
 
     N, M, factor = n * row_group, m * col_group, F64 if weight_dtype == F64 else F32
     inputs = normal(B, S, m, dtype=dtype), normal(N, M, dtype=weight_dtype), normal(B, N, dtype=factor)
@@ -142,18 +141,18 @@ def test_layout_of_the_incoming_gradient(form, layout):
 
 def test_gradients_not_needed_are_not_computed(monkeypatch):
     skip_without_triton()
-    asked = []
+    needed = []
     kernels = linear_ops._kernels()
     original = kernels.linear_backward
 
     def spy(*args):
-        asked.append(tuple(out is not None for out in args[7:]))
+        needed.append(tuple(out is not None for out in args[7:]))
         original(*args)
 
     monkeypatch.setattr(kernels, "linear_backward", spy)
     (x, weight, p, q), dy, group = case(0, sizes=(2, 3, 5, 6, 4, 2))
     pk.project_linear(x, weight, p.clone().requires_grad_(), q, group, form="projected").backward(dy)
-    assert asked == [(False, False, True, False)]
+    assert needed == [(False, False, True, False)]
 
 
 @pytest.mark.parametrize("form", ["materialised", "factored"])
@@ -173,9 +172,7 @@ def test_second_derivative(form):
         return torch.autograd.grad(sum(g.pow(2).sum() for g in first), leaves)
 
     found = second(inputs, lambda *t: pk.project_linear(*t, group, form=form))
-    expected = second(
-        [t.cpu().double() for t in inputs], lambda x, *rest: x @ project_dense(*rest, *group).mT
-    )
+    expected = second([t.cpu().double() for t in inputs], lambda x, *rest: x @ project_dense(*rest, *group).mT)
     for f, t in zip(found, expected):
         assert relative_error(f.cpu(), t) <= 1e-5
 
@@ -244,7 +241,7 @@ def test_compiles_without_graph_breaks(form, dynamic):
 
 # The kernels compiled for real cards, without one.
 
-COMPILE = Path(__file__).parent / "compile_linear.py"
+COMPILE = Path(__file__).parents[1] / "helpers" / "compile_linear.py"
 
 
 @pytest.mark.parametrize("capability", [80, 90, 120])
@@ -265,10 +262,10 @@ def test_compiles_for_cards(capability):
 
 # The cost model, on a card with round numbers and on one that only memory slows down.
 
-CARD = measure.Constants(
+CARD = machine.Constants(
     bandwidth=4e12, cache_bandwidth=8e12, rates={F32: 30e12, BF16: 400e12, F64: 30e12}, launch=3e-6, free=100e9
 )
-MEMORY_ONLY = measure.Constants(bandwidth=4e12, cache_bandwidth=8e12, rates={F32: 1e30, BF16: 1e30}, launch=0)
+MEMORY_ONLY = machine.Constants(bandwidth=4e12, cache_bandwidth=8e12, rates={F32: 1e30, BF16: 1e30}, launch=0)
 
 
 def explained(constants=CARD, **sizes):
@@ -353,15 +350,15 @@ def test_explanation_prints_a_table():
 
 
 def test_measured_constants(monkeypatch):
-    for cached in (measure._copy_speed, measure._rate, measure._launch):
+    for cached in (machine._copy_speed, machine._rate, machine._launch):
         cached.cache_clear()
     with FakeTensorMode(), torch.autocast("cpu"):  # as while exporting: not to time what never runs
-        made = measure.measure("cpu")
-    assert 1e8 < made.bandwidth <= made.cache_bandwidth < 1e13
-    assert set(made.rates) == {F32, BF16} and all(1e7 < rate < 1e13 for rate in made.rates.values())
-    assert 1e-8 < made.launch < 1e-2 and made.free > 0
-    monkeypatch.setattr(measure, "_seconds", None)  # a second call measures nothing
-    assert measure.measure("cpu").rates == made.rates
+        constants = machine.measure("cpu")
+    assert 1e8 < constants.bandwidth <= constants.cache_bandwidth < 1e13
+    assert set(constants.rates) == {F32, BF16} and all(1e7 < rate < 1e13 for rate in constants.rates.values())
+    assert 1e-8 < constants.launch < 1e-2 and constants.free > 0
+    monkeypatch.setattr(machine, "_seconds", None)  # a second call measures nothing
+    assert machine.measure("cpu").rates == constants.rates
 
 
 def test_auto_takes_what_explain_says(monkeypatch):
@@ -414,8 +411,8 @@ X, W, P, Q = torch.randn(2, 5, 3), torch.randn(8, 12), torch.randn(2, 8), torch.
         (lambda: pk.explain(8, 12, 4, tasks=1, tokens=1, device="meta"), ValueError, "must be a CPU or CUDA.*meta"),
     ],
 )
-def test_bad_input(call, error, says):
-    with pytest.raises(error, match=says):
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
         call()
 
 

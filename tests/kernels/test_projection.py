@@ -9,12 +9,15 @@ import torch
 from oracle import gradients, project_by_loops, project_dense, relative_error
 
 import projkern as pk
-from projkern.kernels import dispatch as backends
-from projkern.kernels import ops
-from projkern.kernels.backends import cpu as native
-from projkern.kernels.backends import cuda, reference
+from projkern.kernels import dispatch, ops
+from projkern.kernels.backends import cpu, cuda, reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def skip_without_compiled_kernels():
+    if cpu.why_unavailable() is not None:
+        pytest.skip(f"the compiled kernels are not here: {cpu.why_unavailable()}")
 
 
 def random_case(seed: int, dtype: torch.dtype):
@@ -142,21 +145,20 @@ def test_each_subset_of_gradients(backend, needs, poisoned_memory):
 
 
 def test_gradients_not_needed_are_not_computed(monkeypatch):
-    asked: list[tuple[bool, ...]] = []
-    original = native.project_backward if native.is_available() else None
-    if original is None:
-        pytest.skip(f"the compiled kernels are not here: {native.why_unavailable()}")
+    skip_without_compiled_kernels()
+    needed: list[tuple[bool, ...]] = []
+    original = cpu.project_backward
 
-    def spy(plan, weights, p, q, grads, d_weights, dp, dq):
-        asked.append(tuple(x is not None for x in (*d_weights, dp, dq)))
-        original(plan, weights, p, q, grads, d_weights, dp, dq)
+    def spy(plan, call):
+        needed.append(tuple(x is not None for x in (*call.d_weights, call.dp, call.dq)))
+        original(plan, call)
 
-    monkeypatch.setattr(native, "project_backward", spy)
+    monkeypatch.setattr(cpu, "project_backward", spy)
     q = torch.randn(2, 16, requires_grad=True)
     frozen, free = torch.randn(8, 8), torch.randn(8, 8, requires_grad=True)
     sum(out.sum() for out in pk.project_layers([frozen, frozen], torch.randn(2, 16), q, [2, 4])).backward()
     sum(out.sum() for out in pk.project_layers([frozen, free], torch.randn(2, 16), q.detach(), 2)).backward()
-    assert asked == [(False, False, True), (False, True, False, False)]
+    assert needed == [(False, False, True), (False, True, False, False)]
 
 
 @pytest.mark.parametrize("learnt", [(0,), (1,), (0, 1)])
@@ -374,8 +376,7 @@ def test_autocast_leaves_it_alone(backend):
 
 @pytest.mark.slow
 def test_more_than_two_to_the_31_outputs():
-    if not native.is_available():
-        pytest.skip(f"the compiled kernels are not here: {native.why_unavailable()}")
+    skip_without_compiled_kernels()
     batch, rows, cols = 2100, 1024, 1024  # 2100 * 2**20 outputs in bfloat16: 4.4 GB
     weight, p, q = torch.randn(rows, cols), torch.randn(batch, rows), torch.randn(batch, cols)
     out = pk.project(weight, p, q, 1, dtype=torch.bfloat16)
@@ -413,8 +414,8 @@ W, P, Q = torch.randn(8, 12), torch.randn(2, 8), torch.randn(2, 12)
         (lambda: pk.use_backend("gpu").__enter__(), ValueError, "backend must be one of .* it was 'gpu'"),
     ],
 )
-def test_bad_input(call, error, says):
-    with pytest.raises(error, match=says):
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
         call()
 
 
@@ -454,7 +455,7 @@ def test_a_backend_serves_every_thread():
     served = []
 
     def work():
-        served.append(backends.select(W.device, W.dtype, W.dtype))
+        served.append(dispatch.select(W.device, W.dtype, W.dtype))
 
     with pk.use_backend("reference"):
         thread = threading.Thread(target=work)
@@ -464,14 +465,13 @@ def test_a_backend_serves_every_thread():
 
 
 def test_a_backend_asked_for_does_not_fall_back():
-    if not native.is_available():
-        pytest.skip(f"the compiled kernels are not here: {native.why_unavailable()}")
+    skip_without_compiled_kernels()
     with pk.use_backend("cpu"), pytest.raises(TypeError, match="serves float32 and bfloat16.*float64"):
         pk.project(W.double(), P.double(), Q.double(), 4)
 
 
 def test_missing_library_is_said_when_it_is_used(monkeypatch):
-    monkeypatch.setattr(native, "_load", lambda: (None, "no such file"))
+    monkeypatch.setattr(cpu, "_load", lambda: (None, "no such file"))
     assert "cpu" not in pk.available_backends()
     assert pk.project(W, P, Q, 4).shape == (2, 2, 3)
     with pytest.raises(RuntimeError, match="cannot run here: no such file"), pk.use_backend("cpu"):

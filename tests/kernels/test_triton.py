@@ -17,6 +17,7 @@ import torch
 from oracle import gradients, project_dense, relative_error
 
 from projkern.kernels.backends import triton
+from projkern.kernels.backends.backend import Backward, Forward
 from projkern.kernels.plan import Plan, make_plan
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -45,7 +46,7 @@ def unaligned(x: torch.Tensor) -> torch.Tensor:
 def forward(plan: Plan, weights, p, q, dtype=torch.float32, configuration=SMALL) -> list[torch.Tensor]:
     """W_s of each matrix; checks that padding is left alone."""
     flat = torch.full((sum(plan.output_sizes(len(p))),), float("nan"), dtype=dtype)
-    triton.project_forward(plan, weights, p, q, flat, configuration)
+    triton.project_forward(plan, Forward(weights, p, q, flat), configuration)
     views = plan.output_views(flat, len(p))
     assert flat.isnan().sum() == flat.numel() - sum(v.numel() for v in views)
     return views
@@ -55,7 +56,7 @@ def backward(plan: Plan, weights, p, q, grads, needs=None, configuration=SMALL):
     """(dW of each weight, dp, dq); None where not needed."""
     places = [torch.full_like(x, float("nan")) for x in (*weights, p, q)]
     places = [x if need else None for x, need in zip(places, needs or [True] * len(places))]
-    triton.project_backward(plan, weights, p, q, grads, places[:-2], *places[-2:], configuration)
+    triton.project_backward(plan, Backward(weights, p, q, grads, places[:-2], *places[-2:]), configuration)
     return places
 
 
@@ -103,7 +104,7 @@ def test_every_group(group, poisoned_memory):
 
 @needs_triton
 @pytest.mark.parametrize(("weight_dtype", "dtype"), DTYPES)
-def test_every_type_in_the_configurations_of_real_use(weight_dtype, dtype, poisoned_memory):
+def test_every_type_in_the_configurations_in_use(weight_dtype, dtype, poisoned_memory):
     plan, weights, p, q, grads = case([(1, 40, 264)], [(0, 4, 4)], 5, weight_dtype, dtype)
     found = forward(plan, weights, p, q, dtype, triton.FORWARD)
     assert relative_error(found[0], truth(plan, weights, p, q)[0]) <= TOLERANCE[dtype]
@@ -215,7 +216,7 @@ def test_nan_stays_where_it_belongs():
     plan, weights, p, q, _ = case([(1, 8, 64)], [(0, 2, 2)], 3)
     weights[0][0, 2, 5] = float("nan")
     flat = torch.zeros(sum(plan.output_sizes(3)))
-    triton.project_forward(plan, weights, p, q, flat, SMALL)
+    triton.project_forward(plan, Forward(weights, p, q, flat), SMALL)
     (out,) = plan.output_views(flat, 3)
     assert out[:, 1, 2].isnan().all() and out.isnan().sum() == 3
 
@@ -251,12 +252,12 @@ def test_the_package_needs_no_triton():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-COMPILE = '''
+COMPILE = """
 import json, pathlib, re, subprocess, sys, tempfile
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from projkern.kernels import triton as launchers, triton_kernels as kernels
+from projkern.kernels.backends import triton as launchers, triton_kernels as kernels
 from projkern.kernels.plan import make_plan
 
 POINTERS = {"p": "*fp32", "q": "*fp32", "parts": "*fp32", "p_parts": "*fp32", "q_parts": "*fp32"}
@@ -319,7 +320,7 @@ def project(direction, capability, weight, out, groups, batch, aligned):
 facts = [[spec, project(*spec)] for spec in json.loads(sys.argv[1])]
 facts.append([["sum"], compiled(kernels._sum_parts_kernel, 90, "fp32", {"BLOCK": launchers.SUM_BLOCK})])
 print(json.dumps(facts))
-'''
+"""
 
 SPECS = [
     (direction, 90, weight, "bf16", [group], 32, True)
@@ -369,12 +370,13 @@ def test_sums_over_groups_of_the_forward_stay_in_a_thread(compiled):
             assert fact["shuffles"] == 0, (spec, fact)
 
 
-LAUNCH = '''
+LAUNCH = """
 import collections, json
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-from projkern.kernels import triton as launchers
+from projkern.kernels.backends import triton as launchers
+from projkern.kernels.backends.backend import Backward, Forward
 from projkern.kernels.plan import make_plan
 
 
@@ -400,10 +402,11 @@ plan = make_plan(((2, 512, 512), (1, 64, 64)), ((0, 4, 4), (1, 2, 8)))
 for batch in (31, 32):
     p, q = torch.randn(batch, plan.p_width), torch.randn(batch, plan.q_width)
     grads = [torch.randn(batch, m.out_rows, m.out_cols) for m in plan.matrices]
-    launchers.project_forward(plan, weights, p, q, torch.empty(sum(plan.output_sizes(batch))))
-    launchers.project_backward(plan, weights, p, q, grads, [torch.empty_like(w) for w in weights], p.clone(), q.clone())
+    launchers.project_forward(plan, Forward(weights, p, q, torch.empty(sum(plan.output_sizes(batch)))))
+    d_weights = [torch.empty_like(w) for w in weights]
+    launchers.project_backward(plan, Backward(weights, p, q, grads, d_weights, p.clone(), q.clone()))
 print(json.dumps(made))
-'''
+"""
 
 
 def test_one_launch_each_way_and_no_new_compilation_for_a_new_batch(tmp_path):
@@ -413,7 +416,7 @@ def test_one_launch_each_way_and_no_new_compilation_for_a_new_batch(tmp_path):
     env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", LAUNCH], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
-    made = json.loads(run.stdout)
+    compilations = json.loads(run.stdout)
     for name in ("_project_forward_kernel", "_project_backward_kernel"):
-        assert len(made[name]) == 2 and len(set(made[name])) == 1, (name, made)
-    assert len(made["_sum_parts_kernel"]) == 4 and len(set(made["_sum_parts_kernel"])) == 1
+        assert len(compilations[name]) == 2 and len(set(compilations[name])) == 1, (name, compilations)
+    assert len(compilations["_sum_parts_kernel"]) == 4 and len(set(compilations["_sum_parts_kernel"])) == 1

@@ -19,7 +19,9 @@ import projkern as pk
 from projkern.data import Palette
 from projkern.export import onnx
 from projkern.models import gpt as gpt_module
+from projkern.models import tables
 from projkern.models.huggingface import gpt2, imagegpt
+from projkern.utils.errors import InputError
 
 CONFIG = pk.GPTConfig(vocab_size=11, n_positions=9, n_embd=32, n_layer=3, n_head=2, dropout=0.1)
 GPT2_SHAPE = {"vocab_size": 12, "n_positions": 9, "n_embd": 32, "n_layer": 2, "n_head": 2}
@@ -36,9 +38,9 @@ def randomise(module):
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    made = pk.GPT(CONFIG)
-    randomise(made)
-    return made.eval()
+    model = pk.GPT(CONFIG)
+    randomise(model)
+    return model.eval()
 
 
 @pytest.fixture
@@ -52,30 +54,30 @@ def with_start(tokens, start):
 
 def assert_same_bits(model, other):
     assert model.config == other.config
-    mine, theirs = model.state_dict(), other.state_dict()
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    state, other_state = model.state_dict(), other.state_dict()
+    assert state.keys() == other_state.keys()
+    assert all(torch.equal(state[name], other_state[name]) for name in state)
 
 
 @torch.no_grad()
 def test_transformers_gives_the_same_logits(model, tmp_path):
     gpt2.save(model, tmp_path / "small")
-    theirs, report = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "small", output_loading_info=True)
-    assert not any(report.values())
-    assert theirs.lm_head.weight.data_ptr() != theirs.transformer.wte.weight.data_ptr()
+    reference, loading = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "small", output_loading_info=True)
+    assert not any(loading.values())
+    assert reference.lm_head.weight.data_ptr() != reference.transformer.wte.weight.data_ptr()
     tokens = torch.randint(11, (4, 9))
-    logits = theirs.eval()(with_start(tokens, 11)).logits
+    logits = reference.eval()(with_start(tokens, 11)).logits
     torch.testing.assert_close(logits[..., :11], model(tokens), atol=1e-5, rtol=1e-5)
     assert not logits[..., 11].any()  # as the card says: the row of the start token is zero
 
 
 def test_generating_without_arguments_draws_whole_sequences(model, tmp_path):
     gpt2.save(model, tmp_path / "small")
-    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "small")
-    drawn = theirs.generate()
+    reference = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "small")
+    drawn = reference.generate()
     assert drawn.shape == (1, 10) and drawn[0, 0] == 11 and (drawn[0, 1:] < 11).all()
     torch.manual_seed(0)
-    counts = theirs.generate(num_return_sequences=4000, max_length=2)[:, 1].bincount(minlength=11)
+    counts = reference.generate(num_return_sequences=4000, max_length=2)[:, 1].bincount(minlength=11)
     expected = model(torch.zeros(1, 1, dtype=torch.int64))[0, 0].softmax(0)  # all colours, not the likeliest 50 or so
     assert (counts / 4000 - expected).abs().max() < 0.03
 
@@ -105,9 +107,9 @@ def test_palette_is_what_imagegpts_processor_reads(model, palette, tmp_path):
     gpt2.save(model, tmp_path / "small", palette)
     images = torch.rand(2, 3, 3, 3, generator=torch.Generator().manual_seed(1))
     processor = ImageGPTImageProcessorPil.from_pretrained(tmp_path / "small")
-    found = processor(list((images * 255).round().to(torch.uint8)), return_tensors="pt")["input_ids"]
-    wanted = palette.encode((images * 255).round() / 127.5 - 1)
-    assert torch.equal(found.view(2, -1), wanted)
+    tokens = processor(list((images * 255).round().to(torch.uint8)), return_tensors="pt")["input_ids"]
+    expected = palette.encode((images * 255).round() / 127.5 - 1)
+    assert torch.equal(tokens.view(2, -1), expected)
 
 
 @torch.no_grad()
@@ -117,8 +119,8 @@ def test_onnx_gives_the_same_logits(model, tmp_path_factory, onnx_writer, batch,
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     onnx_writer.write(path, gpt2.tensors(model))
     tokens = torch.randint(11, (batch, length))
-    found = onnx.run(path, with_start(tokens, 11))
-    torch.testing.assert_close(found, model(tokens), atol=1e-4, rtol=1e-4)
+    logits = onnx.run(path, with_start(tokens, 11))
+    torch.testing.assert_close(logits, model(tokens), atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -142,41 +144,44 @@ def test_onnx_that_is_missing_is_named(monkeypatch):
 # In
 
 
-def their_gpt2(folder, **settings):
+def saved_gpt2(folder, **settings):
     torch.manual_seed(0)
-    made = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2_SHAPE, **settings)).eval()
-    randomise(made)
-    made.save_pretrained(folder, max_shard_size=settings.get("max_shard_size", "50GB"))
-    return made
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2_SHAPE, **settings)).eval()
+    randomise(model)
+    model.save_pretrained(folder, max_shard_size=settings.get("max_shard_size", "50GB"))
+    return model
 
 
 @torch.no_grad()
 def test_gpt2_with_a_tied_head_is_untied(tmp_path):
-    theirs = their_gpt2(tmp_path / "tied", bos_token_id=7)
+    reference = saved_gpt2(tmp_path / "tied", bos_token_id=7)
     read = gpt2.load(tmp_path / "tied")
     assert read.palette is None and read.provenance is None and "token 7" in read.notes[0]
     tokens = torch.randint(12, (3, 9))
-    expected = theirs(with_start(tokens, 7)).logits
+    expected = reference(with_start(tokens, 7)).logits
     torch.testing.assert_close(read.model(tokens), expected, atol=1e-5, rtol=1e-5)
     read.model.tables.head += 1
-    assert torch.equal(read.model.tables.token_embedding, theirs.transformer.wte.weight)
+    assert torch.equal(read.model.tables.token_embedding, reference.transformer.wte.weight)
 
 
 @torch.no_grad()
 def test_a_head_that_is_stored_counts_though_the_settings_tie_it(tmp_path):
-    their_gpt2(tmp_path / "tied", bos_token_id=7)
+    saved_gpt2(tmp_path / "tied", bos_token_id=7)
     state = load_file(tmp_path / "tied/model.safetensors") | {"lm_head.weight": torch.randn(12, 32)}
     save_file(state, tmp_path / "tied/model.safetensors", metadata={"format": "pt"})
-    theirs, tokens = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "tied").eval(), torch.randint(12, (3, 9))
-    found = gpt2.load(tmp_path / "tied").model(tokens)
-    torch.testing.assert_close(found, theirs(with_start(tokens, 7)).logits, atol=1e-5, rtol=1e-5)
+    reference, tokens = (
+        transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "tied").eval(),
+        torch.randint(12, (3, 9)),
+    )
+    logits = gpt2.load(tmp_path / "tied").model(tokens)
+    torch.testing.assert_close(logits, reference(with_start(tokens, 7)).logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_gpt2_in_shards_and_under_the_first_releases_names(tmp_path):
-    theirs = their_gpt2(tmp_path / "whole", bos_token_id=7)
+    reference = saved_gpt2(tmp_path / "whole", bos_token_id=7)
     expected = gpt2.load(tmp_path / "whole").model
-    theirs.save_pretrained(tmp_path / "sharded", max_shard_size="20kB")
+    reference.save_pretrained(tmp_path / "sharded", max_shard_size="20kB")
     assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 1
     assert_same_bits(gpt2.load(tmp_path / "sharded").model, expected)
     state = load_file(tmp_path / "whole/model.safetensors")
@@ -192,30 +197,30 @@ def test_gpt2_in_shards_and_under_the_first_releases_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "pattern"),
     [
-        ({"activation_function": "relu"}, "activation_function of .* must be gelu_new .*; it was relu"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon of .* must be 1e-05; it was 1e-06"),
-        ({"scale_attn_weights": False}, "scale_attn_weights of .* must be True; it was False"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx of .* must be False; it was True"),
-        ({"n_inner": 64}, "n_inner of .* must be None or 128; it was 64"),
-        ({"bos_token_id": None}, "bos_token_id of .* must be a token.*; it was None"),
-        ({"bos_token_id": 50256}, "bos_token_id of .* must be a token.*; it was 50256"),
+        ({"activation_function": "relu"}, "^activation_function of .*gelu_new.* relu"),
+        ({"layer_norm_epsilon": 1e-6}, "^layer_norm_epsilon of .*1e-05.* 1e-06"),
+        ({"scale_attn_weights": False}, "^scale_attn_weights of .*True.* False"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "^scale_attn_by_inverse_layer_idx of .*False.* True"),
+        ({"n_inner": 64}, "^n_inner of .*None or 128.* 64"),
+        ({"bos_token_id": None}, "^bos_token_id of .* None"),
+        ({"bos_token_id": 50256}, "^bos_token_id of .* 50256"),
     ],
 )
-def test_gpt2_that_cannot_be_represented(tmp_path, settings, says):
-    their_gpt2(tmp_path / "other", **{"bos_token_id": 0} | settings)
-    with pytest.raises(ValueError, match=says):
+def test_gpt2_that_cannot_be_represented(tmp_path, settings, pattern):
+    saved_gpt2(tmp_path / "other", **{"bos_token_id": 0} | settings)
+    with pytest.raises(InputError, match=pattern):
         gpt2.load(tmp_path / "other")
 
 
-def their_imagegpt(folder):
+def saved_imagegpt(folder):
     torch.manual_seed(0)
     config = transformers.ImageGPTConfig(**GPT2_SHAPE)
-    made = transformers.ImageGPTForCausalImageModeling(config).eval()
-    randomise(made)
-    made.save_pretrained(folder)
-    return made
+    model = transformers.ImageGPTForCausalImageModeling(config).eval()
+    randomise(model)
+    model.save_pretrained(folder)
+    return model
 
 
 class _RootMeanSquare:
@@ -234,17 +239,17 @@ class _RootMeanSquare:
 
 @torch.no_grad()
 def test_imagegpt_agrees_but_for_what_its_notes_say(tmp_path, monkeypatch, palette):
-    theirs = their_imagegpt(tmp_path / "image")
+    reference = saved_imagegpt(tmp_path / "image")
     (tmp_path / "image/preprocessor_config.json").write_text(json.dumps({"clusters": palette.colors.tolist()}))
     read = gpt2.load(tmp_path / "image")
     assert read.notes == [imagegpt.CENTRING, imagegpt.QUICK_GELU]
     assert read.model.config == pk.GPTConfig(**GPT2_SHAPE | {"vocab_size": 11}, dropout=0.1)
     assert torch.equal(read.palette.colors, palette.colors)
     tokens = torch.randint(11, (3, 9))
-    expected = theirs(with_start(tokens, 11)).logits
+    expected = reference(with_start(tokens, 11)).logits
     assert expected.shape == (3, 9, 11)
     assert not torch.allclose(read.model(tokens), expected, atol=1e-2)
-    for module in {gpt_module, sys.modules[gpt_module.transformer.__module__]}:
+    for module in {gpt_module, tables, sys.modules[gpt_module.transformer.__module__]}:
         monkeypatch.setattr(module, "F", _RootMeanSquare())
     torch.testing.assert_close(read.model(tokens), expected, atol=1e-5, rtol=1e-5)
 
@@ -271,7 +276,7 @@ def test_pickles_are_refused_unread(model, tmp_path, name, legacy):
     (tmp_path / "small/model.safetensors").unlink()
     torch.save({"w": Runs()}, tmp_path / "small" / name, _use_new_zipfile_serialization=not legacy)
     assert zipfile.is_zipfile(tmp_path / "small" / name) != legacy
-    with pytest.raises(ValueError, match=r"pickled weights, which can run code.*safetensors"):
+    with pytest.raises(InputError, match=r"pickled.*safetensors"):
         gpt2.load(tmp_path / "small")
 
 
@@ -311,32 +316,32 @@ def damage(folder, what):
 
 
 @pytest.mark.parametrize(
-    ("what", "says"),
+    ("what", "pattern"),
     [
-        ("cut", "model.safetensors is damaged or cut short"),
-        ("missing", "must hold a tensor wpe.weight; it does not"),
-        ("unknown", "must hold the tensors of one GPT-2; extra is none of them"),
-        ("shape", r"wpe.weight of .* must be floating-point \(9, 32\), of 16 .*; it was torch.float32 \(5, 32\)"),
-        ("types", "must be of one type; they were of torch.bfloat16, torch.float32"),
-        ("narrow", r"wte.weight of .* of 16 to 64 bits; it was torch.float8_e4m3fn \(12, 32\)"),
-        ("header", "model.safetensors is damaged or cut short"),
-        ("no weights", "has neither model.safetensors nor model.safetensors.index.json"),
-        ("shard", "must list files of its own folder; it lists ../../etc/passwd"),
-        (5, "must list files of its own folder; it lists 5"),
-        ("..", r"must list files of its own folder; it lists \.\."),
-        ("config", "config.json cannot be read"),
-        ({"model_type": "llama"}, "must hold a model of type gpt2 or imagegpt; it was llama"),
-        ({"projkern": {"format": 2}}, "must be of format 1, which this projkern reads; it says {'format': 2}"),
-        ({"projkern": {"format": 1, "t": 5}}, "t of .* must be a list of finite numbers; it was 5"),
-        ({"projkern": {"format": 1, "t": [float("nan")]}}, "t of .* must be a list of finite numbers; it was .nan"),
-        ({"n_embd": "wide"}, "config.json must describe a GPT-2; it does not"),
-        ({"n_head": 5}, "n_embd must be a multiple of n_head = 5; it was 32"),
+        ("cut", "model.safetensors is damaged"),
+        ("missing", "wpe.weight"),
+        ("unknown", " extra "),
+        ("shape", r"^wpe.weight of .*\(9, 32\).* torch.float32 \(5, 32\)"),
+        ("types", "^tensors of .*torch.bfloat16, torch.float32"),
+        ("narrow", r"^wte.weight of .*16 to 64 bits.* torch.float8_e4m3fn \(12, 32\)"),
+        ("header", "model.safetensors is damaged"),
+        ("no weights", "model.safetensors.* model.safetensors.index.json"),
+        ("shard", "index.json .* ../../etc/passwd"),
+        (5, "index.json .* 5$"),
+        ("..", r"index.json .* \.\.$"),
+        ("config", "config.json "),
+        ({"model_type": "llama"}, "small .*gpt2 or imagegpt.* llama"),
+        ({"projkern": {"format": 2}}, "small .*format 1.*{'format': 2}"),
+        ({"projkern": {"format": 1, "t": 5}}, "^t of .* 5"),
+        ({"projkern": {"format": 1, "t": [float("nan")]}}, "^t of .*nan"),
+        ({"n_embd": "wide"}, "config.json .*GPT-2"),
+        ({"n_head": 5}, "^n_embd .* 5.* 32"),
     ],
 )
-def test_bad_folders(model, tmp_path, what, says):
+def test_bad_folders(model, tmp_path, what, pattern):
     gpt2.save(model, tmp_path / "small")
     damage(tmp_path / "small", what)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(InputError, match=pattern):
         gpt2.load(tmp_path / "small")
 
 
@@ -347,24 +352,24 @@ def test_settings_of_no_use_here_are_not_looked_at(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("clusters", "says"),
-    [([[0.0, 0.0, 2.0]] * 11, "clusters of .* must be a palette"), ([[0.0] * 3] * 5, "one for each of 11 tokens")],
+    ("clusters", "pattern"),
+    [([[0.0, 0.0, 2.0]] * 11, "^clusters of .*palette"), ([[0.0] * 3] * 5, "^clusters of .* 11 .* 5")],
 )
-def test_bad_palettes(model, tmp_path, clusters, says):
+def test_bad_palettes(model, tmp_path, clusters, pattern):
     gpt2.save(model, tmp_path / "small")
     (tmp_path / "small/preprocessor_config.json").write_text(json.dumps({"clusters": clusters}))
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(InputError, match=pattern):
         gpt2.load(tmp_path / "small")
 
 
 def test_what_cannot_be_saved(model, palette, tmp_path):
     conditional = pk.GPT(dataclasses.replace(CONFIG, task_dim=18))
-    with pytest.raises(ValueError, match=r"model must be unconditional.*start slot computed from t.*18 numbers"):
+    with pytest.raises(InputError, match=r"^model .* 18 "):
         gpt2.save(conditional, tmp_path / "small")
-    with pytest.raises(ValueError, match="palette must have a colour for each of the model's 12 tokens"):
+    with pytest.raises(InputError, match="^palette .* 12 .* 11 "):
         gpt2.save(pk.GPT(dataclasses.replace(CONFIG, vocab_size=12)), tmp_path / "small", palette)
     model.weights["mlp_in"].data = model.weights["mlp_in"].data.bfloat16()
-    with pytest.raises(ValueError, match=r"of one type; it was of torch.bfloat16, torch.float32"):
+    with pytest.raises(InputError, match=r"^model .*torch.bfloat16, torch.float32"):
         gpt2.save(model, tmp_path / "small")
     assert list(tmp_path.iterdir()) == []
 
@@ -373,7 +378,7 @@ def test_a_folder_with_something_in_it_is_not_written_to(model, tmp_path):
     (tmp_path / "small").mkdir()
     gpt2.save(model, tmp_path / "small")
     before = (tmp_path / "small/model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match="folder must be new or empty"):
+    with pytest.raises(FileExistsError, match="^folder .*small"):
         gpt2.save(pk.GPT(CONFIG), tmp_path / "small")
     assert (tmp_path / "small/model.safetensors").read_bytes() == before
     shutil.rmtree(tmp_path / "small")

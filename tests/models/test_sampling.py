@@ -1,26 +1,16 @@
-"""Decoding token by token equals the whole forward, draws follow the distribution asked for, and the command."""
+"""Decoding token by token equals the whole forward, and draws follow the distribution that the settings give."""
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-import re
-
-import numpy as np
 import pytest
 import torch
 from decoding import assert_same, decoded
-from PIL import Image
 
 import projkern as pk
-from projkern import sample as command
 from projkern.models.blocks import Affine, Factored
-from projkern.models.decode import Decoder
 from projkern.models.operator import ProjectionOperator
 from projkern.models.sampling import probabilities, sample
-from projkern.train import main as train
-from projkern.utils.pictures import beside_tasks
+from projkern.utils.errors import InputError
 
 HEADS = 2
 
@@ -63,23 +53,23 @@ def test_a_conditional_model_decodes_to_its_forward():
 @pytest.mark.parametrize("tasks", [[0], [0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 1, 1], [0] * 6, [0, 1, 0, 2, 2, 2]])
 @pytest.mark.parametrize("head_width", [8, 20])
 def test_each_row_decodes_with_the_model_of_its_own_task(head_width, tasks, form):
-    made, t = operator(head_width), torch.rand(6, 3)[tasks]
+    model, t = operator(head_width), torch.rand(6, 3)[tasks]
     tokens = torch.randint(11, (len(t), 9))
-    assert_same(decoded(made.decoder(t, form=form), tokens), made(tokens, t))
+    assert_same(decoded(model.decoder(t, form=form), tokens), model(tokens, t))
 
 
 @pytest.mark.parametrize("form", ["materialised", "factored"])
 def test_tasks_of_another_type_are_the_same_tasks(form):
-    made, t = operator(), torch.rand(6, 3, dtype=torch.float64)
-    assert_same(made.decoder(t, form=form).step(None), made.decoder(t.float(), form=form).step(None))
+    model, t = operator(), torch.rand(6, 3, dtype=torch.float64)
+    assert_same(model.decoder(t, form=form).step(None), model.decoder(t.float(), form=form).step(None))
 
 
 def test_autocast_leaves_a_tasks_weights_alone():
     """What multiplies the source is of full precision in either form; only the products round."""
-    made, t = operator(), torch.rand(6, 3)
+    model, t = operator(), torch.rand(6, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        layers = made.decoder(t, form="factored")._layers
-    for layer, expected in zip(layers, made.decoder(t, form="factored")._layers):
+        layers = model.decoder(t, form="factored")._layers
+    for layer, expected in zip(layers, model.decoder(t, form="factored")._layers):
         assert torch.equal(layer.mlp_in.p, expected.mlp_in.p) and torch.equal(layer.mlp_in.q, expected.mlp_in.q)
 
 
@@ -96,21 +86,21 @@ def test_logits_are_ordinary_tensors():
 
 
 def test_repeated_tasks_are_generated_once(monkeypatch):
-    made, seen = operator(), []
+    model, seen = operator(), []
     original = ProjectionOperator._materialised
     monkeypatch.setattr(ProjectionOperator, "_materialised", lambda self, t: seen.append(len(t)) or original(self, t))
     t = torch.rand(3, 3)
     for rows in (t[[0, 0, 0, 0]], t[[0, 0, 2, 2]], t):
-        made.decoder(rows, form="materialised")
+        model.decoder(rows, form="materialised")
     assert seen == [1, 2, 3]
 
 
 def test_auto_takes_the_form_whose_step_is_faster(monkeypatch):
     """Written out while there are at most g² models, and beyond memory never; between the two, whichever wins."""
-    made, t = operator(group=2), torch.rand(5, 3)
+    model, t = operator(group=2), torch.rand(5, 3)
 
     def factored(t):
-        return isinstance(made.decoder(t)._layers[0].mlp_in, Factored)
+        return isinstance(model.decoder(t)._layers[0].mlp_in, Factored)
 
     for slow in (Factored, Affine):
         monkeypatch.setattr(
@@ -129,32 +119,32 @@ def test_steps_are_checked():
     decoder = model.decoder(2)
     assert decoder.batch == 2 and decoder.positions == 9
     assert decoder.cache_bytes == 2 * 2 * 2 * 9 * model.config.n_embd * 4  # layers, keys and values, rows
-    with pytest.raises(ValueError, match="tokens must be None in the first step"):
+    with pytest.raises(InputError, match="^tokens .*None"):
         decoder.step(torch.zeros(2, dtype=torch.int64))
     decoder.step(None)
     for wrong in (None, torch.zeros(3, dtype=torch.int64), torch.zeros(2), torch.zeros(2, 1, dtype=torch.int64)):
-        with pytest.raises(ValueError, match=r"tokens must be int64 \(2,\).*it was"):
+        with pytest.raises(InputError, match=r"^tokens .*int64 \(2,\)"):
             decoder.step(wrong)
     for _ in range(8):
         decoder.step(torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(ValueError, match="at most, once for each position"):
+    with pytest.raises(InputError, match="^step .* 9 "):
         decoder.step(torch.zeros(2, dtype=torch.int64))
 
 
 def test_decoders_are_checked():
-    with pytest.raises(ValueError, match="batch must be at least 1; it was 0"):
+    with pytest.raises(InputError, match="^batch .* 0"):
         gpt().decoder(0)
-    with pytest.raises(ValueError, match="t must be None"):
+    with pytest.raises(InputError, match="^t .*None"):
         gpt().decoder(2, torch.rand(2, 3))
-    with pytest.raises(ValueError, match=r"t must be \(B, 3\).*it was None"):
+    with pytest.raises(InputError, match=r"^t .*\(B, 3\).*None"):
         gpt(task_dim=3).decoder(2)
-    with pytest.raises(ValueError, match=r"t must be \(2, 3\)"):
+    with pytest.raises(InputError, match=r"^t .*\(2, 3\)"):
         gpt(task_dim=3).decoder(2, torch.rand(1, 3))
-    with pytest.raises(ValueError, match="t must hold at least one"):
+    with pytest.raises(InputError, match="^t "):
         operator().decoder(torch.rand(0, 3))
-    with pytest.raises(ValueError, match=r"t must be \(2, 3\)"):
+    with pytest.raises(InputError, match=r"^t .*\(2, 3\)"):
         operator().decoder(torch.rand(2, 4))
-    with pytest.raises(ValueError, match="form must be auto, materialised or factored; it was 'projected'"):
+    with pytest.raises(InputError, match="^form .*auto, materialised or factored.*'projected'"):
         operator().decoder(torch.rand(2, 3), form="projected")
 
 
@@ -180,8 +170,8 @@ KNOWN = torch.tensor([[0.5, 0.05, 0.3, 0.15], [0.1, 0.2, 0.3, 0.4]])
     ],
 )
 def test_what_is_drawn_from(settings, expected):
-    found = probabilities(KNOWN.log() + 3, **({"temperature": 1.0, "top_k": None, "top_p": None} | settings))
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), atol=1e-4, rtol=0)
+    shares = probabilities(KNOWN.log() + 3, **({"temperature": 1.0, "top_k": None, "top_p": None} | settings))
+    torch.testing.assert_close(shares, torch.tensor(expected, dtype=torch.float32), atol=1e-4, rtol=0)
 
 
 def test_all_of_the_probability_is_all_of_the_tokens():
@@ -224,25 +214,25 @@ def test_a_seed_repeats_its_draws():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "pattern"),
     [
-        ({"temperature": -0.1}, "temperature must be a number >= 0; it was -0.1"),
-        ({"temperature": float("nan")}, "temperature must be a number >= 0; it was nan"),
-        ({"temperature": float("inf")}, "temperature must be a number >= 0; it was inf"),
-        ({"top_k": 0}, "top_k must be at least 1; it was 0"),
-        ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]; it was 0.0"),
-        ({"top_p": 1.1}, r"top_p must lie in \(0, 1\]; it was 1.1"),
+        ({"temperature": -0.1}, "^temperature .* -0.1"),
+        ({"temperature": float("nan")}, "^temperature .* nan"),
+        ({"temperature": float("inf")}, "^temperature .* inf"),
+        ({"top_k": 0}, "^top_k .* 0"),
+        ({"top_p": 0.0}, "^top_p .* 0.0"),
+        ({"top_p": 1.1}, "^top_p .* 1.1"),
     ],
 )
-def test_settings_of_draws_are_checked(settings, message):
-    with pytest.raises(ValueError, match=message):
+def test_settings_of_draws_are_checked(settings, pattern):
+    with pytest.raises(InputError, match=pattern):
         sample(gpt().decoder(1), **settings)
 
 
 def test_a_used_decoder_is_refused():
     decoder = gpt().decoder(1)
     decoder.step(None)
-    with pytest.raises(ValueError, match="decoder must be a fresh one; it was at position 1"):
+    with pytest.raises(InputError, match="^decoder .* 1"):
         sample(decoder)
 
 
@@ -250,159 +240,11 @@ def test_logits_that_are_no_numbers():
     model = gpt()
     with torch.no_grad():
         model.tables.token_embedding.fill_(float("nan"))
-    with pytest.raises(ValueError, match="decoder must give finite logits; those of token 1 were not"):
+    with pytest.raises(InputError, match="^decoder .*token 1 "):
         sample(model.decoder(2), progress=False)
 
 
 def test_keys_and_values_without_room(monkeypatch):
     monkeypatch.setattr("projkern.models.decode.free_memory", lambda device: 1e6)
-    with pytest.raises(MemoryError, match=r"keys and values of 5000 sequences take 11\.5 MB; 1\.0 MB are free"):
+    with pytest.raises(MemoryError, match=r"5000 sequences.* 11\.5 MB.* 1\.0 MB"):
         gpt().decoder(5000)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A trained run, tiny, with two scales."""
-    os.environ["PROJKERN_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    out = tmp_path_factory.mktemp("runs") / "run"
-    settings = "--image-size 6 --colors 8 --n-layer 1 --n-embd 32 --source-steps 3 --steps 3 --batch-size 4"
-    settings += " --eval-images 4 --warmup 1 --scales 1/2 1/4"
-    assert train(["--out", str(out), *settings.split()]) == 0
-    return out
-
-
-def draw(*arguments):
-    return command.main([str(argument) for argument in arguments])
-
-
-def test_samples_of_random_tasks(run, tmp_path, capsys):
-    out = tmp_path / "eight.png"
-    assert draw(run, "--scale", "1/4", "--random", 8, "--out", out) == 0
-    last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert re.fullmatch(rf"Wrote 8 images to {out}: [\d,]+ tokens per second, [\d.]+ s\.", last)
-    with Image.open(out) as picture:
-        assert picture.format == "PNG" and picture.width > 900 and picture.height > 250  # four pairs across, two down
-        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 100
-    assert [path.name for path in tmp_path.iterdir()] == ["eight.png"]
-
-
-def test_the_seed_decides_the_picture(run, tmp_path):
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert draw(run, "--scale", "1/2", "--random", 2, "--seed", seed, "--out", tmp_path / f"{name}.png") == 0
-    a, b, c = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abc")
-    assert np.array_equal(a, b) and not np.array_equal(a, c)
-
-
-def test_samples_of_one_task(run, tmp_path):
-    (tmp_path / "t.json").write_text(json.dumps([0.5] * 18))
-    out = tmp_path / "one.png"
-    given = ("--temperature", 0.7, "--top-k", 3, "--top-p", 0.9, "--form", "factored")
-    assert draw(run, "--scale", "1/4", "--t", tmp_path / "t.json", "--images", 3, *given, "--out", out) == 0
-    with Image.open(out) as picture:
-        assert 2 < picture.width / picture.height < 4  # a texture and three samples in a line
-
-
-def test_samples_of_a_generated_model(run, tmp_path, monkeypatch):
-    pytest.importorskip("transformers")
-    from projkern.__main__ import main
-
-    model = tmp_path / "model"
-    (tmp_path / "t.json").write_text(json.dumps([0.5] * 18))
-    assert main(["project", str(run), "--scale", "1/4", "--t", str(tmp_path / "t.json"), "--out", str(model)]) == 0
-    monkeypatch.chdir(tmp_path)
-    assert draw(model, "--images", 2) == 0
-    with Image.open("samples.png") as picture:
-        assert picture.width > picture.height
-    assert draw(model, "--scale", "1/4", "--overwrite") == 1
-
-
-def test_a_picture_is_replaced_only_when_asked(run, tmp_path, capsys):
-    out = tmp_path / "there.png"
-    out.write_text("mine")
-    assert draw(run, "--scale", "1/4", "--random", 1, "--out", out) == 1
-    assert "--overwrite" in capsys.readouterr().err and out.read_text() == "mine"
-    assert draw(run, "--scale", "1/4", "--random", 1, "--out", out, "--overwrite") == 0
-    assert out.read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--random", "2"], "--scale must be given for a run; .* has 1/2, 1/4"),
-        (["--scale", "1/4"], "--t or --random must be given"),
-        (["--scale", "1/3", "--random", "2"], "scale must be one .*1/2, 1/4.*it was 1/3"),
-        (["--scale", "1/4", "--random", "0"], "it was 0"),
-        (["--scale", "1/4", "--random", "1", "--images", "0"], "--images must be at least 1; it was 0"),
-        (["--scale", "1/4", "--random", "1", "--temperature", "-1"], "temperature must be"),
-        (["--scale", "1/4", "--t", "nowhere.json"], "nowhere.json"),
-        (["--scale", "1/4", "--random", "1", "--out", "nowhere/out.png"], "--out must be a file in a folder"),
-    ],
-)
-def test_what_the_command_refuses(run, tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    assert draw(run, *arguments) == 1
-    assert re.search(message, capsys.readouterr().err)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.filterwarnings("ignore:.*leave the training range")
-def test_a_task_whose_model_gives_no_numbers(run, tmp_path, capsys):
-    (tmp_path / "huge.json").write_text(json.dumps([1e38] * 18))
-    assert draw(run, "--scale", "1/4", "--t", tmp_path / "huge.json", "--out", tmp_path / "x.png") == 1
-    assert "decoder must give finite logits; those of token 0 were not" in capsys.readouterr().err
-    assert not (tmp_path / "x.png").exists()
-
-
-@pytest.mark.parametrize("seed", ["-1", str(2**63), "1.5"])
-def test_seeds_are_checked(run, capsys, seed):
-    with pytest.raises(SystemExit):
-        draw(run, "--scale", "1/4", "--random", "1", "--seed", seed)
-    assert f"argument --seed: must be a whole number below 2^63; it was '{seed}'" in capsys.readouterr().err
-
-
-def test_a_folder_that_holds_nothing(tmp_path, capsys):
-    (tmp_path / "config.json").write_text("5")
-    assert draw(tmp_path, "--scale", "1/4", "--random", 1, "--out", tmp_path / "x.png") == 1
-    assert f"{tmp_path} holds something else" in capsys.readouterr().err
-    (tmp_path / "config.json").unlink()
-    assert draw(tmp_path, "--scale", "1/4", "--random", 1, "--out", tmp_path / "x.png") == 1
-    assert f"{tmp_path} holds no run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("tasks", "each", "ratio"), [(1, 1, 1.4), (8, 1, 2.8), (3, 12, 1.3), (2, 3, 4.9)])
-def test_a_picture_has_the_shape_of_what_it_shows(tmp_path, tasks, each, ratio):
-    images = torch.rand(tasks, each, 3, 6, 6) * 2 - 1
-    beside_tasks(tmp_path / "p.png", images, images[:, 0], "title")
-    with Image.open(tmp_path / "p.png") as picture:
-        assert picture.width / picture.height == pytest.approx(ratio, rel=0.2)
-
-
-def test_the_benchmark_measures_what_it_has_verified(tmp_path, monkeypatch, capsys):
-    """At a tiny shape: everything is measured, and the tables are made of it."""
-    from benchmarks import attention, sampling, sampling_tables
-
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # those of other tests
-    monkeypatch.setattr(sampling, "PAPER", pk.GPTConfig(11, 32, 64, n_layer=1, n_head=8))
-    monkeypatch.setattr(sampling, "DEPTHS", (1, 8, 16))
-    monkeypatch.setattr(sampling, "TASKS", (1, 5))
-    monkeypatch.setattr(attention, "POSITIONS", 32)
-    monkeypatch.setattr(attention, "WIDTHS", (8, 16))
-    monkeypatch.setattr(attention, "CASES", ((1, 5), (8, 32)))
-    monkeypatch.setattr(attention, "SEQUENCES", ((2, 9),))
-    monkeypatch.setattr(attention, "measure_one_query", functools.partial(attention.measure_one_query, rounds=1))
-    out = tmp_path / "result.json"
-    assert sampling.main([str(out), "--rounds", "2"]) == 0
-    result = json.loads(out.read_text())
-    assert {(row["group"], row["tasks"]) for row in result["forms"]} == {(g, n) for g in (2, 4, 8) for n in (1, 5)}
-    assert all(row["auto"] == "materialised" for row in result["forms"] if row["tasks"] <= row["group"] ** 2)
-    for table in (sampling_tables.models, sampling_tables.forms, sampling_tables.one_query, sampling_tables.sequences):
-        assert table(result).count("\n|") >= 3
-
-    def wrong(decoder, tokens):
-        return -decoder_step(decoder, tokens)
-
-    decoder_step = Decoder.step
-    monkeypatch.setattr(Decoder, "step", wrong)
-    with pytest.raises(AssertionError, match="decoded logits differ"):
-        sampling.main([str(tmp_path / "wrong.json"), "--rounds", "2"])
-    assert not (tmp_path / "wrong.json").exists()

@@ -1,4 +1,4 @@
-"""Folders of tokenised images, the stream over them, and the command that makes them."""
+"""Folders of tokenised images, the stream over them, and the command that writes them."""
 
 import json
 import shutil
@@ -13,6 +13,7 @@ from image_files import encoded, pack, pictures
 from projkern import tokenize
 from projkern.data import VQVAE, Palette, SynthMNIST, TokenImages, subset
 from projkern.tokenization import training as tokenizer
+from projkern.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,13 +40,13 @@ def options(collection, out, *more):
 
 @pytest.fixture(scope="module")
 def folder(collection, tmp_path_factory):
-    """Made by the command. Not to be written to."""
+    """Written by the command; tests only read it."""
     out = tmp_path_factory.mktemp("tokens") / "out"
     assert tokenize.main(options(collection, out)) == 0
     return out
 
 
-def test_folder_holds_what_was_asked_for(collection, folder):
+def test_what_a_folder_holds(collection, folder):
     assert sorted(path.name for path in folder.iterdir()) == [
         *(".lock", "config.json", "reconstructions.png", "report.md", "tensorboard", "tokenizer.safetensors"),
         *("train.safetensors", "validation.safetensors"),
@@ -86,9 +87,9 @@ def test_stream_has_the_interface_of_synthmnist(folder, digits):
         assert images.shape == (4, 3, 8, 8) and images.dtype == torch.float32 and images.abs().max() <= 1
         other = t.double() + 1
         assert torch.equal(stream.batch(5, other)[1], other.float())
-        with pytest.raises(ValueError, match=rf"\(4, {stream.task_dim}\)"):
+        with pytest.raises(InputError, match=rf"\(4, {stream.task_dim}\)"):
             stream.batch(5, torch.zeros(4, 2))
-        with pytest.raises(ValueError, match="step"):
+        with pytest.raises(InputError, match="step"):
             stream.batch(-1)
     tokens, t = data.batch(5)
     assert torch.equal(data.batch(5, t + 1)[0], tokens)  # the image's own t is exchanged, the image is not
@@ -117,11 +118,11 @@ def test_validation_stream_has_one_order_and_wraps(folder):
 
 
 def test_stream_errors(folder):
-    with pytest.raises(ValueError, match="examples_per_task must be 1.* it was 2"):
+    with pytest.raises(InputError, match="examples_per_task must be 1.* it was 2"):
         TokenImages(folder, examples_per_task=2)
-    with pytest.raises(ValueError, match="batch must be at least 1; it was 0"):
+    with pytest.raises(InputError, match="batch must be at least 1; it was 0"):
         TokenImages(folder, batch=0)
-    with pytest.raises(ValueError, match="split is 'test'"):
+    with pytest.raises(InputError, match="split must .* was 'test'"):
         TokenImages(folder, "test")
 
 
@@ -134,8 +135,8 @@ def copy(folder, tmp_path):
     ("change", "message"),
     [
         (lambda config: config.pop("counts"), "only begun. To go on: python -m projkern.tokenize --out .* --resume"),
-        (lambda config: config.update(version=2), "another version, 2; this projkern reads version 1"),
-        (lambda config: config.update(format="projkern run"), "holds something else"),
+        (lambda config: config.update(version=2), "version 1; .* version 2"),
+        (lambda config: config.update(format="projkern run"), "tokenised images .* something else"),
         (lambda config: config["counts"].update(train=13), r"train.safetensors must hold .*\(13, 16\).*\(12, 16\)"),
     ],
 )
@@ -143,19 +144,19 @@ def test_folder_that_cannot_be_read(copy, change, message):
     config = json.loads((copy / "config.json").read_text())
     change(config)
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         TokenImages(copy)
 
 
 def test_damaged_folder(copy, tmp_path):
-    with pytest.raises(ValueError, match="holds no tokenised images"):
+    with pytest.raises(InputError, match="config.json must hold tokenised images"):
         TokenImages(tmp_path)
     path = copy / "train.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ValueError, match="train.safetensors is damaged or cut short"):
+    with pytest.raises(InputError, match="train.safetensors is damaged or cut short"):
         TokenImages(copy)
     path.unlink()
-    with pytest.raises(ValueError, match="train.safetensors cannot be read"):
+    with pytest.raises(InputError, match="train.safetensors cannot be read"):
         TokenImages(copy)
 
 
@@ -167,14 +168,14 @@ def test_subset(folder, tmp_path):
     subset(folder, tmp_path / "two", [3, 1])
     two = TokenImages(tmp_path / "two", batch=2)
     order, all_rows = torch.argsort(two._index(0)), torch.argsort(whole._index(0))
-    for mine, theirs in zip(two.batch(0), whole.batch(0)):
-        assert torch.equal(mine[order], theirs[all_rows][[3, 1]])
+    for part_rows, whole_rows in zip(two.batch(0), whole.batch(0)):
+        assert torch.equal(part_rows[order], whole_rows[all_rows][[3, 1]])
     held_out = [TokenImages(path, "validation", batch=5).batch(0) for path in (folder, tmp_path / "two")]
     assert all(torch.equal(a, b) for a, b in zip(*held_out))
     with pytest.raises(FileExistsError, match="out must be a new folder"):
         subset(folder, tmp_path / "two", [0])
     for keep in ([], [12], [-1], lambda labels: labels > 100):
-        with pytest.raises(ValueError, match="at least one of the 12 training images"):
+        with pytest.raises(InputError, match="at least one of the 12 training images"):
             subset(folder, tmp_path / "none", keep)
     assert not (tmp_path / "none").exists()
 
@@ -193,14 +194,15 @@ def test_last_line_says_what_was_written(collection, tmp_path, capsys):
 def test_nothing_is_overwritten_silently(collection, copy, capsys):
     before = (copy / "train.safetensors").read_bytes()
     assert tokenize.main(options(collection, copy)) == 1
-    assert "already holds tokenised images; give --resume to continue them or --overwrite" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert all(part in message for part in (str(copy), "--resume", "--overwrite"))
     assert (copy / "train.safetensors").read_bytes() == before
     assert tokenize.main(options(collection, copy, "--overwrite", "--seed=1")) == 0
     assert (copy / "train.safetensors").read_bytes() != before
     (copy.parent / "thesis").mkdir()
     (copy.parent / "thesis" / "chapter.tex").write_text("")
     assert tokenize.main(options(collection, copy.parent / "thesis", "--overwrite")) == 1
-    assert "holds no tokenised images" in capsys.readouterr().err
+    assert "config.json must hold tokenised images" in capsys.readouterr().err
     assert (copy.parent / "thesis" / "chapter.tex").exists()
 
 
@@ -217,7 +219,7 @@ def test_interrupted_command_goes_on_where_it_was(collection, folder, tmp_path, 
         patch.setattr(tokenizer.checkpoint, "save", interrupted)
         assert tokenize.main(options(collection, out)) == 130
     assert f"To go on: python -m projkern.tokenize --out {out} --resume" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="only begun"):
+    with pytest.raises(InputError, match="only begun"):
         TokenImages(out)
     assert tokenize.main(["--out", str(out), "--resume", "--steps=9"]) == 1
     assert "--steps must be left out with --resume, or be 3" in capsys.readouterr().err
@@ -231,6 +233,7 @@ def test_interrupted_command_goes_on_where_it_was(collection, folder, tmp_path, 
     ("change", "message"),
     [
         (["--size=7"], "size must be even and at least 4; it was 7"),
+        (["--device=tpu"], "device must be auto, cpu, cuda or cuda:N; it was tpu"),
         (["--train=/nowhere"], "there is nothing at /nowhere"),
         (["--encoder=timm:x"], "embeddings or encoder must be given, and not both"),
         (["--validation-embeddings=VALIDATION"], "VALIDATION"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -12,22 +11,26 @@ from torch.nn import functional as F
 
 import projkern as pk
 from projkern.models.generators import STARTS
-from projkern.training.config import PLAIN, QUICK
+from projkern.models.names import SOURCE, Kind, ModelName
 from projkern.training.loop import forward_backward_step, make_optimizer
-from projkern.training.stages import divergence, gpt_config, make_operator, make_stage, nats_from, nats_per_token
+from projkern.training.losses import nats_from, nats_per_token
+from projkern.training.presets import PLAIN, QUICK
+from projkern.training.stages import divergence, gpt_config, make_operator, make_stage
+from projkern.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIG = replace(QUICK, **PLAIN, image_size=4, colors=7, n_layer=1, n_head=2, n_embd=16, rank=2, batch_size=4)
+CONFIG = QUICK.replace(**PLAIN, side=4, vocab_size=7, n_layer=1, n_head=2, n_embd=16, rank=2, batch_size=4)
 CPU = torch.device("cpu")
-P, SOURCE = "P_1/4", "source after co-training"
+P, TUNED = "P_1/4", "source after co-training"
 
 
 def projected(**changes):
-    """The stage of P_1/4, on a source that predicts something and an operator that makes something of t."""
-    config = replace(CONFIG, **changes)
-    source = make_stage("M_1", config, CPU).module
-    stage = make_stage("P~" if config.joint else P, config, CPU, source)
+    """The stage of P_1/4, on a source that predicts something and an operator that depends on t."""
+    config = CONFIG.replace(**changes)
+    source = make_stage(SOURCE, config, CPU).module
+    name = ModelName(Kind.JOINT) if config.schedule.joint else ModelName.parse(P)
+    stage = make_stage(name, config, CPU, source)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in stage.module.parameters():
@@ -42,67 +45,67 @@ def batch(seed=1):
 
 def gradients(module, loss):
     names, parameters = zip(*module.named_parameters())
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return {name: torch.zeros(()) if g is None else g for name, g in zip(names, found)}
+    values = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {name: torch.zeros(()) if g is None else g for name, g in zip(names, values)}
 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_a_run_s_operator_and_baseline_are_as_its_settings_say(start):
     options = {"start": start, "t_mean": 0.5, "t_std": 0.3, "shared_inner": True, "tied": True, "bias_of_t": True}
-    config = replace(CONFIG, task_dim=5, conditioning="norms", **options)
-    source, made = pk.GPT(gpt_config(config, Fraction(1))), []
+    config = CONFIG.replace(task_dim=5, conditioning="norms", **options)
+    source, operators = pk.GPT(gpt_config(config, Fraction(1))), []
     for make in (
         lambda: make_operator(source, Fraction(1, 2), config),
         lambda: pk.ProjectionOperator(source, 1 / 2, task_dim=5, rank=2, **options),
     ):
         torch.manual_seed(0)
-        made.append(make())
-    mine, theirs = (operator.state_dict() for operator in made)
-    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert (made[0].t_mean, made[0].t_std) == (0.5, 0.3)
+        operators.append(make())
+    state, expected = (operator.state_dict() for operator in operators)
+    assert state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
+    assert (operators[0].t_mean, operators[0].t_std) == (0.5, 0.3)
     shape = {"vocab_size": 7, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
-    told = {"task_dim": 5, "conditioning": "norms", "t_mean": 0.5, "t_std": 0.3}
-    assert gpt_config(config, Fraction(1, 2), conditional=True) == pk.GPTConfig(**shape, **told)
+    conditional = {"task_dim": 5, "conditioning": "norms", "t_mean": 0.5, "t_std": 0.3}
+    assert gpt_config(config, Fraction(1, 2), is_conditional=True) == pk.GPTConfig(**shape, **conditional)
     assert gpt_config(config, Fraction(1, 2)) == pk.GPTConfig(**shape)
 
 
 def test_divergence_is_kullback_leibler_s():
     teacher, logits = torch.randn(2, 3, 7, requires_grad=True), torch.randn(2, 3, 7, requires_grad=True)
     p, q = teacher.softmax(-1), logits.softmax(-1)
-    found = nats_from(teacher, logits)
-    torch.testing.assert_close(found, (p * (p / q).log()).sum(-1).mean())
+    divergence = nats_from(teacher, logits)
+    torch.testing.assert_close(divergence, (p * (p / q).log()).sum(-1).mean())
     assert nats_from(logits, logits).abs() < 1e-6
-    assert torch.autograd.grad(found, (teacher, logits), allow_unused=True)[0] is None
+    assert torch.autograd.grad(divergence, (teacher, logits), allow_unused=True)[0] is None
 
 
 def test_distillation_trains_the_source_as_what_is_projected_only():
     """As it would from a teacher that is another model with the same weights."""
     stage, (tokens, t) = projected(distill=0.5), batch()
     source, operator = stage.module["source"], stage.module["operators"][0]
-    found = gradients(source, stage.losses(tokens, t)[divergence(P)])
+    actual = gradients(source, stage.losses(tokens, t)[divergence(P)])
     teacher = copy.deepcopy(source).requires_grad_(False)
     expected = gradients(source, nats_from(teacher(tokens), operator(tokens, t)))
     for name, gradient in expected.items():
-        assert torch.equal(found[name], gradient), name
+        assert torch.equal(actual[name], gradient), name
         assert name.startswith(("weights", "biases")) == bool(gradient.any())
 
 
 def test_all_losses_and_their_weights():
     stage, (tokens, t) = projected(w_src=0.25, distill=0.5), batch()
     source, operator = stage.module["source"], stage.module["operators"][0]
-    found = stage.losses(tokens, t)
-    assert stage.loss_weights == {P: 1.0, SOURCE: 0.25, divergence(P): 0.5}
+    losses = stage.losses(tokens, t)
+    assert stage.loss_weights == {P: 1.0, TUNED: 0.25, divergence(P): 0.5}
     own, small = source(tokens), operator(tokens, t)
-    assert found.keys() == stage.loss_weights.keys()
-    torch.testing.assert_close(found[P], nats_per_token(small, tokens))
-    torch.testing.assert_close(found[SOURCE], F.cross_entropy(own.flatten(0, 1), tokens.flatten()))
-    torch.testing.assert_close(found[divergence(P)], nats_from(own, small))
+    assert losses.keys() == stage.loss_weights.keys()
+    torch.testing.assert_close(losses[P], nats_per_token(small, tokens))
+    torch.testing.assert_close(losses[TUNED], F.cross_entropy(own.flatten(0, 1), tokens.flatten()))
+    torch.testing.assert_close(losses[divergence(P)], nats_from(own, small))
 
 
 def test_step_minimises_the_weighted_sum():
     stage, (tokens, t) = projected(w_src=0.25, distill=0.5), batch()
     losses = stage.losses(tokens, t)
-    expected = gradients(stage.module, losses[P] + 0.25 * losses[SOURCE] + 0.5 * losses[divergence(P)])
+    expected = gradients(stage.module, losses[P] + 0.25 * losses[TUNED] + 0.5 * losses[divergence(P)])
     optimizer = torch.optim.SGD(stage.module.parameters(), lr=1.0)
     before = {name: p.detach().clone() for name, p in stage.module.named_parameters()}
     forward_backward_step(stage, tokens, t, optimizer, torch.float32, clip=1e9)
@@ -115,7 +118,7 @@ def test_step_minimises_the_weighted_sum():
     [
         ({"w_src": 0.0}, {P}),
         ({"w_src": 0.0, "distill": 1.0}, {P, divergence(P)}),
-        ({"w_src": 0.5}, {P, SOURCE}),
+        ({"w_src": 0.5}, {P, TUNED}),
     ],
 )
 def test_what_has_no_weight_is_not_computed(changes, names):
@@ -126,18 +129,18 @@ def test_what_has_no_weight_is_not_computed(changes, names):
 def test_source_batch_is_of_the_first_images(distill):
     stage, (tokens, t) = projected(source_batch=2, distill=distill), batch()
     source = stage.module["source"]
-    found = stage.losses(tokens, t)
-    torch.testing.assert_close(found[SOURCE], nats_per_token(source(tokens[:2]), tokens[:2]))
+    losses = stage.losses(tokens, t)
+    torch.testing.assert_close(losses[TUNED], nats_per_token(source(tokens[:2]), tokens[:2]))
     others = torch.cat([tokens[:2], batch(seed=2)[0][2:]])
     changed = stage.losses(others, t)
-    torch.testing.assert_close(changed[SOURCE], found[SOURCE])
-    for name in found.keys() - {SOURCE}:  # the projected model, and what it is told by the source, see all
-        assert (changed[name] - found[name]).abs() > 1e-3, name
+    torch.testing.assert_close(changed[TUNED], losses[TUNED])
+    for name in losses.keys() - {TUNED}:  # the projected model, and the divergence from the source, see all
+        assert (changed[name] - losses[name]).abs() > 1e-3, name
 
 
 def test_source_batch_beyond_the_batch():
-    with pytest.raises(ValueError, match="source_batch must be from 1 to batch_size = 4; it was 5"):
-        replace(CONFIG, source_batch=5)
+    with pytest.raises(InputError, match="source_batch must be .* 4; it was 5"):
+        CONFIG.replace(source_batch=5)
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "modular"])
@@ -151,14 +154,14 @@ def test_learning_rates_reach_their_parts(tables_lr, joint, kind):
         scales=(Fraction(1, 2), Fraction(1, 4)) if joint else (Fraction(1, 4),),
     )
     rates = {}
-    for group in make_optimizer(stage, CONFIG).param_groups:
+    for group in make_optimizer(stage, CONFIG.schedule).param_groups:
         for parameter in group["params"]:
             assert id(parameter) not in rates
             rates[id(parameter)] = group["lr"]
     of_operators = 0
     for name, parameter in stage.module.named_parameters():
         part = name.split(".")[0 if name.startswith("source") else 2]
-        wanted = {"source": 0.125, "tables": tables_lr or 0.25, "biases": tables_lr or 0.25}.get(part, 0.25)
-        assert rates.pop(id(parameter)) == wanted, name
+        expected = {"source": 0.125, "tables": tables_lr or 0.25, "biases": tables_lr or 0.25}.get(part, 0.25)
+        assert rates.pop(id(parameter)) == expected, name
         of_operators += part in ("generator", "bias_of_t")
     assert not rates and of_operators >= 4 * (1 + joint)

@@ -5,8 +5,6 @@ here, using it raises and says why. It starts no threads of its own: it runs on 
 torch has loaded.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 from functools import lru_cache
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from ..plan import Plan
 from . import extension
+from .backend import Backward, Forward
 
 SERVES = "float32 and bfloat16 weights and outputs on the CPU"
 
@@ -29,7 +28,7 @@ HUGE_PAGE_BYTES = 32 << 20
 @lru_cache(maxsize=1)
 def _load() -> tuple[ModuleType | None, str | None]:
     """The library, or the reason why there is none."""
-    library, reason = extension.load("projkern._native")
+    library, reason = extension.load("projkern._cpu")
     if library is None:
         return None, reason
     library.use_openmp(_gomp_parallel())
@@ -91,66 +90,45 @@ def serves(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.
 
 
 @lru_cache(maxsize=256)
-def _native_plan(plan: Plan, shapes: tuple[tuple[int, ...], ...]) -> Any:
+def _cpu_plan(plan: Plan, shapes: tuple[tuple[int, ...], ...]) -> Any:
     return extension.make_plan(_library(), plan, shapes)
 
 
 def _prepare(plan: Plan, weights: list[Tensor]) -> Any:
-    return _native_plan(plan, extension.shapes_of(weights))
+    return _cpu_plan(plan, extension.shapes_of(weights))
 
 
-def _fresh(tensor: Tensor) -> None:
-    """Prepares a large result, most likely on memory that nobody has touched yet, for its first write."""
+def _prepare_memory(tensor: Tensor) -> None:
+    """Prepare a large result, most likely on memory that nobody has touched yet, for its first write."""
     size = tensor.numel() * tensor.element_size()
     if size >= HUGE_PAGE_BYTES:
         _library().prefer_huge_pages(tensor.data_ptr(), size)
 
 
-def project_forward(plan: Plan, weights: list[Tensor], p: Tensor, q: Tensor, out: Tensor) -> None:
-    """Writes W_s of each matrix k into the flat buffer `out`, at plan.output_offsets(batch)[k].
-
-    Args:
-        weights: (layers, rows, cols) each, contiguous, all float32 or all bfloat16.
-        p: (batch, plan.p_width) float32, contiguous. q: (batch, plan.q_width) alike.
-        out: float32 or bfloat16, sum(plan.output_sizes(batch)) elements. Padding is not written.
-    """
-    native = _prepare(plan, weights)
+def project_forward(plan: Plan, call: Forward) -> None:
+    weights, p, q, flat = call
+    cpu_plan = _prepare(plan, weights)
     batch = p.shape[0]
-    _fresh(out)
-    native.project_forward(
+    _prepare_memory(flat)
+    cpu_plan.project_forward(
         [w.data_ptr() for w in weights],
         extension.dtype_name(weights),
         p.data_ptr(),
         q.data_ptr(),
-        extension.output_addresses(plan, out, batch),
-        extension.DTYPES[out.dtype],
+        extension.output_addresses(plan, flat, batch),
+        extension.DTYPES[flat.dtype],
         batch,
         torch.get_num_threads(),
     )
 
 
-def project_backward(
-    plan: Plan,
-    weights: list[Tensor],
-    p: Tensor,
-    q: Tensor,
-    grads: list[Tensor],
-    d_weights: list[Tensor | None],
-    dp: Tensor | None,
-    dq: Tensor | None,
-) -> None:
-    """Writes the gradients that are given a place; the others cost nothing.
-
-    Args:
-        grads: dL/dW_s of each matrix, (batch, out_rows, out_cols), contiguous, all of one type.
-        d_weights: as the weights, in their type, None where not wanted; what no matrix reads becomes zero.
-        dp: as p. dq: as q.
-    """
-    native = _prepare(plan, weights)
+def project_backward(plan: Plan, call: Backward) -> None:
+    weights, p, q, grads, d_weights, dp, dq = call
+    cpu_plan = _prepare(plan, weights)
     for d_weight in d_weights:
         if d_weight is not None:
-            _fresh(d_weight)
-    native.project_backward(
+            _prepare_memory(d_weight)
+    cpu_plan.project_backward(
         [w.data_ptr() for w in weights],
         extension.dtype_name(weights),
         p.data_ptr(),

@@ -4,8 +4,6 @@
 raises and says why. Everything that a launch needs travels in its arguments, so CUDA graphs capture it as it is.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from ..plan import Plan
 from . import extension
+from .backend import Backward, Forward
 
 SERVES = "float32, bfloat16 and float16 weights and float32 and bfloat16 outputs on a CUDA device"
 
@@ -105,10 +104,10 @@ def serves(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.
     if library is None:
         return False
     if _runs_on_host(library):
-        there = device.type == "cpu"
+        on_device = device.type == "cpu"
     else:
-        there = device.type == "cuda" and _why_not_on(device.index or 0) is None
-    return there and weight_dtype in extension.DTYPES and output_dtype in (torch.float32, torch.bfloat16)
+        on_device = device.type == "cuda" and _why_not_on(device.index or 0) is None
+    return on_device and weight_dtype in extension.DTYPES and output_dtype in (torch.float32, torch.bfloat16)
 
 
 @lru_cache(maxsize=256)
@@ -128,14 +127,9 @@ def _stream(device: torch.device) -> int:
     return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
-def project_forward(plan: Plan, weights: list[Tensor], p: Tensor, q: Tensor, flat: Tensor) -> None:
-    """Writes W_s of each matrix k into the ``flat`` buffer, at plan.output_offsets(batch)[k], on the current stream.
-
-    Args:
-        weights: (layers, rows, cols) each, contiguous, all float32, all bfloat16 or all float16.
-        p: (batch, plan.p_width) float32, contiguous. q: (batch, plan.q_width) alike.
-        flat: float32 or bfloat16, sum(plan.output_sizes(batch)) elements. Padding is not written.
-    """
+def project_forward(plan: Plan, call: Forward) -> None:
+    """Run on the current stream."""
+    weights, p, q, flat = call
     cuda_plan = _prepare(plan, weights)
     batch = p.shape[0]
     with _on(p.device):
@@ -151,38 +145,21 @@ def project_forward(plan: Plan, weights: list[Tensor], p: Tensor, q: Tensor, fla
         )
 
 
-def project_backward(
-    plan: Plan,
-    weights: list[Tensor],
-    p: Tensor,
-    q: Tensor,
-    grads: list[Tensor],
-    d_weights: list[Tensor | None],
-    dp: Tensor | None,
-    dq: Tensor | None,
-    *,
-    accumulate: bool = False,
-) -> None:
-    """Writes the gradients that are given a place, on the current stream; the others cost nothing.
+def project_backward(plan: Plan, call: Backward) -> None:
+    """Run on the current stream. ``d_weights`` may be in float32 whatever the weights are.
 
     Under ``torch.use_deterministic_algorithms`` every sum has a fixed order, at the price of a workspace for partial
     sums of dq; otherwise dq is summed by atomics.
-
-    Args:
-        grads: dL/dW_s of each matrix, (batch, out_rows, out_cols), contiguous, all of one type.
-        d_weights: as the weights, in their type or float32, None where not wanted; what no matrix reads becomes zero.
-        dp: as p. dq: as q.
-        accumulate: add dL/dW to what ``d_weights`` hold.
     """
+    weights, p, q, grads, d_weights, dp, dq = call
     cuda_plan = _prepare(plan, weights)
     batch, device = p.shape[0], p.device
     scales = Counter((m.weight, m.layer) for m in plan.matrices)
     read = {weight for weight, _ in scales}
     places = [d if d is None or i in read else None for i, d in enumerate(d_weights)]
-    if not accumulate:
-        for i, d in enumerate(d_weights):
-            if d is not None and (i not in read or batch == 0):
-                d.zero_()
+    for i, d in enumerate(d_weights):
+        if d is not None and (i not in read or batch == 0):
+            d.zero_()
     # A 16-bit dW cannot collect the shares of several scales without rounding each.
     collect = max(scales.values(), default=0) > 1 and any(d is not None and d.dtype != torch.float32 for d in places)
     targets = [d.float() if d is not None else None for d in places] if collect else places
@@ -198,7 +175,6 @@ def project_backward(
             grad_dtype=extension.dtype_name(grads),
             d_weights=extension.addresses(targets),
             d_weight_dtype=extension.dtype_name([d for d in targets if d is not None]),
-            accumulate=accumulate,
             dp=extension.address(dp),
             dq=extension.address(dq),
             workspace=extension.address(workspace),

@@ -1,6 +1,4 @@
-"""What the compiled libraries, `_native` and `_cuda`, have in common: how they load, how a plan is handed over."""
-
-from __future__ import annotations
+"""What the compiled libraries, `_cpu` and `_cuda`, have in common: how they load, how a plan is handed over."""
 
 import importlib
 from types import ModuleType
@@ -10,8 +8,8 @@ from torch import Tensor
 
 from ..plan import Plan
 
-INTERFACE = 1
-"""kInterface of csrc/plan.h: what Python and the libraries say to each other."""
+INTERFACE = 2
+"""kInterface of csrc/plan.h: the interface between Python and the libraries."""
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 

@@ -7,12 +7,11 @@ For one source matrix W, viewed as (n, g_r, m, g_c), with p (B, n, g_r) and q (B
 Runs on any device and in float64 too. Arithmetic is in float32 at the least, whatever the storage.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from ..plan import Matrix, Plan
+from .backend import Backward, Forward
 
 SERVES = "every floating type on every device"
 
@@ -40,31 +39,16 @@ def _combine_rows(W: Tensor, p: Tensor) -> Tensor:
     return torch.einsum("bna,nai->bni", p, W)  # T [B, n, M]
 
 
-def project_forward(plan: Plan, weights: list[Tensor], p: Tensor, q: Tensor, flat: Tensor) -> None:
-    """Write each projected matrix of the plan into its place in the ``flat`` output buffer."""
+def project_forward(plan: Plan, call: Forward) -> None:
+    weights, p, q, flat = call
     for matrix, out in zip(plan.matrices, plan.output_views(flat, p.shape[0])):
         W, p_m, q_m = _operands(matrix, weights, p, q)
         scaled = _combine_rows(W, p_m) * q_m
         out.copy_(scaled.reshape(*out.shape, matrix.col_group).sum(-1))
 
 
-def project_backward(
-    plan: Plan,
-    weights: list[Tensor],
-    p: Tensor,
-    q: Tensor,
-    grads: list[Tensor],
-    d_weights: list[Tensor | None],
-    dp: Tensor | None,
-    dq: Tensor | None,
-) -> None:
-    """Write the gradients of ``project_forward``; a gradient given as None is not computed.
-
-    Args:
-        grads: G = dL/dW_s of each matrix, (B, out_rows, out_cols).
-        d_weights: dL/dW, one tensor (layers, rows, cols) or None for each weight.
-        dp, dq: dL/dp (B, p_width) and dL/dq (B, q_width).
-    """
+def project_backward(plan: Plan, call: Backward) -> None:
+    weights, p, q, grads, d_weights, dp, dq = call
     sums = [None if d is None else torch.zeros_like(d, dtype=p.dtype) for d in d_weights]
     for matrix, grad in zip(plan.matrices, grads):
         W, p_m, q_m = _operands(matrix, weights, p, q)

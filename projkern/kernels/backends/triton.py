@@ -19,15 +19,12 @@ tiles depend on the plan and never on the card. So results are bit-equal over re
 Triton is optional. It is imported at the first use, and without a card only runs interpreted (TRITON_INTERPRET=1).
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +32,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Plan
+from .backend import Backward, Forward
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
@@ -68,12 +66,6 @@ class Configuration:
 FORWARD = Configuration(lane=8, tasks=4, registers=168)
 BACKWARD = Configuration(lane=4, tasks=2, registers=255)
 """For every card, dtype and group: the largest that compile without spilling. Not yet tuned by measurements."""
-
-
-def configurations(of: Configuration) -> Iterator[Configuration]:
-    """What a benchmark may try in place of FORWARD or BACKWARD. Calls tune nothing by themselves."""
-    for lane, tasks, rows, cols, registers in product((4, 8), (1, 2, 4, 8), (4, 8), (256, 512, 1024), (128, 168, 255)):
-        yield replace(of, lane=lane, tasks=tasks, rows=rows, cols=cols, registers=registers)
 
 
 def _interpreted() -> bool:
@@ -292,21 +284,8 @@ def _aligned(plan: Plan, tensors: list[Tensor | None]) -> bool:
     return _divides(plan) and all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
 
 
-def project_forward(
-    plan: Plan,
-    weights: list[Tensor],
-    p: Tensor,
-    q: Tensor,
-    flat: Tensor,
-    configuration: Configuration = FORWARD,
-) -> None:
-    """Write W_s of each matrix k into the ``flat`` output buffer, at plan.output_offsets(batch)[k].
-
-    Args:
-        weights: (layers, rows, cols) each, contiguous, all of one of WEIGHT_DTYPES.
-        p: (batch, plan.p_width) float32, contiguous. q: (batch, plan.q_width) alike.
-        flat: one of OUTPUT_DTYPES, sum(plan.output_sizes(batch)) elements. Padding is not written.
-    """
+def project_forward(plan: Plan, call: Forward, configuration: Configuration = FORWARD) -> None:
+    weights, p, q, flat = call
     batch, device = p.shape[0], p.device
     if flat.numel() == 0:
         return
@@ -334,40 +313,22 @@ def project_forward(
         )
 
 
-def project_backward(
-    plan: Plan,
-    weights: list[Tensor],
-    p: Tensor,
-    q: Tensor,
-    grads: list[Tensor],
-    d_weights: list[Tensor | None],
-    dp: Tensor | None,
-    dq: Tensor | None,
-    configuration: Configuration = BACKWARD,
-) -> None:
-    """Write the gradients that are given a place; the others cost nothing.
-
-    Args:
-        grads: dL/dW_s of each matrix, (batch, out_rows, out_cols), contiguous, all of one of OUTPUT_DTYPES.
-        d_weights: as the weights, in their type, None where not wanted; what no matrix reads becomes zero.
-        dp: as p. dq: as q.
-    """
+def project_backward(plan: Plan, call: Backward, configuration: Configuration = BACKWARD) -> None:
+    weights, p, q, grads, d_weights, dp, dq = call
     batch, device = p.shape[0], p.device
     if not weights:
         return
     aligned = _aligned(plan, [*weights, *d_weights])
     constants = _constants(plan, batch, configuration, aligned)
-    tables = _kept(
-        _backward_tables(plan, device, constants["ROWS"], constants["COLS"], configuration.band), device
-    )
+    tables = _kept(_backward_tables(plan, device, constants["ROWS"], constants["COLS"], configuration.band), device)
     for weight, d in enumerate(d_weights):
         if d is not None and tables.layers.get(weight, 0) < d.shape[0]:
             d.zero_()
-    wanted = any(d is not None for d in d_weights)
+    need_weights = any(d is not None for d in d_weights)
     p_parts = p.new_empty(batch * tables.p_parts if dp is not None else 0)
     q_parts = q.new_empty(batch * tables.q_parts if dq is not None else 0)
     with torch.cuda.device_of(p):
-        if len(tables.tiles) and (wanted or (batch and (dp is not None or dq is not None))):
+        if len(tables.tiles) and (need_weights or (batch and (dp is not None or dq is not None))):
             addresses = _addresses([*weights, *d_weights, *grads], device)
             _kernels()._project_backward_kernel[(len(tables.tiles),)](
                 addresses,
@@ -389,7 +350,7 @@ def project_backward(
                 ALIGNED=aligned,
                 BAND=configuration.band,
                 BLOCK=configuration.block,
-                NEED_W=wanted,
+                NEED_W=need_weights,
                 NEED_P=dp is not None,
                 NEED_Q=dq is not None,
                 **constants,

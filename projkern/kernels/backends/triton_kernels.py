@@ -14,8 +14,6 @@ with axes of one element they crash the compiler; on a parameter they are lost w
 
 # mypy: disable-error-code="no-untyped-def"
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 
@@ -65,13 +63,13 @@ def _forward_tile(
                 j = (n * (row_group // A) + run) * A + tl.arange(0, A)
                 p_b = tl.load(p + b * p_width + j, (b < batch) & (n < N), 0.0)  # [tasks, n, a]
                 # Read with the axis of tasks: an axis that is added later moves the elements to other threads.
-                here = (n < N)[:, :, :, None] & inside[:, :, None]
-                W_a = tl.load(W + j[:, :, :, None] * cols + i[:, :, None], here, 0.0)  # [1, n, a, cols]
+                mask = (n < N)[:, :, :, None] & inside[:, :, None]
+                W_a = tl.load(W + j[:, :, :, None] * cols + i[:, :, None], mask, 0.0)  # [1, n, a, cols]
                 T += tl.sum(p_b[:, :, :, None] * W_a.to(tl.float32), 2)
             q_b = tl.load(q + b * q_width + i, (b < batch) & inside, 0.0)  # [tasks, 1, cols]
             total += tl.sum(tl.reshape(T * q_b, [TASKS, NS, MS, C]), 3)
-        here = (b < batch) & (n < N) & (m < M)
-        tl.store(out + (b * N + n) * M + m, total.to(out.dtype.element_ty), here)  # [tasks, n, m]
+        mask = (b < batch) & (n < N) & (m < M)
+        tl.store(out + (b * N + n) * M + m, total.to(out.dtype.element_ty), mask)  # [tasks, n, m]
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -146,14 +144,14 @@ def _backward_rows(
         b = (first + tl.arange(0, TASKS)).to(tl.int64)[:, None, None]
         b_4 = b[:, :, :, None]
         g = _gradient(G, b_4, b_4 < batch, row0, col0, rows, cols, row_group, col_group, NS, A, C, COLS, TASKS)
-        here = (b < batch) & (j < rows)
-        p_b = tl.load(p + b * p_width + j, here, 0.0)  # [tasks, n, a]
+        mask = (b < batch) & (j < rows)
+        p_b = tl.load(p + b * p_width + j, mask, 0.0)  # [tasks, n, a]
         q_b = tl.load(q + b_4 * q_width + i, (b_4 < batch) & (i < cols), 0.0)  # [tasks, 1, 1, cols]
         U = g * q_b
         if NEED_W:
             dW += tl.sum(p_b[:, :, :, None] * U, 0, keep_dims=True)
         if NEED_P:
-            tl.store(p_parts + b * rows + j, tl.sum(U * W, 3), here)
+            tl.store(p_parts + b * rows + j, tl.sum(U * W, 3), mask)
     return tl.reshape(dW, [ROWS, COLS])
 
 
@@ -166,13 +164,13 @@ def _backward_cols(
     NS: tl.constexpr = ROWS // A
     i = (col0 + tl.arange(0, COLS))[None, None, None, :]
     # A mask made of one comparison of numbers is an integer in the interpreter of Triton 3.9, so a number decides.
-    begun = tl.where(first_row > band, batch, 0)
+    written = tl.where(first_row > band, batch, 0)
     for first in range(0, batch, TASKS):
         b = (first + tl.arange(0, TASKS)).to(tl.int64)[:, None, None]
         b_4 = b[:, :, :, None]
         place = q_parts + b_4 * cols + i
-        here = (b_4 < batch) & (i < cols)
-        dq = tl.load(place, here & (b_4 < begun), 0.0)  # [tasks, 1, 1, cols]
+        mask = (b_4 < batch) & (i < cols)
+        dq = tl.load(place, mask & (b_4 < written), 0.0)  # [tasks, 1, 1, cols]
         for row0 in range(first_row, last_row, ROWS):
             j = row0 + (tl.arange(0, NS) * A)[None, :, None] + tl.arange(0, A)  # [1, n, a]
             j_4 = j[:, :, :, None]
@@ -181,7 +179,7 @@ def _backward_cols(
             g = _gradient(G, b_4, b_4 < batch, row0, col0, rows, cols, row_group, col_group, NS, A, C, COLS, TASKS)
             T = tl.sum(p_b[:, :, :, None] * W_a, 2, keep_dims=True)
             dq += tl.sum(g * T, 1, keep_dims=True)
-        tl.store(place, dq, here)
+        tl.store(place, dq, mask)
 
 
 @triton.jit(do_not_specialize=["batch", "addresses", "d_addresses", "grads"])
@@ -198,7 +196,7 @@ def _project_backward_kernel(
     A source that is projected to several scales is one source of several matrices: dW is their sum.
 
     Args:
-        addresses, d_addresses, grads: of each W, dW (0: not wanted) and G. tiles: (source, how far down, and across).
+        addresses, d_addresses, grads: of each W, dW (0: not needed) and G. tiles: (source, how far down, and across).
         sources: (weight, offset in it, rows, cols, first matrix, matrix after the last) of each.
         matrices: (gradient, row_group, col_group, p_offset, q_offset, parts of dp, of dq, variant), by source.
         p_parts: (tiles across, batch, rows) of each matrix. q_parts: (bands, batch, cols).
@@ -219,9 +217,9 @@ def _project_backward_kernel(
         if NEED_W or NEED_P:
             for row0 in range(block, last_row, ROWS):
                 j = row0 + tl.arange(0, ROWS)
-                here = (j < rows)[:, None] & (i < cols)
+                mask = (j < rows)[:, None] & (i < cols)
                 place = j[:, None] * cols + i
-                W_tile = tl.load(W + place, here, 0.0).to(tl.float32)  # [rows, cols]
+                W_tile = tl.load(W + place, mask, 0.0).to(tl.float32)  # [rows, cols]
                 dW = tl.zeros([ROWS, COLS], tl.float32)
                 for k in range(first_matrix, last_matrix):
                     G, row_group, col_group, p_offset, q_offset, p_part, _, variant = _matrix(
@@ -238,7 +236,7 @@ def _project_backward_kernel(
                 if NEED_W:  # noqa: SIM102
                     if tl.load(d_addresses + weight) != 0:
                         d_weight = _pointer(d_addresses, weight, W_TYPE, ALIGNED) + offset
-                        tl.store(d_weight + place, dW.to(W_TYPE), here)
+                        tl.store(d_weight + place, dW.to(W_TYPE), mask)
         if NEED_Q:
             for k in range(first_matrix, last_matrix):
                 G, row_group, col_group, p_offset, _, _, q_part, variant = _matrix(

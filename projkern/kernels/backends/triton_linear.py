@@ -17,14 +17,12 @@ follow each other within a strip, so that all but the first of them find it in t
 
 # mypy: disable-error-code="no-untyped-def"
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..linear_ops import TOKEN_TILE
+from ..limits import TOKEN_TILE
 
 
 @triton.jit
@@ -117,8 +115,8 @@ def _linear_forward_kernel(
             x + s[:, None] * m_total + m[None, :], mask=(s < S)[:, None] & (m < m_total)[None, :], other=0.0
         )
         sums = _dot(x_tile, tl.trans(W_s.to(x_tile.dtype)), sums)
-    where = (b * S + s)[:, None] * n_total + n[None, :]
-    tl.store(y + where, sums.to(y.dtype.element_ty), mask=(s < S)[:, None] & (n < n_total)[None, :])
+    offsets = (b * S + s)[:, None] * n_total + n[None, :]
+    tl.store(y + offsets, sums.to(y.dtype.element_ty), mask=(s < S)[:, None] & (n < n_total)[None, :])
 
 
 @triton.jit
@@ -142,8 +140,8 @@ def _input_gradient_kernel(
         )
         sums = _dot(dy_tile, W_s.to(dy_tile.dtype), sums)
     m = m0 + tl.arange(0, BM)
-    where = (b * S + s)[:, None] * m_total + m[None, :]
-    tl.store(dx + where, sums.to(dx.dtype.element_ty), mask=(s < S)[:, None] & (m < m_total)[None, :])
+    offsets = (b * S + s)[:, None] * m_total + m[None, :]
+    tl.store(dx + offsets, sums.to(dx.dtype.element_ty), mask=(s < S)[:, None] & (m < m_total)[None, :])
 
 
 @triton.jit
@@ -169,8 +167,8 @@ def _row_gradient_kernel(
                 W + (n * GR + a)[:, None] * M + i[None, :], mask=(n < n_total)[:, None] & real_i[None, :], other=0.0
             )
             sums += tl.where(lane == a, tl.sum(U * w.to(tl.float32), axis=1)[:, None], 0.0)
-    where = b * N + (n * GR)[:, None] + lane
-    tl.store(dp + where, sums, mask=(n < n_total)[:, None] & (lane < GR))
+    offsets = b * N + (n * GR)[:, None] + lane
+    tl.store(dp + offsets, sums, mask=(n < n_total)[:, None] & (lane < GR))
 
 
 @triton.jit
@@ -217,8 +215,8 @@ def _weight_gradient_kernel(
         x += x_step
         p += N
         q += M
-    where = rows[:, :, None] * M + i[None, None, :]
-    tl.store(dW + where, sums.to(dW.dtype.element_ty), mask=real_rows[:, :, None] & real_i[None, None, :])
+    offsets = rows[:, :, None] * M + i[None, None, :]
+    tl.store(dW + offsets, sums.to(dW.dtype.element_ty), mask=real_rows[:, :, None] & real_i[None, None, :])
 
 
 def _meta(tokens: int, row_group: int, col_group: int, weight_bytes: int, x_bytes: int) -> dict[str, int]:
@@ -249,7 +247,7 @@ def _weight_gradient_meta(meta: dict[str, int]) -> dict[str, int]:
 
 
 def linear_forward(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int, y: Tensor) -> None:
-    """Writes y (B, S, N / row_group); see ``projkern.project_linear`` for the arguments, all contiguous here."""
+    """Write y (B, S, N / row_group); see ``projkern.project_linear`` for the arguments, all contiguous here."""
     B, S, _ = x.shape
     N, M = weight.shape
     sizes = B, S, N, M
@@ -273,7 +271,7 @@ def linear_backward(
     dp: Tensor | None,
     dq: Tensor | None,
 ) -> None:
-    """Writes the gradients that are given a place; the others cost nothing. All tensors are contiguous."""
+    """Write the gradients that are not None; the others cost nothing. All tensors are contiguous."""
     B, S, _ = x.shape
     N, M = weight.shape
     sizes = B, S, N, M

@@ -3,17 +3,10 @@
 Each is used in the same way, in training and in projection (paper, Sec. 2 and appendix B; docs/generators.md).
 """
 
-from __future__ import annotations
-
-from bisect import bisect_left
-from fractions import Fraction
 from typing import Any
-
-import torch
 
 from ...utils.errors import InputError
 from ..gpt import GPT
-from ..layout import GPTConfig
 from .additive import LinearGenerator, LowRankGenerator, ModularGenerator
 from .base import Generator, TaskWeights, group_of
 from .diagonal import STARTS, DiagonalGenerator, project_factors
@@ -25,11 +18,9 @@ __all__ = [
     "DiagonalGenerator",
     "Generator",
     "TaskWeights",
-    "count_parameters",
     "group_of",
     "make_generator",
     "project_factors",
-    "rank_for",
 ]
 
 GENERATORS: dict[str, type[Generator]] = {
@@ -42,66 +33,18 @@ GENERATORS: dict[str, type[Generator]] = {
 }
 """The kinds by name."""
 
-LARGEST_RANK = 1 << 14
-NEAR = 0.1
-
 
 def make_generator(kind: str, source: GPT, group: int, task_dim: int, rank: int, **options: Any) -> Generator:
     """A fresh generator.
 
     Raises:
-        ValueError: an unknown kind, an option that this kind does not have or a value that it does not take.
+        InputError: an unknown kind, an option that this kind does not have or a value that it does not take.
     """
     if kind not in GENERATORS:
         raise InputError(f"generator must be one of {', '.join(GENERATORS)}; it was {kind!r}")
-    made = GENERATORS[kind]
+    own_options = GENERATORS[kind].options()
     for name in options:
-        if name not in made.options:
-            taken = ", ".join(made.options) or "none"
-            raise InputError(f"options of the generator {kind!r} must be among its own ({taken}); one was {name!r}")
-    return made(source, group, task_dim, rank, **options)
-
-
-def count_parameters(
-    kind: str, config: GPTConfig, scale: float | Fraction, task_dim: int, rank: int, **options: Any
-) -> int:
-    """Parameters of a generator alone, without the operator's tables and biases, which all kinds have.
-
-    Args:
-        kind: one of ``GENERATORS``.
-        config: of the source.
-        scale: s.
-        task_dim: length of t.
-        rank: inner width r.
-        options: of the kind.
-
-    Raises:
-        ValueError: what no generator can be made of.
-    """
-    with torch.device("meta"):
-        group = group_of(scale, config.n_embd, config.n_head)
-        made = make_generator(kind, GPT(config), group, task_dim, rank, **options)
-    return sum(parameter.numel() for parameter in made.parameters())
-
-
-def rank_for(
-    kind: str, parameters: int, config: GPTConfig, scale: float | Fraction, task_dim: int, **options: Any
-) -> int:
-    """The rank r with which a kind has nearest to so many parameters, as ``count_parameters`` counts them.
-
-    Raises:
-        ValueError: no r up to 16,384 comes within 10 % of it.
-    """
-
-    def count(rank: int) -> int:
-        return count_parameters(kind, config, scale, task_dim, rank, **options)
-
-    above = 1 + bisect_left(range(1, LARGEST_RANK + 1), parameters, key=count)
-    ranks = [1, max(1, above - 1), min(above, LARGEST_RANK)]
-    rank = min(ranks, key=lambda r: (abs(count(r) - parameters), r))
-    if abs(count(rank) - parameters) > NEAR * parameters:
-        raise InputError(
-            f"parameters must be near what some rank gives a generator {kind!r}; the nearest to {parameters:,} "
-            f"is {count(rank):,}, at rank {rank}"
-        )
-    return rank
+        if name not in own_options:
+            known = ", ".join(own_options) or "none"
+            raise InputError(f"options of the generator {kind!r} must be among its own ({known}); one was {name!r}")
+    return GENERATORS[kind](source, group, task_dim, rank, **options)

@@ -4,8 +4,6 @@ In all of them theta(0) is a parameter, and starts as the source under constant 
 diagonal generator starts from.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +20,7 @@ class AdditiveGenerator(Generator):
     S starts as zero.
 
     Args:
-        source: what theta(0) starts from.
+        source: the model that theta(0) starts from.
         group: g.
         eta: t (U, task_dim) -> (U, modules).
         modules: number of k.
@@ -47,7 +45,7 @@ class LinearGenerator(AdditiveGenerator):
     """Weights linear in t, theta(t) = theta(0) + S t (paper, Eq. 4). There is no MLP, and ``rank`` changes nothing.
 
     Args:
-        source: what theta(0) starts from.
+        source: the model that theta(0) starts from.
         group: g.
         task_dim: length of t.
         rank: not used.
@@ -61,7 +59,7 @@ class ModularGenerator(AdditiveGenerator):
     """Modules weighted by functions of t, eta(t) = W_o silu(W_i t + b_i) + b_o (paper, Eq. 5).
 
     Args:
-        source: what theta(0) starts from.
+        source: the model that theta(0) starts from.
         group: g.
         task_dim: length of t.
         rank: r, the number of modules and the inner width of eta.
@@ -77,21 +75,19 @@ class LowRankGenerator(MLPGenerator):
 
         W(t) = W(0) + L(t) R(t),   b(t) = b(0)
 
-    L and R are made by one MLP for each linear operator of each layer. At the start L is zero, and R constant and
-    random with the variance 1 / m that keeps that of its input.
+    L and R come from one MLP for each linear operator of each layer. Initially L is zero, and R constant and random
+    with the variance 1 / m that keeps that of its input.
 
     Args:
-        source: what W(0) and b(0) start from.
+        source: the model that W(0) and b(0) start from.
         group: g.
         task_dim: length of t.
         rank: inner width r of the MLPs.
         delta_rank: columns of L and rows of R: the rank of the change.
 
     Raises:
-        ValueError: a delta_rank below 1.
+        InputError: a delta_rank below 1.
     """
-
-    options = ("delta_rank",)
 
     def __init__(self, source: GPT, group: int, task_dim: int, rank: int, delta_rank: int = 1) -> None:
         if delta_rank < 1:

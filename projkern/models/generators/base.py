@@ -1,13 +1,14 @@
-"""What every weight generator is, and the MLPs of t that most of them are made of.
+"""The interface of every weight generator, and the MLPs of t that most of them consist of.
 
-o(t) = W_o silu(W_i t + b_i) + b_o,   W_i: r x dim t                                        (paper, Sec. 3.2)
+    o(t) = W_o silu(W_i t + b_i) + b_o,   W_i: r x dim t                                        (paper, Sec. 3.2)
+
+with the inner width r, which options call the rank.
 """
 
-from __future__ import annotations
-
+import inspect
 import math
 from fractions import Fraction
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 from ...utils.errors import InputError
 from ..gpt import GPT
+
+COMMON_ARGUMENTS = ("source", "group", "task_dim", "rank")
+"""What the constructor of every kind takes first."""
 
 
 class TaskWeights(NamedTuple):
@@ -25,14 +29,18 @@ class TaskWeights(NamedTuple):
 
 
 class Generator(nn.Module):
-    """Makes small models' linear operators from a source and task identifiers.
+    """Generates small models' linear operators from a source and task identifiers.
 
-    At the start no kind's result depends on t. Attribute ``kept``: the coordinates of the source's residual stream
-    that the small models' stream starts as, or None where it starts as the sums of neighbours.
+    Initially no kind's result depends on t. Attribute ``kept_coordinates``: the coordinates of the source's residual
+    stream that are initially the small models' stream, or None where that is the sums of neighbours.
     """
 
-    options: ClassVar[tuple[str, ...]] = ()
-    kept: slice | None = None
+    kept_coordinates: slice | None = None
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """Names of the constructor's arguments that this kind has beyond those of all kinds."""
+        return [name for name in inspect.signature(cls).parameters if name not in COMMON_ARGUMENTS]
 
     def forward(self, source: GPT, t: Tensor) -> TaskWeights:
         """Weights for t (U, task_dim), of the parameters' dtype; the operator's own biases are not added."""
@@ -40,7 +48,7 @@ class Generator(nn.Module):
 
 
 class MLPGenerator(Generator):
-    """A generator with two-layer MLPs of t, all evaluated together. At the start W_o and b_o are zero.
+    """A generator with two-layer MLPs of t, all evaluated together. Initially W_o and b_o are zero.
 
     Args:
         heads: (number of MLPs, outputs of each) for each stack of MLPs, such as one linear operator's in all layers.

@@ -1,9 +1,9 @@
 """The paper's generator: P(t) and Q(t) are grouped diagonals of p(t) and q(t).
 
-W_s = P(t) W_1 Q(t),   P_ij = p_j(t) [j // g == i],   Q_ij = q_i(t) [i // g == j]       (paper, Sec. 2.2, 3.2)
-"""
+    W_s = P(t) W_1 Q(t),   P_ij = p_j(t) [j // g == i],   Q_ij = q_i(t) [i // g == j]       (paper, Sec. 2.2, 3.2)
 
-from __future__ import annotations
+so that each entry of W_s is a weighted sum over a block of g x g entries of W_1.
+"""
 
 import torch
 from torch import Tensor
@@ -15,21 +15,18 @@ from ..layout import LINEARS
 from .base import MLPGenerator, TaskWeights
 
 STARTS = ("constant", "noise", "signs", "one-hot")
-"""What p and q can be at the start."""
-
-WRITERS = ("attn_out", "mlp_out")
-"""The linear operators whose rows are the residual stream; the columns of the others are."""
+"""Initial values of p and q."""
 
 
 class DiagonalGenerator(MLPGenerator):
     """p(t) and q(t) of each linear operator of each layer, by an MLP each.
 
     Args:
-        source: what is projected.
+        source: the model to project.
         group: g.
         task_dim: length of t.
         rank: inner width r.
-        start: of p and q. "constant": g^-1/4, which keeps the variance of a layer's outputs as its fan-in shrinks
+        start: initial p and q. "constant": g^-1/4, which keeps the variance of a layer's outputs as its fan-in shrinks
             by g; "noise": that times 1 + N(0, 1) / 2; "signs": that with random signs; "one-hot": in each group p is
             (1, 0, ...) and q = g^1/2 p, so that W_s is g^1/2 times a submatrix of W_1, with the same variance.
         shared_inner: one first layer t -> r for all linear operators, instead of one each.
@@ -37,10 +34,8 @@ class DiagonalGenerator(MLPGenerator):
             the source's width in all layers: both sides of the residual stream.
 
     Raises:
-        ValueError: an unknown start.
+        InputError: an unknown start.
     """
-
-    options = ("start", "shared_inner", "tied")
 
     def __init__(
         self,
@@ -56,14 +51,14 @@ class DiagonalGenerator(MLPGenerator):
             raise InputError(f"start must be one of {', '.join(STARTS)}; it was {start!r}")
         shapes, layers = source.config.linear_shapes(), source.config.n_layer
         if tied:
-            own = [shapes[name][1 if name in WRITERS else 0] for name in LINEARS]
-            heads = [(layers, width) for width in own] + [(1, source.config.n_embd)]
+            widths = [shapes[name][1 if linear.writes_stream else 0] for name, linear in LINEARS.items()]
+            heads = [(layers, width) for width in widths] + [(1, source.config.n_embd)]
         else:
             heads = [(layers, sum(shapes[name])) for name in LINEARS]
         super().__init__(heads, task_dim, rank, shared_inner)
         self.group, self.tied, self.shapes = group, tied, shapes
         if start == "one-hot":
-            self.kept = slice(0, None, group)
+            self.kept_coordinates = slice(0, None, group)
         self._q_to_p = group**0.5 if start == "one-hot" else 1.0
         with torch.no_grad():
             for name, bias in zip([*LINEARS, "stream"], self.outer_bias):
@@ -73,16 +68,16 @@ class DiagonalGenerator(MLPGenerator):
 
     def factors(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """t (U, task_dim) -> p (U, sum of rows), q (U, sum of cols), ordered by operator, then layer."""
-        made = self.evaluate(t)  # [L, U, N + M]; tied: [L, U, N or M], and last the stream's [1, U, d]
+        outputs = self.evaluate(t)  # [L, U, N + M]; tied: [L, U, N or M], and last the stream's [1, U, d]
         p: list[Tensor] = []
         q: list[Tensor] = []
-        for name, own in zip(LINEARS, made):
+        for (name, linear), own in zip(LINEARS.items(), outputs):
             if not self.tied:
                 parts = own.split(self.shapes[name], dim=2)
-            elif name in WRITERS:
-                parts = made[-1].expand(len(own), -1, -1), own
+            elif linear.writes_stream:
+                parts = outputs[-1].expand(len(own), -1, -1), own
             else:
-                parts = own, self._q_to_p * made[-1].expand(len(own), -1, -1)
+                parts = own, self._q_to_p * outputs[-1].expand(len(own), -1, -1)
             for factor, part in zip((p, q), parts):
                 factor.append(part.transpose(0, 1).reshape(len(t), -1))
         return torch.cat(p, dim=1), torch.cat(q, dim=1)
@@ -101,11 +96,11 @@ class DiagonalGenerator(MLPGenerator):
         rows = self.shapes[name][0]
         if not self.tied:
             return both[:, rows:]
-        return both if name in WRITERS else both[:, :0]
+        return both if LINEARS[name].writes_stream else both[:, :0]
 
 
 def _start(kind: str, shape: torch.Size, group: int) -> Tensor:
-    """p at the start, (..., a multiple of g)."""
+    """Initial p, (..., a multiple of g)."""
     if kind == "one-hot":
         p = torch.zeros(shape)
         p[..., ::group] = 1
@@ -127,7 +122,7 @@ def project_factors(
     """Project one source for several generators, all layers in one call, from one read of it.
 
     Args:
-        source: what is projected.
+        source: the model to project.
         generators: each of another scale.
         factors: p and q of each generator (see ``DiagonalGenerator.factors``).
         dtype: of the weights; the source's unless given.

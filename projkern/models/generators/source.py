@@ -1,7 +1,5 @@
 """Generators that read the source otherwise than by grouped diagonals: any linear map of it, and blocks as modules."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -24,13 +22,13 @@ class GeneralGenerator(MLPGenerator):
     zero, p and q as g^-1/4, which together are the start of the diagonal generator.
 
     Args:
-        source: what is mapped.
+        source: the model to map.
         group: g.
         task_dim: length of t.
         rank: inner width r of the MLPs of p and q.
 
     Raises:
-        ValueError: a source so large that V, V^B and U hold more than ``LARGEST_MAPS`` numbers.
+        InputError: a source so large that V, V^B and U hold more than ``LARGEST_MAPS`` numbers.
     """
 
     def __init__(self, source: GPT, group: int, task_dim: int, rank: int) -> None:
@@ -57,8 +55,8 @@ class GeneralGenerator(MLPGenerator):
             W, offset = source.weights[name], self.V_bias[name]
             p, q = both.split(W.shape[1:], dim=2)
             scaled = p[..., None] * W[:, None] * q[:, :, None]  # [L, U, N, M]
-            made = torch.baddbmm(offset.flatten(1)[:, None], scaled.flatten(2), self.V[name].mT)
-            weights.append(made.unflatten(2, offset.shape[1:]))
+            flat = torch.baddbmm(offset.flatten(1)[:, None], scaled.flatten(2), self.V[name].mT)  # [L, U, n m]
+            weights.append(flat.unflatten(2, offset.shape[1:]))
             biases.append(torch.bmm(p * source.biases[name][:, None], self.U[name].mT))
         return TaskWeights(unstack(weights), unstack(biases))
 
@@ -69,12 +67,12 @@ class BlockGenerator(MLPGenerator):
         W_s = sum_ab r_ab(t) W_1[block a, b],   b_s = sum_a u_a(t) b_1[block a]
 
     r and u come from an MLP for each linear operator of each layer. Blocks of rows of attn_qkv are taken within
-    queries, keys and values. At the start r_00 = g^1/2 and u_0 = 1 and all others are zero: W_s is g^1/2 times the
+    queries, keys and values. Initially r_00 = g^1/2 and u_0 = 1 and all others are zero: W_s is g^1/2 times the
     first block, which keeps the variance of a layer's outputs, and the residual stream is the source's first d / g
     coordinates.
 
     Args:
-        source: what is divided.
+        source: the model to divide.
         group: g.
         task_dim: length of t.
         rank: inner width r of the MLPs.
@@ -83,7 +81,7 @@ class BlockGenerator(MLPGenerator):
     def __init__(self, source: GPT, group: int, task_dim: int, rank: int) -> None:
         super().__init__([(source.config.n_layer, group * group + group) for _ in LINEARS], task_dim, rank)
         self.group = group
-        self.kept = slice(0, source.config.n_embd // group)
+        self.kept_coordinates = slice(0, source.config.n_embd // group)
         with torch.no_grad():
             for bias in self.outer_bias:
                 bias[:, 0] = group**0.5
@@ -94,11 +92,11 @@ class BlockGenerator(MLPGenerator):
         for name, coefficients in zip(LINEARS, self.evaluate(t)):
             W, b = source.weights[name].to(t.dtype), source.biases[name].to(t.dtype)
             layers, rows, cols = W.shape
-            parts = 3 if name == "attn_qkv" else 1
+            parts = LINEARS[name].row_blocks
             blocks = W.view(layers, parts, g, -1, g, cols // g).permute(0, 2, 4, 1, 3, 5)  # [L, a, b, part, i, j]
             bias_blocks = b.view(layers, parts, g, -1).transpose(1, 2)  # [L, a, part, i]
             r, u = coefficients.split((g * g, g), dim=2)
-            made = torch.bmm(r, blocks.reshape(layers, g * g, -1))
-            weights.append(made.unflatten(2, (rows // g, cols // g)))
+            flat = torch.bmm(r, blocks.reshape(layers, g * g, -1))  # [L, U, n m]
+            weights.append(flat.unflatten(2, (rows // g, cols // g)))
             biases.append(torch.bmm(u, bias_blocks.reshape(layers, g, -1)))
         return TaskWeights(unstack(weights), unstack(biases))

@@ -1,11 +1,9 @@
 """The model card, README.md, that goes with every exported model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ...data import TASK_NAMES
-from .. import GPTConfig
+from ..layout import GPTConfig
 
 _HEAD = """---
 library_name: transformers
@@ -53,12 +51,12 @@ def model_card(config: GPTConfig, parameters: int, provenance: dict[str, Any], i
     Args:
         config: the model's shape.
         parameters: their number, as this package counts them.
-        provenance: what is known of the model's origin: the run, scale, training step, digest and t, or nothing.
+        provenance: the model's origin: the run, scale, training step, digest and t, or nothing.
         images: whether the tokens are colours, and the folder holds them.
     """
-    made = _HEAD.format(
+    head = _HEAD.format(
         parameters=parameters,
-        name=f", made for one task at s = {provenance['scale']}" if "t" in provenance else "",
+        name=f", generated for one task at s = {provenance['scale']}" if "t" in provenance else "",
         layers=config.n_layer,
         width=config.n_embd,
         heads=config.n_head,
@@ -68,7 +66,7 @@ def model_card(config: GPTConfig, parameters: int, provenance: dict[str, Any], i
         images=" Tokens are colours, those of `preprocessor_config.json` (`ImageGPTImageProcessor`)." if images else "",
     )
     if "t" not in provenance:
-        return made
+        return head
     rows = {
         "run": f"`{provenance['run']}`",
         "scale s": provenance["scale"],
@@ -78,4 +76,4 @@ def model_card(config: GPTConfig, parameters: int, provenance: dict[str, Any], i
     t = provenance["t"]
     names = TASK_NAMES if len(t) == len(TASK_NAMES) else [f"t[{i}]" for i in range(len(t))]
     rows |= {f"t: {name}": f"{value:g}" for name, value in zip(names, t)}
-    return made + _ORIGIN + "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    return head + _ORIGIN + "".join(f"| {name} | {value} |\n" for name, value in rows.items())

@@ -1,14 +1,12 @@
 """ImageGPT's checkpoints (``openai/imagegpt-small`` has the paper's M_1's shape) as GPT-2's, as far as that goes.
 
-What agrees: the causal attention, the four linear operators of a block, learned positions, and an untied head. Its
-last token only ever starts a sequence, as our start slot does, and its head has no row for that one. What differs:
+The same: the causal attention, the four linear operators of a block, learned positions, and an untied head. Its
+last token only ever starts a sequence, as the start slot does, and its head has no row for that one. Different:
 
 - Its norms divide by the root mean square, x / sqrt(mean(x^2) + eps) * weight: they do not subtract the mean, and
   have no bias. The weight is kept and the bias 0, but a layer norm sees x less its mean.
-- Its activation is x sigmoid(1.702 x), ours the tanh form of GELU.
+- Its activation is x sigmoid(1.702 x), that of a ``GPT`` the tanh form of GELU.
 """
-
-from __future__ import annotations
 
 import re
 from typing import Any
@@ -34,20 +32,21 @@ def as_gpt2(values: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict[str,
         state: its tensors by name; nothing in it is changed.
 
     Returns:
-        The same two for GPT-2, and what could not be kept.
+        The same two for GPT-2, and a sentence for each thing that is lost.
     """
     notes = [CENTRING]
     activation = values.get("activation_function", "quick_gelu")
     if activation == "quick_gelu":
         notes.append(QUICK_GELU)
         activation = "gelu_new"
-    made = dict(state)
+    rewritten = dict(state)
     for name, tensor in state.items():
         if re.search(r"(^|\.)ln_(1|2|f)\.weight$", name):
-            made[name.removesuffix("weight") + "bias"] = torch.zeros_like(tensor)
+            rewritten[name.removesuffix("weight") + "bias"] = torch.zeros_like(tensor)
     head = state.get("lm_head.weight")
     if head is not None:
-        made["lm_head.weight"] = torch.cat([head, torch.zeros_like(head[:1])])
-    # What ImageGPT takes for granted where config.json leaves it out, and GPT-2 takes otherwise.
-    own = {"vocab_size": 513, "n_positions": 1024, "n_embd": 512, "n_layer": 24, "n_head": 8}
-    return own | values | {"activation_function": activation, "tie_word_embeddings": False}, made, notes
+        rewritten["lm_head.weight"] = torch.cat([head, torch.zeros_like(head[:1])])
+    # ImageGPT's defaults, where config.json leaves them out; those of GPT-2 are others.
+    defaults = {"vocab_size": 513, "n_positions": 1024, "n_embd": 512, "n_layer": 24, "n_head": 8}
+    values = defaults | values | {"activation_function": activation, "tie_word_embeddings": False}
+    return values, rewritten, notes

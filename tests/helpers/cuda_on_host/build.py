@@ -1,6 +1,6 @@
 """Builds csrc/cuda with a plain C++ compiler, so that its kernels run, and are checked, without a card.
 
-    import cuda_on_host                       # with tests/ on the path, as under pytest
+    import cuda_on_host                       # with tests/helpers on the path, as under pytest
     library = cuda_on_host.build()            # or build("races")
     plan = library.Plan(weights=..., matrices=..., p_width=..., q_width=...)
     plan.project_forward(..., stream=0)       # addresses of CPU memory
@@ -22,7 +22,7 @@ warp does together, launches that a card would refuse. With kind "races" every a
 that nothing orders, one of them a write, are an error too, whatever the schedule (about six times slower). Shared
 memory starts as NaN in each block.
 
-    python tests/cuda_on_host/build.py races  # prints where the library is, or the compiler's errors
+    python tests/helpers/cuda_on_host/build.py races  # prints where the library is, or the compiler's errors
 
 Object files are kept in build/cuda_on_host, and made again when their source, or any header, has changed. CXX names
 the compiler.
@@ -46,7 +46,7 @@ from types import ModuleType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT = HERE.parents[2]
 CSRC = ROOT / "csrc"
 ORDERS = ("ascending", "descending", "random")
 
@@ -80,13 +80,13 @@ def _compile(kind: str, folder: Path, source: Path, headers: bytes) -> Path:
         more = []
     command = [compiler(), *_flags(kind), *more, "-x", "c++", "-c", str(source)]
     digest = hashlib.sha256("\0".join(command).encode() + headers + source.read_bytes()).hexdigest()[:16]
-    made = folder / f"{source.stem}-{kind}-{digest}.o"
-    if not made.exists():
+    target = folder / f"{source.stem}-{kind}-{digest}.o"
+    if not target.exists():
         for old in folder.glob(f"{source.stem}-{kind}-*.o"):
             old.unlink()
-        _run([*command, "-o", f"{made}.part"])
-        Path(f"{made}.part").rename(made)
-    return made
+        _run([*command, "-o", f"{target}.part"])
+        Path(f"{target}.part").rename(target)
+    return target
 
 
 def _run(command: list[str]) -> None:
@@ -108,8 +108,8 @@ def make(kind: str, sources: list[Path], folder: Path = ROOT / "build" / "cuda_o
     # These first: what they share with a kernel's file, such as std::string, is then not the one with checks.
     sources = [HERE / "machine.cpp", HERE / "races.cpp", *sources]
     folders = {CSRC, CSRC / "cuda", *(source.parent for source in sources)}
-    found = sorted(header for x in folders for ending in ("*.h", "*.cuh") for header in x.glob(ending))
-    headers = b"\0".join(header.read_bytes() for header in found)
+    header_paths = sorted(header for x in folders for ending in ("*.h", "*.cuh") for header in x.glob(ending))
+    headers = b"\0".join(header.read_bytes() for header in header_paths)
     with open(folder / "lock", "w") as lock, ThreadPoolExecutor(os.cpu_count()) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
         objects = list(pool.map(lambda source: _compile(kind, folder, source, headers), sources))

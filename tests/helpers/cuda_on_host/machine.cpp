@@ -26,10 +26,10 @@ Place place;
 namespace {
 
 constexpr int kMostThreads = 1024;
-constexpr int kMostShared = 99 << 10;      // of one block, on the smallest of the cards that we serve (8.6, 8.9, 12.0)
-constexpr int kMargin = 4096;              // poisoned bytes on either side of shared memory, looked at after each block
-constexpr unsigned char kPoison = 0xff;    // NaN in float32, bfloat16 and float16
-constexpr int64_t kStack = 128 << 10;      // with a guard page at its low end
+constexpr int kMostShared = 99 << 10;    // of one block, on the smallest of the cards that we serve (8.6, 8.9, 12.0)
+constexpr int kMargin = 4096;            // poisoned bytes on either side of shared memory, looked at after each block
+constexpr unsigned char kPoison = 0xff;  // NaN in float32, bfloat16 and float16
+constexpr int64_t kStack = 128 << 10;    // with a guard page at its low end
 constexpr int64_t kGuard = 4096;
 
 enum class Order { ascending, descending, random };
@@ -46,8 +46,8 @@ struct Thread {
     const void* instruction;  // that it waits at
     Exchange exchange;
     void* brought;
-    std::vector<Copy> copies;                 // not yet committed
-    std::deque<std::vector<Copy>> batches;    // committed
+    std::vector<Copy> copies;               // not yet committed
+    std::deque<std::vector<Copy>> batches;  // committed
     bool started;
     jmp_buf context;
 };
@@ -64,11 +64,11 @@ struct Machine {
     jmp_buf context;
     std::string failure;
 
-    int count;                           // threads of a block
-    uint64_t ready[kMostThreads / 64];   // one bit a thread
-    int waiting;                         // at the barrier
+    int count;                          // threads of a block
+    uint64_t ready[kMostThreads / 64];  // one bit a thread
+    int waiting;                        // at the barrier
     int returned;
-    int arrived[kMostThreads / 32];      // lanes of a warp
+    int arrived[kMostThreads / 32];  // lanes of a warp
     uint32_t warp_barriers[kMostThreads / 32];
     std::mt19937_64 random;
     alignas(16) unsigned char memory[kMargin + kMostShared + kMargin];
@@ -249,9 +249,7 @@ void perform(const Copy& copy) {
     for (;;) machine.pause();
 }
 
-[[gnu::noinline]] void wait_for_block() {
-    machine.wait(Thread::at_barrier, "barrier", __builtin_return_address(0));
-}
+[[gnu::noinline]] void wait_for_block() { machine.wait(Thread::at_barrier, "barrier", __builtin_return_address(0)); }
 
 [[gnu::noinline]] void wait_for_warp(const char* what, Exchange exchange, void* brought) {
     Thread& me = machine.here();

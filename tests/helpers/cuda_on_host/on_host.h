@@ -85,7 +85,7 @@ using Stream = void*;
 inline int thread_index() { return on_host::place.thread; }
 inline int64_t block_index() { return on_host::place.block; }
 
-inline int afresh(int value) { return value; }
+inline int opaque(int value) { return value; }
 
 // Starts as NaN in every type.
 inline unsigned char* shared_memory() {
@@ -98,7 +98,7 @@ inline unsigned char* shared_memory() {
 inline void barrier() { on_host::wait_for_block(); }
 
 inline void warp_barrier() {
-    on_host::wait_for_warp("warp_barrier", [](void* const (&)[32]) {}, nullptr);
+    on_host::wait_for_warp("warp_barrier", [](void* const(&)[32]) {}, nullptr);
 }
 
 inline void hold_later_loads() {}
@@ -110,7 +110,7 @@ inline float shuffle_xor(float value, int mask) {
     } lane{value, 0, mask};
     on_host::wait_for_warp(
         "shuffle_xor",
-        [](void* const (&lanes)[32]) {
+        [](void* const(&lanes)[32]) {
             for (int l = 0; l < 32; ++l) {
                 Lane& mine = *static_cast<Lane*>(lanes[l]);
                 if (mine.mask < 0 || mine.mask >= 32) on_host::fail("shuffle_xor with mask %d", mine.mask);
@@ -249,7 +249,7 @@ inline void multiply_k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
 inline uint32_t transpose_8x8(uint32_t pair) {
     on_host::wait_for_warp(
         "transpose_8x8",
-        [](void* const (&lanes)[32]) {
+        [](void* const(&lanes)[32]) {
             uint32_t X[8][8];
             for (int lane = 0; lane < 32; ++lane) {
                 const uint32_t given = *static_cast<const uint32_t*>(lanes[lane]);

@@ -31,7 +31,7 @@ struct Record {
 
 struct Granule {
     Record read, write;
-    int32_t block = 0;  // of the last access
+    int32_t block = 0;      // of the last access
     bool atomic = false;    // the write
     bool copying = false;   // the write is a copy_async that is still under way
     bool constant = false;  // read by something that needs it never to be written
@@ -190,12 +190,12 @@ extern "C" {
 
 #define PROJKERN_ACCESS(name, access, bytes) \
     void name(const void* address) { note_access(access, address, bytes, __builtin_return_address(0)); }
-#define PROJKERN_ACCESSES(bytes)                                              \
-    PROJKERN_ACCESS(__tsan_read##bytes, Access::read, bytes)                  \
-    PROJKERN_ACCESS(__tsan_write##bytes, Access::write, bytes)                \
-    PROJKERN_ACCESS(__tsan_unaligned_read##bytes, Access::read, bytes)        \
-    PROJKERN_ACCESS(__tsan_unaligned_write##bytes, Access::write, bytes)      \
-    PROJKERN_ACCESS(__tsan_volatile_read##bytes, Access::read, bytes)         \
+#define PROJKERN_ACCESSES(bytes)                                         \
+    PROJKERN_ACCESS(__tsan_read##bytes, Access::read, bytes)             \
+    PROJKERN_ACCESS(__tsan_write##bytes, Access::write, bytes)           \
+    PROJKERN_ACCESS(__tsan_unaligned_read##bytes, Access::read, bytes)   \
+    PROJKERN_ACCESS(__tsan_unaligned_write##bytes, Access::write, bytes) \
+    PROJKERN_ACCESS(__tsan_volatile_read##bytes, Access::read, bytes)    \
     PROJKERN_ACCESS(__tsan_volatile_write##bytes, Access::write, bytes)
 PROJKERN_ACCESSES(1)
 PROJKERN_ACCESSES(2)

@@ -1,7 +1,7 @@
 // Little kernels, each intact or broken in one way, that show what the machine finds; and the primitives' arithmetic.
 #include <string>
 
-#include "../../csrc/cuda/primitives.cuh"
+#include "../../../csrc/cuda/primitives.cuh"
 
 namespace projkern::cuda {
 namespace {

@@ -1,0 +1,60 @@
+"""The tables of a model: embeddings, start vector, norms and head, which no operator generates for each t."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import Affine, norm
+from .layout import GPTConfig
+
+
+class Tables(nn.Module):
+    """What a model has besides its linear operators: embeddings, start vector, norms and head."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        d, layers = config.n_embd, config.n_layer
+        self.token_embedding = nn.Parameter(torch.randn(config.vocab_size, d) * 0.02)
+        self.position_embedding = nn.Parameter(torch.randn(config.n_positions, d) * 0.02)
+        if config.task_dim is None:
+            self.start = nn.Parameter(torch.randn(d) * 0.02)
+        else:
+            self.start_of_task = nn.Linear(config.task_dim, d)
+        self.norm_1_weight = nn.Parameter(torch.ones(layers, d))
+        self.norm_1_bias = nn.Parameter(torch.zeros(layers, d))
+        self.norm_2_weight = nn.Parameter(torch.ones(layers, d))
+        self.norm_2_bias = nn.Parameter(torch.zeros(layers, d))
+        self.final_norm_weight = nn.Parameter(torch.ones(d))
+        self.final_norm_bias = nn.Parameter(torch.zeros(d))
+        self.head = nn.Parameter(torch.randn(config.vocab_size, d) * 0.02)
+
+    def embed(self, tokens: Tensor, t: Tensor | None) -> Tensor:
+        """(B, T) tokens -> (B, T, d): the start slot, then all tokens but the last, each with its position."""
+        start = self.start.expand(len(tokens), 1, -1) if t is None else self.start_of_task(t)[:, None]
+        x = torch.cat([start, F.embedding(tokens[:, :-1], self.token_embedding)], dim=1)
+        return x + self.position_embedding[: tokens.shape[1]]
+
+    def norms(self) -> list[tuple[Affine, Affine]]:
+        """The two norms of each layer."""
+        first = zip(self.norm_1_weight.unbind(0), self.norm_1_bias.unbind(0))
+        second = zip(self.norm_2_weight.unbind(0), self.norm_2_bias.unbind(0))
+        return [(Affine(*a), Affine(*b)) for a, b in zip(first, second)]
+
+    def modulated_norms(self, changes: Tensor) -> tuple[list[tuple[Affine, Affine]], Affine]:
+        """The two norms of each layer and the final one, for each of B sequences.
+
+        Args:
+            changes: (B, 2, 2L + 1, d): a and b in (1 + a) · weight and bias + b; first norms, second norms, final one.
+        """
+        weight = torch.cat([self.norm_1_weight, self.norm_2_weight, self.final_norm_weight[None]])  # [2L + 1, d]
+        bias = torch.cat([self.norm_1_bias, self.norm_2_bias, self.final_norm_bias[None]])
+        a, b = changes.unbind(1)
+        # Under autocast a is of half precision, in which 1 + a would lose most of it.
+        norms = list(map(Affine, (weight + weight * a).unbind(1), (bias + b).unbind(1)))
+        layers = len(self.norm_1_weight)
+        return list(zip(norms[:layers], norms[layers:-1])), norms[-1]
+
+    def logits(self, x: Tensor, final_norm: Affine | None = None) -> Tensor:
+        """(..., d) -> (..., vocab_size). A final norm of (B, d), in place of its own, needs x (1, B·T, d)."""
+        x = norm(x, final_norm or Affine(self.final_norm_weight, self.final_norm_bias))
+        return F.linear(x, self.head)
