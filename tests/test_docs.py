@@ -21,6 +21,7 @@ from projkern.__main__ import VERBS, main
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {
+    "source activate": "it follows python3 -m venv",
     "python3 -m venv": ".ci/run runs the README's test command word for word",
     "pip install": "the README's test command installs the same",
     "python -m pytest": "it would run this test",
@@ -62,7 +63,7 @@ def workplace(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # other tests import the commands
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs_from_top_to_bottom(page, workplace, tiny_run, tiny_settings):
-    """Its commands, then its Python, in one folder; training at tiny sizes. A page may use runs/quick without training it."""
+    """Its commands, then its Python, in one folder; training at tiny sizes. runs/quick exists unless it is trained."""
     if not any(command.startswith("python -m projkern.train --out runs/quick") for command in commands(page)):
         shutil.copytree(tiny_run, "runs/quick")
     for command in commands(page):
@@ -112,7 +113,9 @@ def test_notebook_runs(tmp_path):
 @pytest.mark.parametrize("page", PAGES)
 def test_lines_of_prose_fit(page):
     """At most 120 characters, except in tables, links that fill a line, and blocks of code."""
-    prose = re.sub(r"^```.*?^```|^<!-- (?!end).*?^<!-- end", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(
+        r"^```.*?^```|^<!-- (?!end).*?^<!-- end", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL
+    )
     lines = [line for line in prose.splitlines() if not line.startswith(("|", "!["))]
     assert [line for line in lines if len(line) > 120] == []
 

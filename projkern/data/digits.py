@@ -68,7 +68,7 @@ def load_digits(source: str | os.PathLike[str] | None = None, split: Split = "tr
         split: "train" or "validation".
 
     Returns:
-        :class:`Digits` with 28x28 images: 1,438 + 359 from scikit-learn, 60,000 + 10,000 from MNIST.
+        ``Digits`` with 28x28 images, 1,438 + 359 from scikit-learn, 60,000 + 10,000 from MNIST.
 
     Raises:
         FileNotFoundError: the directory or one of its idx files is missing.

@@ -99,7 +99,7 @@ def open_images(path: str | Path) -> LabelledImages:
             (n, 3 S S) uint8, channels first, ``labels`` (n,) from 1), or a folder of these.
 
     Returns:
-        :class:`LabelledImages`.
+        A ``LabelledImages``.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.

@@ -143,7 +143,7 @@ def fit_palette(images: Tensor, colors: int = 512, seed: int = 0, cache: bool = 
         cache: read and write the cache (see :func:`cache_dir`).
 
     Returns:
-        :class:`Palette` of K colours, on the CPU.
+        A ``Palette`` of K colours, on the CPU.
 
     Raises:
         InputError: ``colors`` out of range, another shape of images, or values that are not finite.

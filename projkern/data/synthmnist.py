@@ -224,7 +224,7 @@ def synthmnist_palette(
         cache: keep the result on disk (see :func:`fit_palette`).
 
     Returns:
-        :class:`Palette` of K colours.
+        A ``Palette`` of K colours.
 
     Raises:
         InputError: ``size`` or ``colors`` out of range.

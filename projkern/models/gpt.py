@@ -86,7 +86,7 @@ class GPT(nn.Module):
             t: (B, task_dim) for a conditional model, None for all others.
 
         Returns:
-            (B, T, vocab_size) logits; those at position i predict ``tokens[:, i]``.
+            (B, T, vocab_size) logits; those at position i predict token i.
 
         Raises:
             InputError: tokens of another shape, or a t where none is taken or the other way round.

@@ -119,7 +119,7 @@ class ProjectionOperator(nn.Module):
             t: (B, task_dim). Each distinct row is generated once.
 
         Returns:
-            (B, T, vocab_size) logits; those at position i predict ``tokens[:, i]``.
+            (B, T, vocab_size) logits; those at position i predict token i.
         """
         return project_and_run([self], tokens, t)[0]
 

@@ -1,14 +1,14 @@
 """The fast tier: which tests `make fast` leaves out. They get the marker ``thorough``; a plain pytest runs all.
 
-The fast tier takes under 60 s on two cores. ``pytest --durations=30 -m 'not slow and not thorough'`` shows what to move.
+The fast tier takes under 60 s on two cores; ``make fast PYTEST_ADDOPTS=--durations=30`` shows which tests to move here.
 """
 
 from __future__ import annotations
 
 import pytest
 
-THOROUGH_BACKENDS = {"triton", "cuda"}
-"""Without a card one is interpreted, and the other built for the host first (about a minute)."""
+THOROUGH_PARAMETERS = {"triton", "cuda", "projected"}
+"""Backends and a form that without a card are interpreted, or built for the host first (about a minute)."""
 
 THOROUGH = (
     "tests/benchmarks",
@@ -18,9 +18,17 @@ THOROUGH = (
     "tests/export",
     "tests/kernels/test_cuda_compiles.py",
     "tests/kernels/test_cuda_on_host.py",
+    "tests/kernels/test_linear.py::test_compiles",
+    "tests/kernels/test_linear.py::test_opcheck",
+    "tests/kernels/test_linear.py::test_triton_is_optional",
+    "tests/kernels/test_projection.py::test_compiles",
+    "tests/kernels/test_projection.py::test_gradgradcheck",
+    "tests/kernels/test_projection.py::test_opcheck",
+    "tests/kernels/test_projection.py::test_results_larger_than_the_caches",
     "tests/kernels/test_triton.py",
+    "tests/models/test_generators.py::test_rank_for_equal_parameters",
     "tests/models/test_huggingface.py",
-    "tests/models/test_models.py::test_each_example_runs_the_model_of_its_own_task",
+    "tests/models/test_sampling.py::test_samples_of",
     "tests/models/test_tangent.py",
     "tests/test_docs.py::test_a_page_runs_from_top_to_bottom",
     "tests/test_docs.py::test_documentation_agrees_with_the_stored_results",
@@ -32,11 +40,12 @@ THOROUGH = (
     "tests/training/test_trained.py",
     "tests/training/test_training.py",
 )
-"""Folders, files and tests that train runs, start processes or take seconds each."""
+"""Folders, files and tests, by the start of their names, that train runs, start processes or compile."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        backend = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
-        if backend in THOROUGH_BACKENDS or item.nodeid.startswith(THOROUGH):
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        named = any(isinstance(value, str) and value in THOROUGH_PARAMETERS for value in parameters)
+        if named or item.nodeid.startswith(THOROUGH):
             item.add_marker("thorough")
