@@ -55,12 +55,7 @@ def column_bmm(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
     return (V * p.T).view(M // g, N // g, g, -1).sum(2).permute(2, 1, 0)
 
 
-BASELINES: dict[str, Baseline] = {
-    "einsum": einsum,
-    "column bmm": column_bmm,
-    "broadcast": broadcast,
-    "dense": dense,
-}
+BASELINES: dict[str, Baseline] = {"einsum": einsum, "column bmm": column_bmm, "broadcast": broadcast, "dense": dense}
 """In the order in which they are compiled, the likely best first."""
 
 BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}

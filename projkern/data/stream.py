@@ -8,21 +8,14 @@ from torch import Tensor
 class Images(Protocol):
     """Batches of tokenised images with their task identifiers; a batch is a function of (seed, split, step) alone."""
 
-    @property
-    def batch_size(self) -> int:
-        """B, images per step."""
-
-    @property
-    def size(self) -> int:
-        """Height and width of an image in tokens: it has T = size^2."""
-
-    @property
-    def task_dim(self) -> int:
-        """Length of a task identifier."""
-
-    @property
-    def vocabulary(self) -> int:
-        """K: tokens are in [0, K)."""
+    batch_size: int
+    """B, images per step."""
+    size: int
+    """Height and width of an image in tokens: it has T = size^2."""
+    task_dim: int
+    """Length of a task identifier."""
+    vocabulary: int
+    """K: tokens are in [0, K)."""
 
     def batch(self, step: int, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens (B, T) int64 and task identifiers (B, task_dim) float32, ``t`` in place of the stored ones."""

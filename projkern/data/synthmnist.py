@@ -159,17 +159,8 @@ class SynthMNIST:
         self.size, self.seed, self.split, self.batch_size = size, seed, split, batch
         self.examples_per_task, self.device = examples_per_task, torch.device(device)
         self.palette = palette.to(self.device)
+        self.task_dim, self.vocabulary = TASK_DIM, len(palette)
         self._digits = resize_digits(digits.images, size).to(self.device)
-
-    @property
-    def task_dim(self) -> int:
-        """Length of a task identifier, 18."""
-        return TASK_DIM
-
-    @property
-    def vocabulary(self) -> int:
-        """K, the palette's colours: tokens are in [0, K)."""
-        return len(self.palette)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images of tokens, by the palette (see :meth:`Palette.decode`)."""

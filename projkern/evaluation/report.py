@@ -42,11 +42,7 @@ def write_report(out: Path, result: dict[str, Any]) -> list[Path]:
     Returns:
         The files, the report first.
     """
-    pictures = {
-        "positions.png": draw_positions,
-        "maps.png": draw_maps,
-        "differences.png": draw_differences,
-    }
+    pictures = {"positions.png": draw_positions, "maps.png": draw_maps, "differences.png": draw_differences}
     if not any("none_because" in size for size in result["equivalent_size"].values()):
         pictures["equivalent_size.png"] = draw_equivalent_sizes
     report = out / REPORT  # goes first and comes last: without it an evaluation is not whole

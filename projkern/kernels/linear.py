@@ -16,11 +16,7 @@ from ..utils.errors import InputError
 from . import cost, limits, linear_ops
 from .arguments import Group, check_kinds, check_width, describe, group_pairs
 
-_FORMS = {
-    "materialised": linear_ops.materialised,
-    "projected": linear_ops.projected,
-    "factored": linear_ops.factored,
-}
+_FORMS = {"materialised": linear_ops.materialised, "projected": linear_ops.projected, "factored": linear_ops.factored}
 
 
 def project_linear(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, group: Group, *, form: str = "auto") -> Tensor:

@@ -88,14 +88,7 @@ def _linear_forward(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: 
 
 
 def _linear_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    p: Tensor,
-    q: Tensor,
-    row_group: int,
-    col_group: int,
-    needs: list[bool],
+    grad: Tensor, x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int, needs: list[bool]
 ) -> tuple[Tensor, ...]:
     outputs = _fake_backward(grad, x, weight, p, q, row_group, col_group, needs)
     # A gradient may arrive with any strides: expanded after a sum, sliced after a concatenation.
@@ -110,14 +103,7 @@ def _fake_forward(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: in
 
 
 def _fake_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    p: Tensor,
-    q: Tensor,
-    row_group: int,
-    col_group: int,
-    needs: list[bool],
+    grad: Tensor, x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int, needs: list[bool]
 ) -> tuple[Tensor, ...]:
     return tuple(t.new_empty(t.shape if need else 0) for t, need in zip((x, weight, p, q), needs))
 

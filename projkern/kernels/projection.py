@@ -48,12 +48,7 @@ def project(weight: Tensor, p: Tensor, q: Tensor, group: Group, *, dtype: torch.
 
 
 def project_layers(
-    weights: Sequence[Tensor],
-    p: Tensor,
-    q: Tensor,
-    group: Group | list[Group],
-    *,
-    dtype: torch.dtype | None = None,
+    weights: Sequence[Tensor], p: Tensor, q: Tensor, group: Group | list[Group], *, dtype: torch.dtype | None = None
 ) -> list[Tensor]:
     """Project the matrices of many layers in one call, and for every task of a batch.
 

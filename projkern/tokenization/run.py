@@ -92,11 +92,7 @@ def _from_encoder(name: str, device: torch.device) -> Embed:
 
 
 def _tokenise_all(
-    out: Path,
-    config: TokenizeConfig,
-    sources: Sources,
-    embed: Embed,
-    device: torch.device,
+    out: Path, config: TokenizeConfig, sources: Sources, embed: Embed, device: torch.device
 ) -> dict[str, Any]:
     pool = _pool(sources["train"], config)
     model = train_tokenizer(pool, out, config.codes, config.steps, config.batch, config.lr, config.seed, device)

@@ -29,8 +29,7 @@ class DataConfig:
     """What the models are trained on."""
 
     mnist: str | None = setting(
-        None,
-        "folder of the four MNIST idx files, or 'openml'; without it scikit-learn's digits",
+        None, "folder of the four MNIST idx files, or 'openml'; without it scikit-learn's digits"
     )
     folder: str | None = setting(
         None,
@@ -60,8 +59,7 @@ class ModelConfig:
     """The shape of the source, hence of all models, and how a conditional model takes t."""
 
     source: str | None = setting(
-        None,
-        "folder that M_1 starts from: of a run, or a GPT-2 or ImageGPT of Hugging Face's; it brings its shape",
+        None, "folder that M_1 starts from: of a run, or a GPT-2 or ImageGPT of Hugging Face's; it brings its shape"
     )
     n_layer: int = setting(4, "layers of every model")
     n_head: int = setting(2, "attention heads of every model")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -146,14 +147,10 @@ def _require_finite(name: ModelName, unlogged: list[Tensor], step: int, folder: 
     return values
 
 
-class _Stop:
-    requested = False
-
-
 @contextmanager
-def _stop_requests() -> Iterator[_Stop]:
+def _stop_requests() -> Iterator[SimpleNamespace]:
     """Turn SIGINT and SIGTERM into a flag that the loop reads between steps; a second one ends at once."""
-    stop = _Stop()
+    stop = SimpleNamespace(requested=False)
 
     def request(number: int, frame: object) -> None:
         if stop.requested:

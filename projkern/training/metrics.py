@@ -43,20 +43,11 @@ class Metrics:
 
     def log(self, step: int, losses: dict[str, float], grad_norm: float, lr: float, rate: float) -> None:
         """Log the means over the steps since the last line: losses in nats per token, images per second."""
-        line = {
-            "stage": self.stage,
-            "step": step,
-            "losses": losses,
-            "grad_norm": grad_norm,
-            "lr": lr,
-            "images_per_second": rate,
-        }
+        scalars = {"grad_norm": grad_norm, "lr": lr, "images_per_second": rate}
         with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"stage": self.stage, "step": step, "losses": losses, **scalars}) + "\n")
         assert self._writer is not None, "begin() opens the log"
-        for name, value in losses.items():
-            self._writer.add_scalar(f"loss/{name}", value, step)
-        for name, value in (("grad_norm", grad_norm), ("lr", lr), ("images_per_second", rate)):
+        for name, value in ({f"loss/{name}": loss for name, loss in losses.items()} | scalars).items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 

@@ -85,11 +85,7 @@ def gpt_config(config: TrainConfig, scale: Fraction, is_conditional: bool = Fals
     if not is_conditional:
         return shape
     return dataclasses.replace(
-        shape,
-        task_dim=config.data.task_dim,
-        conditioning=model.conditioning,
-        t_mean=model.t_mean,
-        t_std=model.t_std,
+        shape, task_dim=config.data.task_dim, conditioning=model.conditioning, t_mean=model.t_mean, t_std=model.t_std
     )
 
 

@@ -12,7 +12,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from .errors import ProjkernError
 from .settings import scale
@@ -74,11 +73,7 @@ def run(
 
 def terminate_as_interrupt() -> None:
     """From now on SIGTERM raises KeyboardInterrupt in the main thread, also where a shell has had SIGINT ignored."""
-    signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def add_state(to: argparse.ArgumentParser, resume: str, overwrite: str) -> None:

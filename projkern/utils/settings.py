@@ -149,9 +149,7 @@ def _dashed(name: str) -> str:
 
 def _hints(settings: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(type(settings))
-    sections = [hint for hint in hints.values() if dataclasses.is_dataclass(hint)]
-    for section in sections:
-        assert isinstance(section, type)
+    for section in filter(dataclasses.is_dataclass, list(hints.values())):
         hints |= typing.get_type_hints(section)
     return hints
 

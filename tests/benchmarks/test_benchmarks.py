@@ -15,19 +15,7 @@ import pytest
 import torch
 
 import projkern as pk
-from benchmarks import (
-    compare,
-    gate,
-    machine,
-    measure,
-    one_shot,
-    plot,
-    predict,
-    providers,
-    render,
-    roofline,
-    tables,
-)
+from benchmarks import compare, gate, machine, measure, one_shot, plot, predict, providers, render, roofline, tables
 from benchmarks.case import Case, truth
 from benchmarks.roofline import Cell
 

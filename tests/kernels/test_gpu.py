@@ -11,10 +11,7 @@ from oracle import gradients, project_dense, relative_error
 import projkern as pk
 from projkern.kernels import dispatch as backends
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card")]
 
 
 BFLOAT16_OUTPUTS = 4e-5  # 2^-15 of the largest: what the tensor cores promise for gradients (docs/kernels.md)

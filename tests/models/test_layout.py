@@ -40,10 +40,7 @@ def test_norms_are_all_norms_of_the_tables():
 def drawn_gpt(task_dim, conditioning):
     """The state dict of a fresh GPT, drawn here in the order of before."""
     d = D
-    state = {
-        "tables.token_embedding": torch.randn(11, d) * 0.02,
-        "tables.position_embedding": torch.randn(9, d) * 0.02,
-    }
+    state = {"tables.token_embedding": torch.randn(11, d) * 0.02, "tables.position_embedding": torch.randn(9, d) * 0.02}
     if task_dim is None:
         state["tables.start"] = torch.randn(d) * 0.02
     else:

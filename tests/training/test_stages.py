@@ -115,11 +115,7 @@ def test_step_minimises_the_weighted_sum():
 
 @pytest.mark.parametrize(
     ("changes", "names"),
-    [
-        ({"w_src": 0.0}, {P}),
-        ({"w_src": 0.0, "distill": 1.0}, {P, divergence(P)}),
-        ({"w_src": 0.5}, {P, TUNED}),
-    ],
+    [({"w_src": 0.0}, {P}), ({"w_src": 0.0, "distill": 1.0}, {P, divergence(P)}), ({"w_src": 0.5}, {P, TUNED})],
 )
 def test_what_has_no_weight_is_not_computed(changes, names):
     assert projected(**changes).losses(*batch()).keys() == names
