@@ -36,7 +36,7 @@ class LabelledImages:
         path: where they lie.
         names: (n) one for each image.
         labels: (n,) int64.
-        open: the image of an index, in any mode and size; what it raises makes the image unreadable.
+        open: the image of an index, in any mode and size; an image for which it raises is unreadable.
         skipped: indices of the unreadable images met so far.
     """
 

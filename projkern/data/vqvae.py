@@ -28,7 +28,7 @@ BETA = 0.2
 DECAY = 0.9
 """gamma, of the moving averages."""
 DEAD = 0.05
-"""A code that has less than this part of an even share of the outputs starts afresh from one of them."""
+"""A code that has less than this part of an even share of the outputs restarts from one of them."""
 
 
 class VQVAE(nn.Module):
@@ -61,7 +61,7 @@ class VQVAE(nn.Module):
 
         Args:
             images: (B, 3, S, S) float32 in [-1, 1].
-            generator: on the CPU; draws the outputs from which dead codes start afresh.
+            generator: on the CPU; draws the outputs from which dead codes restart.
 
         Returns:
             Mean squared errors of the reconstruction and of the commitment (before its weight), and tokens

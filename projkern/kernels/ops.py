@@ -42,7 +42,7 @@ def project(weights: list[Tensor], p: Tensor, q: Tensor, entries: list[int], dty
 
 
 def _plan(weights: list[Tensor], entries: list[int]) -> Plan:
-    shapes = tuple((int(w.shape[0]), int(w.shape[1]), int(w.shape[2])) for w in weights)
+    shapes = tuple([(int(w.shape[0]), int(w.shape[1]), int(w.shape[2])) for w in weights])  # faster than a generator
     # Dynamo cannot trace a cached function; it calls this once for each graph.
     build = make_plan.__wrapped__ if torch.compiler.is_compiling() else make_plan
     return build(shapes, tuple(zip(entries[::3], entries[1::3], entries[2::3])))

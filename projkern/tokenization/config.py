@@ -38,9 +38,9 @@ class TokenizeConfig:
         """Raise InputError unless the images are named, and one source of their t."""
         for name in ("train", "validation"):
             if getattr(self, name) is None:
-                raise InputError(f"{name} must be given: where the {name} images are")
+                raise InputError(f"{name} must be the path of the {name} images; it was None")
         if (self.embeddings is None) == (self.encoder is None):
-            raise InputError("embeddings or encoder must be given, and not both: t of each image comes from there")
+            raise InputError("embeddings or encoder, and not both, must name where t of each image comes from")
         if self.validation_embeddings is not None and self.embeddings is None:
             raise InputError("validation_embeddings must be left out without embeddings")
 

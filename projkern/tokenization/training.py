@@ -20,7 +20,7 @@ def train_tokenizer(
 ) -> VQVAE:
     """Train a VQ-VAE, from its last checkpoint if ``out`` has one, and leave a checkpoint of the last step.
 
-    Step k's images, and the outputs from which dead codes start afresh, are functions of (seed, k) alone, so that a
+    Step k's images, and the outputs from which dead codes restart, are functions of (seed, k) alone, so that a
     resumed training continues as if it had never stopped.
 
     Args:

@@ -67,7 +67,7 @@ def read_config(run: Path) -> TrainConfig:
 
 
 def read_coder(run: Path, config: TrainConfig) -> Palette | VQVAE:
-    """What makes images of a run's tokens, on the CPU: its palette, or the tokenizer of its tokenised images.
+    """What decodes a run's tokens to images, on the CPU: its palette, or the tokenizer of its tokenised images.
 
     Raises:
         FileNotFoundError: the run has none yet.

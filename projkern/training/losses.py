@@ -38,7 +38,7 @@ class Losses:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean, over images. Of a difference, the paired one: what makes an image hard for both cancels."""
+        """Of the mean, over images. Of a difference, the paired one: how hard an image is for both models cancels."""
         return (self.by_image.std() / math.sqrt(len(self.by_image))).item()
 
     def __sub__(self, other: Losses) -> Losses:

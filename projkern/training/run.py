@@ -86,7 +86,7 @@ def _train_all(out: Path, config: TrainConfig, machine: Machine, start: Source |
 
 
 def _coder(out: Path, config: TrainConfig, source_coder: Palette | VQVAE | None) -> Palette | VQVAE:
-    """What makes images of the run's tokens, kept in its folder.
+    """What decodes the run's tokens to images, stored in its folder.
 
     The tokenizer of tokenised images; for SynthMNIST the source's palette, or one fitted at the run's start.
     """

@@ -26,7 +26,7 @@ class Source:
 
     Args:
         model: the model.
-        coder: what makes images of its tokens; a palette is then used by the run. None where it has none.
+        coder: decodes its tokens to images; the run then uses a palette. None where it has none.
         notes: what could not be converted, a sentence each.
     """
 

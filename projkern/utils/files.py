@@ -96,13 +96,13 @@ def is_nonempty(folder: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing to ``folder``, which is made if it is not there.
+    """Keep other processes from writing to ``folder``, which is created if it is not there.
 
     The system drops the lock with the process that holds it, however that ends.
 
     Raises:
         FolderInUse: another process holds it.
-        OSError: the folder cannot be made or written to.
+        OSError: the folder cannot be created or written to.
     """
     folder.resolve().mkdir(parents=True, exist_ok=True)  # the target, where folder is a link to what was deleted
     lock = FileLock(folder / LOCK)

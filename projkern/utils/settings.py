@@ -24,7 +24,7 @@ def setting(default: Any, help: str, *, option: str | None = "", former: str | N
     Args:
         default: its value where the user names none.
         help: for ``--help``; the default is appended.
-        option: its name on the command line, that of the field unless given; None for no option.
+        option: its name on the command line, by default that of the field; None for no option.
         former: an earlier name, still understood on the command line and in files.
     """
     return dataclasses.field(default=default, metadata={"help": help, "option": option, "former": former})
@@ -49,7 +49,7 @@ def flat(settings: Any) -> dict[str, Any]:
 
 
 def replace(settings: Settings, **changes: Any) -> Settings:
-    """A copy with other values, given by the settings' own names, in whatever section.
+    """A copy with other values, by the settings' own names, in whatever section.
 
     Raises:
         InputError: a name that no setting has, or a value that it does not take.
@@ -116,7 +116,7 @@ def given_options(options: argparse.Namespace, settings: Any) -> dict[str, Any]:
 
 
 def require_unchanged(settings: Any, changes: Mapping[str, Any], where: str) -> None:
-    """Raise InputError where a setting given with --resume differs from the one stored in the file ``where``."""
+    """Raise InputError where an option beside --resume differs from the one stored in the file ``where``."""
     stored = flat(settings)
     for _, field in fields_of(settings):
         name = field.name

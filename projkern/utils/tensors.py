@@ -77,5 +77,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _refusal(path: Path) -> str:
     return (
         f"{path} holds pickled weights, which can run code when they are read, and is refused. Weights must be in "
-        "safetensors; the library that wrote these, or safetensors' own conversion, makes that of them"
+        "safetensors; the library that wrote these, or safetensors' own conversion, converts them"
     )

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from projkern import explore
 from projkern.data import TASK_NAMES, read_tasks, texture
 from projkern.exploration.specimens import Specimens, texture_class
+from projkern.models.names import Kind, ModelName
 from projkern.models.sampling import sample
 from projkern.train import main as train
 from projkern.training.trained import TrainedRun
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def run(request, tmp_path_factory, tiny_settings):
     folder = tmp_path_factory.mktemp("explore") / "run"
     joint = ["--joint"] if request.param == "joint" else []
-    shape = ["--image-size", "8", "--scales", "1/2", "1/4"]
+    shape = ["--side", "8", "--scales", "1/2", "1/4"]
     assert train(["--out", str(folder), *tiny_settings, *shape, *joint]) == 0
     for path in folder.glob("checkpoint/P*/*/model.safetensors"):
         make_t_matter(path)
@@ -51,7 +53,7 @@ def make_t_matter(checkpoint):
 
 @pytest.fixture(scope="module")
 def specimens(run):
-    return Specimens(TrainedRun.open(run), images=3)
+    return Specimens(TrainedRun.open(run), samples=3)
 
 
 @pytest.fixture
@@ -79,9 +81,10 @@ def test_specimens_are_the_models_of_their_t(specimens):
         list(specimens.draw(t, seed)) for t, seed in ((t, 0), (t, 0), (moved, 0), (t, 1))
     )
     assert [one.name for one in drawn] == list(specimens.names)
-    for scale, one, same, *others in zip(run.config.scales, drawn, again, of_moved, of_seed):
-        assert one.name == f"{'P~' if run.config.joint else 'P'}_{scale}"
-        assert one.parameters == summary[one.name]["parameters"]
+    kind = Kind.JOINT if run.config.schedule.joint else Kind.PROJECTED
+    for scale, one, same, *others in zip(run.config.operator.scales, drawn, again, of_moved, of_seed):
+        assert one.name == ModelName(kind, scale)
+        assert one.parameters == summary[str(one.name)]["parameters"]
         assert one.generation_seconds > 0 and one.tokens_per_second > 0
         assert one.images.shape == (3, 3, 8, 8)
         assert torch.equal(one.images, same.images)
@@ -145,16 +148,19 @@ def test_errors_of_the_command(page, run, tmp_path, capsys):
     shutil.copytree(run, unfinished)
     for stage in (unfinished / "checkpoint").glob("P*"):
         shutil.rmtree(stage)
-    assert "holds no run" in error(tmp_path / "nowhere")
-    assert "stands at step 0 of 4" in error(unfinished)
-    assert "images must be at least 1; it was 0" in error(run, "--images", 0)
-    assert "port must be from 1 to 65535; it was 65536" in error(run, "--port", 65536)
-    assert "seed must be at least 0 and below 2^32; it was -1" in error(run, "--seed", -1)
+    assert f"error: {tmp_path / 'nowhere'}/config.json" in error(tmp_path / "nowhere")
+    assert re.search(f"error: {unfinished} .* step 0 of 4", error(unfinished))
+    assert re.search("error: samples .* 0$", error(run, "--samples", 0).strip())
+    assert re.search("error: port .* 65536$", error(run, "--port", 65536).strip())
+    assert re.search(f"error: seed .* {2**32}$", error(run, "--seed", 2**32).strip())
+    with pytest.raises(SystemExit):
+        error(run, "--seed", -1)
+    assert "argument --seed: " in capsys.readouterr().err
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"port must be a free one; it was {port}" in error(run, "--port", port)
+        assert re.search(f"error: port .* {port}", error(run, "--port", port))
 
 
 def test_without_gradio(monkeypatch, tmp_path, capsys):
@@ -180,7 +186,7 @@ def browser():
 @pytest.fixture
 def address(page, run):
     """Of the page, served by the command as a user starts it; Ctrl-C ends it with status 0."""
-    command = [sys.executable, "-m", "projkern.explore", str(run), "--port", str(free_port()), "--images", "8"]
+    command = [sys.executable, "-m", "projkern.explore", str(run), "--port", str(free_port()), "--samples", "8"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         line = server.stdout.readline()

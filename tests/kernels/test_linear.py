@@ -387,7 +387,7 @@ X, W, P, Q = torch.randn(2, 5, 3), torch.randn(8, 12), torch.randn(2, 8), torch.
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "says"),
+    ("call", "error", "message"),
     [
         (lambda: pk.project_linear(X[0], W, P, Q, 4), ValueError, r"x must be \(B, S, 3\).* it was .*\(5, 3\)"),
         (lambda: pk.project_linear(X[..., :2], W, P, Q, 4), ValueError, r"x must be \(B, S, 3\).*\(2, 5, 2\)"),

@@ -389,7 +389,7 @@ W, P, Q = torch.randn(8, 12), torch.randn(2, 8), torch.randn(2, 12)
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "says"),
+    ("call", "error", "message"),
     [
         (lambda: pk.project(W[0], P, Q, 4), ValueError, r"weight must be a tensor \(N, M\); it was .*\(12,\)"),
         (lambda: pk.project(W.tolist(), P, Q, 4), ValueError, "weight must be a tensor .* it was list"),

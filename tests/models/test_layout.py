@@ -195,7 +195,9 @@ def test_initial_weights_of_an_operator(kind, options):
         "low-rank": lambda: drawn_low_rank(source_weights, **options),
     }[kind]
     expected = {f"generator.{name}": values for name, values in drawn().items()}
-    coordinates = slice(0, D // G) if kind == "blocks" else slice(0, None, G) if options.get("start") == "one-hot" else None
+    coordinates = (
+        slice(0, D // G) if kind == "blocks" else slice(0, None, G) if options.get("start") == "one-hot" else None
+    )
     for name, values in tables.items():
         groups = values.unflatten(-1, (-1, G))
         is_scale = name in ("norm_1_weight", "norm_2_weight", "final_norm_weight")

@@ -235,7 +235,7 @@ def test_interrupted_command_goes_on_where_it_was(collection, folder, tmp_path, 
         (["--size=7"], "size must be even and at least 4; it was 7"),
         (["--device=tpu"], "device must be auto, cpu, cuda or cuda:N; it was tpu"),
         (["--train=/nowhere"], "there is nothing at /nowhere"),
-        (["--encoder=timm:x"], "embeddings or encoder must be given, and not both"),
+        (["--encoder=timm:x"], "embeddings or encoder, and not both"),
         (["--validation-embeddings=VALIDATION"], "VALIDATION"),
     ],
 )

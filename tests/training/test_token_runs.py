@@ -196,7 +196,7 @@ def test_evaluation(run, tmp_path):
     ("arguments", "says"),
     [
         (["--sweep", "scale"], "sweep must .*; it was scale"),
-        (["--eval-images", "10"], "eval_images must be at most 9.*; it was 10"),
+        (["--eval-images", "10"], "images must be at most 9.*; it was 10"),
         (["--eval-images", "1"], "images must be at least 2; it was 1"),
     ],
 )

@@ -280,7 +280,7 @@ def fails(capsys, *arguments):
 )
 def test_bad_settings(capsys, tmp_path, arguments, name, value):
     message = fails(capsys, "--out", tmp_path / "run", *arguments.split())
-    assert re.search(rf"error: {name} must be .*; it was {value}", message)
+    assert re.search(rf"error: {name} must be .*; it was {value}\b", message)
     assert not (tmp_path / "run").exists()  # so that the corrected command is not refused
 
 

@@ -16,6 +16,8 @@ from projkern.utils.settings import setting
 
 @dataclass(frozen=True)
 class Shape:
+    """The shape of a model. Its width is even."""
+
     width: int = setting(8, "width of a layer", former="n_wide")
     depth: int = setting(2, "number of layers", option="layers")
 
@@ -26,11 +28,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Training:
+    """How it is trained."""
+
     rate: float = setting(0.5, "learning rate")
     scales: tuple[Fraction, ...] = setting((Fraction(1, 2), Fraction(1, 4)), "scales s")
     is_fast: bool = setting(False, "skip the checks")
     batch: int | None = setting(None, "images a step", option=None)
-    folder: str | None = setting(None, "where the data are", metavar="DIR")
+    folder: str | None = setting(None, "where the data are")
 
     def __post_init__(self) -> None:
         settings.require_types(self)
@@ -38,6 +42,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Config:
+    """All settings."""
+
     shape: Shape = field(default_factory=Shape)
     training: Training = field(default_factory=Training)
     seed: int = setting(0, "of everything")
@@ -113,10 +119,23 @@ def test_messages_show_tuples_as_they_are_written():
 def test_help_shows_each_default_once():
     text = options_of(Config(Shape(16))).format_help()
     for name, default in (("width", "16"), ("layers", "2"), ("rate", "0.5"), ("scales", "1/2 1/4"), ("seed", "0")):
-        entry = re.search(rf"^  --{name} .*?(?=^  -|\Z)", text, re.M | re.S)[0]
+        entry = re.search(rf"^  --{name} .*?(?=^  -|^\n|\Z)", text, re.M | re.S)[0]
         assert " ".join(entry.split()).endswith(f"(default: {default})") and entry.count("default") == 1
     assert "--is-fast, --no-is-fast" in text and "(default: False)" in text
-    assert re.search(r"--folder DIR +where the data are$", text, re.M)  # None is no default to show
+    assert re.search(r"--folder PATH +where the data are$", text, re.M)  # None is no default to show
+
+
+def test_help_has_a_group_for_each_section():
+    text = options_of(Config()).format_help()
+    assert re.search(r"^shape:\n  The shape of a model\n\n  --width N", text, re.M)
+    assert re.search(r"^training:\n  How it is trained\n", text, re.M) and re.search(
+        r"^settings:\n(.*\n)*?  --seed N", text, re.M
+    )
+
+
+def test_help_rounds_defaults():
+    text = options_of(settings.replace(Config(), rate=1 / 3)).format_help()
+    assert "(default: 0.3333)" in text
 
 
 def test_help_leaves_out_former_names_and_settings_without_an_option():

@@ -34,7 +34,7 @@ def make_plan(library: ModuleType, plan: Plan, shapes: tuple[tuple[int, ...], ..
 
 
 def shapes_of(weights: list[Tensor]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(weight.shape) for weight in weights)
+    return tuple([tuple(weight.shape) for weight in weights])  # at every call: a list is faster than a generator
 
 
 def address(tensor: Tensor | None) -> int:
