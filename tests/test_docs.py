@@ -24,6 +24,7 @@ ELSEWHERE = {
     "source activate": "it follows python3 -m venv",
     "python3 -m venv": ".ci/run runs the README's test command word for word",
     "pip install": "the README's test command installs the same",
+    "pre-commit install": "it changes the checkout",
     "python -m pytest": "it would run this test",
     "python -m projkern.explore": "it serves until it is stopped; tests/exploration runs it",
     "python -m projkern.reproduce": "an experiment takes long; tests/experiments runs tiny ones",
@@ -110,9 +111,9 @@ def test_notebook_runs(tmp_path):
     assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/reproduction.md"])  # rendered from results
 def test_lines_of_prose_fit(page):
-    """At most 120 characters, except in tables, links that fill a line, and blocks of code."""
+    """At most 120 characters, except in tables, pictures and blocks of code."""
     prose = re.sub(
         r"^```.*?^```|^<!-- (?!end).*?^<!-- end", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL
     )

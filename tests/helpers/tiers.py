@@ -34,11 +34,14 @@ THOROUGH = (
     "tests/test_docs.py::test_documentation_agrees_with_the_stored_results",
     "tests/test_docs.py::test_notebook_runs",
     "tests/tokenization",
+    "tests/training/test_legacy_runs.py",
     "tests/training/test_settings.py",
     "tests/training/test_source.py",
     "tests/training/test_token_runs.py",
     "tests/training/test_trained.py",
     "tests/training/test_training.py",
+    "tests/utils/test_command.py::test_sigterm_ends_a_process_that_ignores_sigint",
+    "tests/utils/test_files.py::test_one_process_at_a_time",
 )
 """Folders, files and tests, by the start of their names, that train runs, start processes or compile."""
 
