@@ -44,7 +44,7 @@ def revision() -> str:
 
 class CMakeBuild(build_ext):
     def run(self) -> None:
-        self.asked_in_place = bool(self.inplace)  # while it builds, setuptools takes it for no
+        self.is_in_place = bool(self.inplace)  # while it builds, setuptools says that it does not
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
@@ -54,7 +54,7 @@ class CMakeBuild(build_ext):
         if cuda not in ("0", "1", "auto"):
             raise SystemExit(f"PROJKERN_CUDA={cuda}: expected 0, 1 or auto")
         destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        for folder in (destination, ROOT / "projkern") if self.editable_mode or self.asked_in_place else (destination,):
+        for folder in (destination, ROOT / "projkern") if self.editable_mode or self.is_in_place else (destination,):
             for stale in folder.glob("_cuda*.so"):
                 stale.unlink()  # of another build, which this one may leave out
         failures = []

@@ -1,7 +1,7 @@
 """Fused beside every baseline, and beside the machine's limits: ``python -m benchmarks.compare OUT.json``.
 
-Measures the cells of the documented tables (``roofline.standard``), the most telling first, or those that are asked
-for. OUT.json is written after each cell, and an interrupted measurement goes on. On a CUDA card (``--device cuda``)
+Measures the cells of the documented tables (``roofline.standard``), the most telling first, or those that the options
+name. OUT.json is written after each cell, and an interrupted measurement goes on. On a CUDA card (``--device cuda``)
 times are the device's, by events; several sets of inputs are rotated, so that no cache serves them; compiled
 baselines and our kernels are measured inside CUDA graphs too. ``measure.py`` has the protocol. ``--table`` prints a
 stored result.

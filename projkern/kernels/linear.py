@@ -38,7 +38,7 @@ def project_linear(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, group: Group
             ``torch.compile``, ``auto`` makes a graph for each B and S; a form that is named may leave them open.
 
     Returns:
-        y (B, S, N / row_group) in the dtype of ``x``. W_s is rounded to that dtype too, save in the factored form,
+        y (B, S, N / row_group) in the dtype of ``x``. W_s is rounded to that dtype too, except in the factored form,
         which multiplies in the wider type of ``x`` and ``weight``.
 
     Raises:

@@ -143,7 +143,7 @@ class _Project(torch.autograd.Function):
         needs = (need_weights, need_p, need_q)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             dp, dq, *d_weights = _ProjectBackward.apply(p, q, ctx.entries, needs, *weights, *grads)
-        else:  # no further derivative is asked for; torch.compile refuses to trace one
+        else:  # no further derivative follows; torch.compile refuses to trace one
             d_weights, dp, dq = _backward(weights, p, q, list(grads), ctx.entries, *needs)
         return (
             dp if need_p else None,

@@ -99,7 +99,7 @@ def _prepare(plan: Plan, weights: list[Tensor]) -> Any:
 
 
 def _prepare_memory(tensor: Tensor) -> None:
-    """Prepare a large result, most likely on memory that nobody has touched yet, for its first write."""
+    """Prepare a large result, most likely on memory that is not mapped yet, for its first write."""
     size = tensor.numel() * tensor.element_size()
     if size >= HUGE_PAGE_BYTES:
         _library().prefer_huge_pages(tensor.data_ptr(), size)
