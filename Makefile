@@ -6,8 +6,8 @@ CLANG_FORMAT = git ls-files 'csrc/*' 'tests/helpers/cuda_on_host/*' | grep -E '\
 
 .PHONY: fast test lint format docs bench
 
-fast:  ## the fast tier of the tests, before each commit
-	$(PYTHON) -m pytest -q -m 'not slow and not thorough'
+fast:  ## the fast tier of the tests, before each commit (small tensors: threads only cost time)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m 'not slow and not thorough'
 
 test:  ## all tests
 	$(PYTHON) -m pytest
