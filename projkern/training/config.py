@@ -219,8 +219,7 @@ class TrainConfig:
             settings = {name: value for section in values.values() for name, value in section.items()}
         else:
             former = {f.metadata["former"]: f.name for _, f in fields_of(cls) if f.metadata["former"] is not None}
-            settings = {former.get(name, name): value for name, value in values.items()}
-        settings = LEGACY_DEFAULTS | settings
+            settings = LEGACY_DEFAULTS | {former.get(name, name): value for name, value in values.items()}
         names = {f.name for _, f in fields_of(cls)}
         if settings.keys() != names:
             raise InputError(

@@ -109,8 +109,9 @@ def test_an_interrupted_one_goes_on(copy):
     last = "checkpoint/P_1-4/step-00000002/model.safetensors"
     weights, expected = load_file(copy / last), load_file(LEGACY / last)
     assert weights.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(weights[name], expected[name], rtol=1e-4, atol=1e-5)
+    for name, tensor in expected.items():
+        # Adam turns a gradient that is rounding noise into a whole step, so single elements may differ by machine.
+        assert (weights[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
     models = json.loads((copy / "summary.json").read_text())["models"]
     assert list(models) == list(SUMMARY)
     for name, row in models.items():

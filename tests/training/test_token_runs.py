@@ -143,11 +143,11 @@ def test_task_files_that_do_not_fit(run, tmp_path, capsys, name, content, says):
 
 
 def test_samples_beside_the_images_that_t_is_of(run, tmp_path, monkeypatch):
-    from projkern.utils import pictures
+    from projkern.exploration import drawing
 
     calls = []
-    original = pictures.beside_tasks
-    monkeypatch.setattr(pictures, "beside_tasks", lambda *arguments: (calls.append(arguments), original(*arguments)))
+    original = drawing.beside_tasks
+    monkeypatch.setattr(drawing, "beside_tasks", lambda *arguments: (calls.append(arguments), original(*arguments)))
     assert call(sample, run, "--scale", "1/4", "--random", 2, "--images", 3, "--out", tmp_path / "a.png") == 0
     np.save(tmp_path / "t.npy", np.zeros((2, 3), np.float32))
     assert call(sample, run, "--scale", "1/4", "--t", tmp_path / "t.npy", "--out", tmp_path / "b.png") == 0
