@@ -114,7 +114,7 @@ class Palette:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Palette:
-        """Read what :meth:`save` wrote.
+        """Read what ``save`` wrote.
 
         Raises:
             FileNotFoundError: no such file.
@@ -140,7 +140,7 @@ def fit_palette(images: Tensor, colors: int = 512, seed: int = 0, cache: bool = 
         images: (B, 3, H, W) float, RGB in [-1, 1]. Of more than 65,536 pixels, that many are drawn.
         colors: K >= 2, at most the number of pixels.
         seed: of the drawing of pixels and of k-means.
-        cache: read and write the cache (see :func:`cache_dir`).
+        cache: read and write the cache (see ``cache_dir``).
 
     Returns:
         A ``Palette`` of K colours, on the CPU.

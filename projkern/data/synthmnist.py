@@ -122,12 +122,12 @@ class SynthMNIST:
 
     Task identifiers, digits and flips are drawn on the CPU, so that every device sees the same data (up
     to rounding); images are computed and quantised on ``device``. There is no state: call
-    :meth:`batch` with any step, in any order.
+    ``batch`` with any step, in any order.
 
     Args:
         size: S >= 4, height and width in pixels (32 in the paper).
         palette: colours of the tokens.
-        digits: of this split; see :func:`load_digits`.
+        digits: of this split; see ``load_digits``.
         seed: integer. The splits' random streams never coincide.
         split: "train" flips each digit horizontally with probability 1/2, "validation" never does.
         batch: B >= 1, images per step.
@@ -163,7 +163,7 @@ class SynthMNIST:
         self._digits = resize_digits(digits.images, size).to(self.device)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Images of tokens, by the palette (see :meth:`Palette.decode`)."""
+        """Images of tokens, by the palette (see ``Palette.decode``)."""
         return self.palette.decode(tokens)
 
     def batch(self, step: int, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -180,7 +180,7 @@ class SynthMNIST:
         return self.palette.encode(images), t
 
     def images(self, step: int, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As :meth:`batch`, with images before quantisation: (B, 3, S, S) float32 in [-1, 1], and t."""
+        """As ``batch``, with images before quantisation: (B, 3, S, S) float32 in [-1, 1], and t."""
         random_t, index, flip = self._draw(step)
         t = (random_t if t is None else t).to(self.device, torch.float32)
         if t.shape != random_t.shape:
@@ -190,7 +190,7 @@ class SynthMNIST:
         return overlay(texture(t, self.size), digits), t
 
     def tasks(self, step: int) -> Tensor:
-        """The task identifiers of :meth:`batch`: (B, 18) float32 in [0, 1)."""
+        """The task identifiers of ``batch``: (B, 18) float32 in [0, 1)."""
         return self._draw(step)[0].to(self.device)
 
     def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,7 +212,7 @@ def synthmnist_palette(
         colors: K >= 2, 512 in the paper.
         digits: training digits; by default scikit-learn's.
         seed: of the images and of k-means.
-        cache: keep the result on disk (see :func:`fit_palette`).
+        cache: keep the result on disk (see ``fit_palette``).
 
     Returns:
         A ``Palette`` of K colours.

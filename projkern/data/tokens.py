@@ -37,7 +37,7 @@ class TokenImages:
     order that is always the same, from step 0 over and over. The files are mapped into memory, not read as a whole.
 
     Args:
-        folder: written by ``python -m projkern.tokenize``, or by :func:`subset`.
+        folder: written by ``python -m projkern.tokenize``, or by ``subset``.
         split: "train" or "validation".
         seed: of the training images' order.
         batch: B >= 1, images per step.
@@ -90,11 +90,11 @@ class TokenImages:
         return self._tokens[index].long().to(self.device), t
 
     def tasks(self, step: int) -> Tensor:
-        """The task identifiers of :meth:`batch`: (B, task_dim) float32."""
+        """The task identifiers of ``batch``: (B, task_dim) float32."""
         return self._t[self._index(step)].to(self.device)
 
     def labels(self, step: int) -> Tensor:
-        """The labels of :meth:`batch`: (B,) int64."""
+        """The labels of ``batch``: (B,) int64."""
         return self._labels[self._index(step)].to(self.device)
 
     @property
