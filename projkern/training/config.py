@@ -219,7 +219,8 @@ class TrainConfig:
             settings = {name: value for section in values.values() for name, value in section.items()}
         else:
             former = {f.metadata["former"]: f.name for _, f in fields_of(cls) if f.metadata["former"] is not None}
-            settings = LEGACY_DEFAULTS | {former.get(name, name): value for name, value in values.items()}
+            settings = {former.get(name, name): value for name, value in values.items()}
+        settings = LEGACY_DEFAULTS | settings
         names = {f.name for _, f in fields_of(cls)}
         if settings.keys() != names:
             raise InputError(
