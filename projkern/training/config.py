@@ -82,7 +82,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OperatorConfig:
-    """What generates the small models. Settings without an option are arguments of the diagonal generator alone."""
+    """What generates the small models. Arguments of a generator's own are passed to it by their names."""
 
     scales: tuple[Fraction, ...] = setting((Fraction(1, 4),), "scales s of the small models")
     rank: int = setting(8, "inner width r of the weight generators")
@@ -105,8 +105,9 @@ class OperatorConfig:
             require(self, name, getattr(self, name) == usual, f"{usual} with generator {self.generator}")
 
     def generator_options(self) -> dict[str, Any]:
-        """The settings that are arguments of a generator, whichever kind it is of."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["option"] is None}
+        """The settings that are arguments of a generator's own, whichever kind it is of."""
+        names = {name for kind in GENERATORS.values() for name in kind.options()}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in names}
 
 
 @dataclass(frozen=True)
