@@ -57,11 +57,11 @@ def evaluate_run(
     for name in sweeps:
         component(name)
     if images < 2:
-        raise InputError(f"images must be at least 2; it was {images}")
+        raise InputError(f"eval_images must be at least 2; it was {images}")
     config = run.config.replace(seed=seed, eval_images=images)
     data = open_data(config, "validation", run.device, run.palette)
     if isinstance(data, TokenImages):
-        require_images(data, "images", images)
+        require_images(data, "eval_images", images)
     models = {str(model.name): model for model in run.models()}
     losses = {
         name: evaluate(model.predict, data, images)
