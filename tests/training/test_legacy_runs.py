@@ -109,14 +109,14 @@ def test_an_interrupted_one_goes_on(copy):
     last = "checkpoint/P_1-4/step-00000002/model.safetensors"
     weights, expected = load_file(copy / last), load_file(LEGACY / last)
     assert weights.keys() == expected.keys()
-    for name, tensor in expected.items():
-        # Adam turns a gradient that is rounding noise into a whole step, so single elements may differ by machine.
-        assert (weights[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
+    # All as one vector: Adam turns a gradient that is rounding noise, as that of the keys' biases, into whole steps.
+    resumed, stored = (torch.cat([part[name].flatten() for name in expected]) for part in (weights, expected))
+    assert (resumed - stored).norm() <= 1e-4 * stored.norm()
     models = json.loads((copy / "summary.json").read_text())["models"]
     assert list(models) == list(SUMMARY)
     for name, row in models.items():
-        assert row["loss"] == pytest.approx(SUMMARY[name]["loss"], abs=1e-4)
+        assert row["loss"] == pytest.approx(SUMMARY[name]["loss"], abs=1e-5)
     stored, resumed = (read_metrics(run / "metrics.jsonl") for run in (LEGACY, copy))
     assert [(x["stage"], x["step"], x["lr"]) for x in resumed] == [(x["stage"], x["step"], x["lr"]) for x in stored]
     for line, expected_line in zip(resumed, stored):
-        assert line["losses"] == pytest.approx(expected_line["losses"], abs=1e-4)
+        assert line["losses"] == pytest.approx(expected_line["losses"], abs=1e-5)
