@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.synthmnist_figure import gallery
 from projkern.data import TASK_DIM, TASK_NAMES, Digits, Palette, SynthMNIST, overlay, synthmnist_palette, texture
 from projkern.data.synthmnist import _stream, resize_digits
 from projkern.utils.errors import InputError
@@ -311,10 +310,3 @@ def test_palette_of_synthmnist(digits):
 def test_same_data_on_a_gpu(palette, digits):
     (a, s), (b, t) = (SynthMNIST(SIZE, palette, digits, device=d).batch(0) for d in ("cpu", "cuda"))
     assert torch.equal(s, t.cpu()) and (a == b.cpu()).float().mean() > 0.999
-
-
-def test_gallery(tmp_path, digits):
-    gallery(tmp_path / "picture.png", digits, rows_per_class=1, blocks=((12, 0), (12, 8)))
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="blocks .*20"):
-        gallery(tmp_path / "picture.png", digits, blocks=((20, 0),))
