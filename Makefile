@@ -2,7 +2,7 @@
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 RUFF = $(PYTHON) -m ruff
 CLANG_FORMAT = git ls-files 'csrc/*' 'tests/helpers/cuda_on_host/*' | grep -E '\.(h|cpp|cu|cuh)$$' \
-	| xargs $(dir $(PYTHON))clang-format
+	| xargs $(or $(wildcard $(dir $(PYTHON))clang-format),clang-format)
 
 .PHONY: fast test lint format docs bench
 

@@ -55,8 +55,8 @@ class CMakeBuild(build_ext):
             raise SystemExit(f"PROJKERN_CUDA={cuda}: expected 0, 1 or auto")
         destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         for folder in (destination, ROOT / "projkern") if self.editable_mode or self.is_in_place else (destination,):
-            for stale in folder.glob("_cuda*.so"):
-                stale.unlink()  # of another build, which this one may leave out
+            for stale in (*folder.glob("_cuda*.so"), *folder.glob("_native*.so")):
+                stale.unlink()  # of another build, which this one may leave out; _native was _cpu before
         failures = []
         for choice in ("auto", "0") if cuda == "auto" else (cuda,):
             try:

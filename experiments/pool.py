@@ -96,7 +96,7 @@ def _run(
                     except BrokenExecutor:  # all workers end with the one that was killed
                         stop.set()
                         errors[job.name] = "a worker was killed; this goes on from its last checkpoint"
-                    except (ProjkernError, OSError, MemoryError) as error:
+                    except (ProjkernError, OSError, MemoryError, torch.OutOfMemoryError) as error:
                         errors[job.name] = f"{type(error).__name__}: {error}"
                 progress.show(updates)
         except KeyboardInterrupt:

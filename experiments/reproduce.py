@@ -86,7 +86,7 @@ def reproduce(experiment: str, options: Options) -> Outcome:
         if experiment in ON_SYNTHMNIST:
             rows = list(_synthmnist_rows(experiment, size, options))
         else:
-            tokenised(root / "tokens", _tokenizing(size, options))
+            tokenised(root / "tokens", _tokenizing(size, options), options.device)
             rows = list(_token_rows(experiment, size, root / "tokens", options))
             masks = {name: is_in.numpy() for name, is_in in held_out_parts(root / "tokens").items()}
         store = Store(options.results, options.size, STORED_IN.get(experiment, experiment), rows, masks)

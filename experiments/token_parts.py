@@ -28,7 +28,7 @@ PARTS = {
 """Rows of Table 4, and the part of the training images behind them."""
 
 
-def tokenised(folder: Path, config: TokenizeConfig | None) -> None:
+def tokenised(folder: Path, config: TokenizeConfig | None, device: str = "auto") -> None:
     """Have tokenised images in a folder: made by ``config``, unless they are there; continued where they have begun.
 
     Raises:
@@ -37,12 +37,12 @@ def tokenised(folder: Path, config: TokenizeConfig | None) -> None:
     if not is_nonempty(folder):
         if config is None:
             raise InputError("collections and embeddings must be given: images, and t of each (docs/tokenizing.md)")
-        run(folder, config)
+        run(folder, config, device=device)
         return
     if config is not None:
         require_same(str(folder), dataclasses.asdict(TokenizeConfig.read(folder)), dataclasses.asdict(config))
     if "counts" not in read_settings(folder):
-        run(folder, TokenizeConfig.read(folder), resume=True)
+        run(folder, TokenizeConfig.read(folder), resume=True, device=device)
 
 
 def fingerprint(folder: Path) -> str:

@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--eval-images", type=int, metavar="N", help="held-out images (default: as many as the run used)"
     )
+    command.add_former(parser, "--images", "eval_images")
     parser.add_argument(
         "--sweep",
         nargs="*",

@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", type=int, default=8, metavar="N", help="images that each model draws (default: %(default)s)"
     )
+    command.add_former(parser, "--images", "samples")
     command.add_seed(parser, "of the first t and the samples")
     command.add_device(parser)
     return parser

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_seed(parser, "of --random")
     parser.add_argument("--out", type=Path, required=True, help="the model's folder; of many tasks, the folder of all")
     parser.add_argument("--onnx", action="store_true", help="also write model.onnx, checked in onnxruntime")
-    command.add_device(parser)
+    command.add_device(parser, default="cpu")
     command.add_state(parser, "go on with what is missing in --out", "replace the models in --out")
     return parser
 

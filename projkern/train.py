@@ -5,13 +5,10 @@ import sys
 import time
 from pathlib import Path
 
-from .training.config import TrainConfig
-from .training.data import with_settings_of_data
-from .training.folder import SETTINGS, read_config
-from .training.presets import PRESETS, QUICK
-from .training.source import with_shape_of_source
+from .training.folder import SETTINGS, resumed_config
+from .training.presets import PRESETS, QUICK, new_config
 from .utils import command
-from .utils.settings import add_options, given_options, require_unchanged
+from .utils.settings import add_options, given_options
 
 EXAMPLES = """
 examples:
@@ -46,24 +43,11 @@ def train(options: argparse.Namespace) -> str:
     from .training.report import table
     from .training.run import run
 
-    config = configuration(options)
+    changes = given_options(options, QUICK)
+    config = resumed_config(options.out, changes) if options.resume else new_config(options.preset or "quick", changes)
     summary = run(options.out, config, resume=options.resume, overwrite=options.overwrite)
     out = options.out
     return f"\n{table(summary)}\n\nWrote {out}/report.md, {out}/samples.png and {out}/summary.json."
-
-
-def configuration(options: argparse.Namespace) -> TrainConfig:
-    """The settings of a run: those of the folder to be resumed, or a preset with what the user gave."""
-    changes = given_options(options, QUICK)
-    if options.resume:
-        config = read_config(options.out)
-        require_unchanged(config, changes, str(options.out / SETTINGS))
-        return config
-    if "source" in changes:
-        changes = with_shape_of_source(changes)
-    if "folder" in changes:
-        changes = with_settings_of_data(changes)
-    return PRESETS[options.preset or "quick"][1].replace(**changes)
 
 
 def when_stopped(options: argparse.Namespace) -> str:

@@ -8,27 +8,3 @@ from .synthmnist import TASK_DIM, TASK_NAMES, SynthMNIST, overlay, synthmnist_pa
 from .tasks import random_tasks, read_tasks, warn_outside
 from .tokens import TokenImages, subset
 from .vqvae import VQVAE
-
-__all__ = [
-    "TASK_DIM",
-    "TASK_NAMES",
-    "VQVAE",
-    "Digits",
-    "Images",
-    "LabelledImages",
-    "Palette",
-    "Split",
-    "SynthMNIST",
-    "TokenImages",
-    "cache_dir",
-    "fit_palette",
-    "load_digits",
-    "open_images",
-    "overlay",
-    "random_tasks",
-    "read_tasks",
-    "subset",
-    "synthmnist_palette",
-    "texture",
-    "warn_outside",
-]

@@ -39,7 +39,6 @@ def serve(run: Path, port: int, samples: int, seed: int, device: str = "auto") -
     print(f"Serving {run} at {address} (Ctrl-C ends it)", flush=True)
     try:
         threading.Event().wait()
-    except KeyboardInterrupt:
-        blocks.close(verbose=False)
+    finally:
         sys.stdout.flush()
-        os._exit(0)  # now, without waiting for a drawing in another thread
+        os._exit(0)  # now, and not when a drawing that another thread is at has come to its end

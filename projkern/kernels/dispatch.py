@@ -45,7 +45,7 @@ def use_backend(name: str) -> Iterator[None]:
             kernels), or "auto": the fastest backend that serves the tensors at hand.
 
     Raises:
-        ValueError: ``name`` is not a backend.
+        InputError: ``name`` is not a backend.
         RuntimeError: the backend cannot run here; the message says why.
     """
     if name not in NAMES:

@@ -43,7 +43,7 @@ def project_linear(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, group: Group
 
     Raises:
         TypeError: an argument that is not a tensor, or of a dtype that is not served.
-        ValueError: shapes that disagree, a group that does not divide, devices that differ, an unknown form.
+        InputError: shapes that disagree, a group that does not divide, devices that differ, an unknown form.
         RuntimeError: "projected" where it cannot run; the message says why.
     """
     if not isinstance(weight, Tensor) or weight.dim() != 2:

@@ -32,7 +32,7 @@ def project(weight: Tensor, p: Tensor, q: Tensor, group: Group, *, dtype: torch.
 
     Raises:
         TypeError: an argument that is not a tensor, or of a dtype that is not served.
-        ValueError: shapes that disagree, a group that does not divide, devices that differ.
+        InputError: shapes that disagree, a group that does not divide, devices that differ.
     """
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         raise InputError(f"weight must be a tensor (N, M); it was {describe(weight)}")
@@ -67,7 +67,7 @@ def project_layers(
 
     Raises:
         TypeError: an argument that is not a tensor, or of a dtype that is not served.
-        ValueError: shapes that disagree, a group that does not divide, devices that differ.
+        InputError: shapes that disagree, a group that does not divide, devices that differ.
     """
     weights = list(weights)
     if not weights:

@@ -3,5 +3,3 @@
 from .gpt import GPT
 from .layout import GPTConfig
 from .operator import ProjectionOperator
-
-__all__ = ["GPT", "GPTConfig", "ProjectionOperator"]

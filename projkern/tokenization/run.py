@@ -99,7 +99,7 @@ def _tokenise_all(
     model.save(out / TOKENIZER)
     rows = {split: _tokenise(out, split, model, images, embed, config) for split, images in sources.items()}
     draw_reconstructions(out / "reconstructions.png", model, sources["validation"], config)
-    contents = FORMAT.head | {
+    contents = {
         "image_size": config.size,
         "grid": config.size // 2,
         "vocabulary": config.codes,

@@ -50,7 +50,7 @@ def save(folder: Path, step: int, seconds: float, model: nn.Module, optimizer: t
     except OSError as error:
         last_good = latest(folder) or "none"
         raise CheckpointError(f"could not write {target}: {error}; the last good checkpoint is {last_good}") from error
-    for old in folder.glob("step-*"):
+    for old in (*folder.glob("step-*"), *folder.glob(".*partial")):  # hidden: left by a process that was killed
         if old != target:
             shutil.rmtree(old)
 

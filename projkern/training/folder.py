@@ -4,11 +4,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..data import VQVAE, Palette
 from ..data.tokens import TOKENIZER
 from ..utils.errors import InputError
 from ..utils.files import FolderInUse, Format, is_nonempty, locked
+from ..utils.settings import require_unchanged
 from .config import TrainConfig
 
 FORMAT = Format("projkern run", 2, "the settings of a run", oldest=1)
@@ -26,7 +28,10 @@ def open_run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite:
     """
     settings = out / SETTINGS
     if is_nonempty(out) and not FORMAT.is_in(settings):
-        raise InputError(f"out must be a new folder or one that holds a run; {out} holds something else")
+        try:
+            FORMAT.read(settings)
+        except InputError as error:
+            raise InputError(f"out must be a new folder or one that holds a run; it was {out}: {error}") from error
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(out))
@@ -64,6 +69,13 @@ def read_config(run: Path) -> TrainConfig:
         return TrainConfig.from_json(values)
     except InputError as error:
         raise InputError(f"{run / SETTINGS} cannot be used: {error}") from error
+
+
+def resumed_config(run: Path, changes: dict[str, Any]) -> TrainConfig:
+    """The settings of a run to be continued; raises InputError where ``changes`` asks for others."""
+    config = read_config(run)
+    require_unchanged(config, changes, str(run / SETTINGS))
+    return config
 
 
 def read_coder(run: Path, config: TrainConfig) -> Palette | VQVAE:

@@ -58,8 +58,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: another line is no JSON.
     """
-    lines = path.read_text().split("\n") if path.exists() else []
     try:
+        lines = path.read_text().split("\n") if path.exists() else []
         return [json.loads(line) for line in lines[:-1]]
     except ValueError as error:
         raise InputError(f"{path} must hold a JSON object a line; it does not: {error}") from error

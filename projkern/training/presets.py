@@ -4,6 +4,8 @@ from fractions import Fraction
 from typing import Any
 
 from .config import TrainConfig
+from .data import with_settings_of_data
+from .source import with_shape_of_source
 
 PLAIN: dict[str, Any] = {
     "generator": "diagonal",
@@ -84,3 +86,16 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "paper": ("32x32, 512 colours, 24 layers, d = 512, s = 1/2, 1/4, 1/8: the paper's set-up, for a large GPU", PAPER),
 }
 """Name -> what it is, and its settings. Only ``quick``'s learning rates are tuned (docs/training.md)."""
+
+
+def new_config(preset: str, changes: dict[str, Any]) -> TrainConfig:
+    """The settings of a new run: a preset's, with changes, and those that the named source and data bring.
+
+    Raises:
+        InputError: changes that disagree with the source or the data, or with each other.
+    """
+    if "source" in changes:
+        changes = with_shape_of_source(changes)
+    if "folder" in changes:
+        changes = with_settings_of_data(changes)
+    return PRESETS[preset][1].replace(**changes)

@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ def parser(verb: str, description: str, epilog: str = "") -> argparse.ArgumentPa
     """The command line of ``python -m projkern.VERB``; line breaks in ``epilog`` are kept."""
     return argparse.ArgumentParser(
         prog=f"python -m projkern.{verb}",
-        description=description,
+        description=textwrap.fill(description, 79),
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -54,21 +55,23 @@ def run(
     check(parser, options)
     terminate_as_interrupt()
     try:
-        from .device import keep_freed_memory  # imports torch, which --help does without
-
-        keep_freed_memory()
         print(work(options))
     except (Interrupted, KeyboardInterrupt) as stop:
         parts = [str(stop) or "stopped", when_stopped(options)]
         print("\n" + ". ".join(part for part in parts if part), file=sys.stderr)
         return 130
-    except (ProjkernError, OSError, MemoryError) as error:
+    except (ProjkernError, OSError, MemoryError, *_out_of_memory()) as error:
         if os.environ.get("PROJKERN_DEBUG") == "1":
             traceback.print_exc()
         message = " ".join(str(error).split("\n")) or type(error).__name__
         print(f"{parser.prog.removeprefix('python -m ')}: error: {message}", file=sys.stderr)
         return 1
     return 0
+
+
+def _out_of_memory() -> tuple[type[Exception], ...]:
+    """A card's own error of that kind, once torch has been imported."""
+    return (sys.modules["torch"].OutOfMemoryError,) if "torch" in sys.modules else ()
 
 
 def terminate_as_interrupt() -> None:
@@ -83,9 +86,15 @@ def add_state(to: argparse.ArgumentParser, resume: str, overwrite: str) -> None:
     state.add_argument("--overwrite", action="store_true", help=overwrite)
 
 
-def add_device(to: argparse.ArgumentParser) -> None:
+def add_device(to: argparse.ArgumentParser, default: str = "auto") -> None:
     """Add --device, which ``utils.device`` reads."""
-    to.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
+    help = "auto, cpu, cuda or cuda:N (default: %(default)s)"
+    to.add_argument("--device", default=default, metavar="NAME", help=help)
+
+
+def add_former(to: argparse.ArgumentParser, former: str, name: str) -> None:
+    """Keep an earlier option understood, as another name of the setting ``name`` and without a line in the help."""
+    to.add_argument(former, type=int, dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def add_seed(to: argparse.ArgumentParser, help: str) -> None:

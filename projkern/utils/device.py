@@ -43,13 +43,20 @@ def pick_machine(device: str = "auto", dtype: str = "auto") -> Machine:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name, as ``pick_machine`` takes it; raises InputError where there is none."""
+    """The device of that name, as ``pick_machine`` takes it. The choice of the CPU also keeps freed memory.
+
+    Raises:
+        InputError: a device that is not there.
+    """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise InputError(f"device must be auto, cpu, cuda or cuda:N; it was {name}")
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= cards:
         raise InputError(f"device must be one that is there; it was {name}, and torch sees {cards} CUDA cards")
-    return torch.device(("cuda" if cards else "cpu") if name == "auto" else name)
+    device = torch.device(("cuda" if cards else "cpu") if name == "auto" else name)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
 
 
 def describe(device: torch.device) -> str:

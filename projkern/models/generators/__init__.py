@@ -12,17 +12,6 @@ from .base import Generator, TaskWeights, group_of
 from .diagonal import STARTS, DiagonalGenerator, project_factors
 from .source import BlockGenerator, GeneralGenerator
 
-__all__ = [
-    "GENERATORS",
-    "STARTS",
-    "DiagonalGenerator",
-    "Generator",
-    "TaskWeights",
-    "group_of",
-    "make_generator",
-    "project_factors",
-]
-
 GENERATORS: dict[str, type[Generator]] = {
     "diagonal": DiagonalGenerator,
     "general": GeneralGenerator,
