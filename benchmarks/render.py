@@ -18,6 +18,7 @@ from projkern.evaluation.report import differences_table, equivalent_sizes, loss
 from projkern.models.names import SOURCE, with_tildes
 from projkern.training import report
 from projkern.utils import markdown
+from projkern.utils.markdown import wrap
 
 from . import predict, sampling_tables, tables
 from .tune_quick import BASE, CONTROL
@@ -182,12 +183,12 @@ ANYWHERE = {
 
 
 def render(page: str) -> str:
-    """A page with its generated parts made anew; raises ValueError where one has no place."""
+    """A page with its generated parts rendered again; raises ValueError where one has no place."""
     text = (ROOT / page).read_text()
     for name, make in (PARTS[page] | ANYWHERE).items():
         if name in ANYWHERE and f"<!-- {name} -->" not in text:
             continue
-        part = f"<!-- {name} -->\n\n{make()}\n\n<!-- end of {name} -->"
+        part = f"<!-- {name} -->\n\n{wrap(make())}\n\n<!-- end of {name} -->"
         text, places = re.subn(
             f"<!-- {name} -->.*?<!-- end of {name} -->", lambda _, part=part: part, text, flags=re.DOTALL
         )

@@ -45,6 +45,8 @@ def imports(module: str) -> set[str]:
             parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*parents, *([node.module] if node.module else [])])
             targets |= {name if (name := f"{base}.{alias.name}") in MODULES else base for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
+            targets.add(node.value)  # of importlib.import_module
     return {target for target in targets if target in MODULES} - {module}
 
 
@@ -82,8 +84,19 @@ def test_the_exception_exists():
     assert all(target in imports(module) for module, target in OWN_FORMAT)
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "projkern.reproduce"])
+def test_nothing_outside_the_package_is_imported(module):
+    outside = {"experiments", "benchmarks", "tests"}
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [str(node.module)]
+        assert not {name.partition(".")[0] for name in names} & outside
+
+
 def test_only_verbs_at_the_top():
-    top = {path.name for path in PACKAGE.iterdir() if path.is_file() and path.suffix in (".py", ".typed")}
+    built = {path.name for path in PACKAGE.glob("_c*.so")}  # _cpu and _cuda, which a build puts here
+    top = {path.name for path in PACKAGE.iterdir() if path.is_file()} - built
     main = ast.parse((PACKAGE / "__main__.py").read_text())
     verbs = next(
         ast.literal_eval(node.value)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from projkern.utils.files import write_text
-from projkern.utils.markdown import table
+from projkern.utils.markdown import table, wrap
 
 from ..documents import EXPERIMENTS, SIZES, Document, read_results
 from ..plans import ON_TOKENS
@@ -57,7 +57,7 @@ def write_page(results: Path, page: Path) -> None:
         if "figure4" in experiments:
             document = experiments["figure4"]
             draw_figure4(images / picture(document), document)
-    write_text(page, text)
+    write_text(page, wrap(text))
 
 
 def render(results: Results) -> str:

@@ -45,9 +45,6 @@ class Palette:
     def __len__(self) -> int:
         return len(self.colors)
 
-    def __repr__(self) -> str:
-        return f"Palette({len(self)} colours, {self.colors.device})"
-
     def to(self, device: torch.device | str) -> Palette:
         """The same palette with its tables on ``device``."""
         copy = object.__new__(Palette)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -161,7 +160,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require(self, "seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
-        require(self, "device", bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)), "auto, cpu, cuda or cuda:N")
         require(self, "dtype", self.dtype in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
         require(self, "log_every", self.log_every >= 1, "at least 1")
         require(self, "checkpoint_every", self.checkpoint_every >= 1, "at least 1")

@@ -20,6 +20,7 @@ from experiments.page.words import title
 from experiments.plans import ON_TOKENS
 from experiments.settings import as_json, complete
 from projkern.training.presets import QUICK
+from projkern.utils.markdown import wrap
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS, PAGE = ROOT / "experiments" / "results", ROOT / "docs" / "reproduction.md"
@@ -549,7 +550,7 @@ def store(folder, *documents):
 def test_page_and_text_agree(tmp_path):
     results, written = store(tmp_path / "reproduction", table1(), figure4()), tmp_path / "reproduction.md"
     write_page(results, written)
-    assert written.read_text() == render(read_results(results))
+    assert written.read_text() == wrap(render(read_results(results)))
     assert (tmp_path / "images" / "figure4_mini.png").stat().st_size > 10_000
     for name in ("method.md", "evaluation.md", "synthmnist.md", "generators.md", "reproducing.md"):
         shutil.copy(ROOT / "docs" / name, tmp_path)
@@ -559,7 +560,7 @@ def test_page_and_text_agree(tmp_path):
 
 @pytest.mark.skipif(not PAGE.exists(), reason="no experiment has been run")
 def test_the_page_is_what_its_results_make():
-    assert PAGE.read_text() == render(read_results(RESULTS))
+    assert PAGE.read_text() == wrap(render(read_results(RESULTS)))
 
 
 def test_what_the_notes_say_of_mini_is_so():
