@@ -50,3 +50,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         named = any(isinstance(value, str) and value in THOROUGH_PARAMETERS for value in parameters)
         if named or item.nodeid.startswith(THOROUGH):
             item.add_marker("thorough")
+        if named or "test_triton" in item.nodeid:
+            item.add_marker("no_cover")  # Triton's interpreter takes several times as long under a tracer
