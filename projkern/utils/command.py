@@ -60,7 +60,7 @@ def run(
         parts = [str(stop) or "stopped", when_stopped(options)]
         print("\n" + ". ".join(part for part in parts if part), file=sys.stderr)
         return 130
-    except (ProjkernError, OSError, MemoryError, *_out_of_memory()) as error:
+    except _expected_errors() as error:
         if os.environ.get("PROJKERN_DEBUG") == "1":
             traceback.print_exc()
         message = " ".join(str(error).split("\n")) or type(error).__name__
@@ -69,9 +69,10 @@ def run(
     return 0
 
 
-def _out_of_memory() -> tuple[type[Exception], ...]:
-    """A card's own error of that kind, once torch has been imported."""
-    return (sys.modules["torch"].OutOfMemoryError,) if "torch" in sys.modules else ()
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """Errors that are told in one line, those of a card's memory included, once torch has been imported."""
+    of_torch = [sys.modules["torch"].OutOfMemoryError] if "torch" in sys.modules else []
+    return (ProjkernError, OSError, MemoryError, *of_torch)
 
 
 def terminate_as_interrupt() -> None:

@@ -18,8 +18,9 @@ def wrap(text: str, width: int = 120) -> str:
     """A text whose lines of prose are broken at ``width``; tables, headings, pictures and code stay as they are."""
     lines = []
     for line in text.split("\n"):
-        is_prose = len(line) > width and not line.startswith(("|", "#", "!", " ", "`"))
+        if len(line) <= width or line.startswith(("|", "#", "!", " ", "`")):
+            lines.append(line)
+            continue
         indent = "  " if line.startswith("- ") else ""
-        options = {"subsequent_indent": indent, "break_long_words": False, "break_on_hyphens": False}
-        lines += textwrap.wrap(line, width, **options) if is_prose else [line]
+        lines += textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines)
