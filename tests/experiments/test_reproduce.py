@@ -235,7 +235,7 @@ def test_too_little_time_for_one_training(no_training, monkeypatch, capsys):
 
 def command(**pipes):
     words = [sys.executable, "-u", tiny.__file__, "table1", *OPTIONS]
-    paths = os.pathsep.join([str(Path(tiny.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(Path(tiny.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(words, env=environment, start_new_session=True, text=True, **pipes)
 
