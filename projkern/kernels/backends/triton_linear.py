@@ -73,17 +73,20 @@ def _weight_tile(
 
 
 @triton.jit
+def _token_tile(x, s, columns, S, width):
+    """x [s, column] of one task, zero outside."""
+    mask = (s < S)[:, None] & (columns < width)[None, :]
+    return tl.load(x + s[:, None] * width + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
 def _gradient_tile(dy, x, n, m, S, n_total, m_total, BS: tl.constexpr):
     """G [n, m] of one task."""
     G = tl.zeros([n.shape[0], m.shape[0]], tl.float32)
     for s0 in range(0, S, BS):
         s = (s0 + tl.arange(0, BS)).to(tl.int64)
-        dy_tile = tl.load(
-            dy + s[:, None] * n_total + n[None, :], mask=(s < S)[:, None] & (n < n_total)[None, :], other=0.0
-        )
-        x_tile = tl.load(
-            x + s[:, None] * m_total + m[None, :], mask=(s < S)[:, None] & (m < m_total)[None, :], other=0.0
-        )
+        dy_tile = _token_tile(dy, s, n, S, n_total)
+        x_tile = _token_tile(x, s, m, S, m_total)
         G = _dot(tl.trans(dy_tile), x_tile, G)
     return G
 
@@ -111,9 +114,7 @@ def _linear_forward_kernel(
     for m0 in range(0, m_total, BM):
         W_s = _weight_tile(W, p + b * N, q + b * M, m0, n * GR, n < n_total, M, GR, GC, BM, C)  # [n, m]
         m = m0 + tl.arange(0, BM)
-        x_tile = tl.load(
-            x + s[:, None] * m_total + m[None, :], mask=(s < S)[:, None] & (m < m_total)[None, :], other=0.0
-        )
+        x_tile = _token_tile(x, s, m, S, m_total)
         sums = _dot(x_tile, tl.trans(W_s.to(x_tile.dtype)), sums)
     offsets = (b * S + s)[:, None] * n_total + n[None, :]
     tl.store(y + offsets, sums.to(y.dtype.element_ty), mask=(s < S)[:, None] & (n < n_total)[None, :])
@@ -135,9 +136,7 @@ def _input_gradient_kernel(
     for n0 in range(0, n_total, BN):
         n = n0 + tl.arange(0, BN).to(tl.int64)
         W_s = _weight_tile(W, p + b * N, q + b * M, m0, n * GR, n < n_total, M, GR, GC, BM, C)  # [n, m]
-        dy_tile = tl.load(
-            dy + s[:, None] * n_total + n[None, :], mask=(s < S)[:, None] & (n < n_total)[None, :], other=0.0
-        )
+        dy_tile = _token_tile(dy, s, n, S, n_total)
         sums = _dot(dy_tile, W_s.to(dy_tile.dtype), sums)
     m = m0 + tl.arange(0, BM)
     offsets = (b * S + s)[:, None] * m_total + m[None, :]
