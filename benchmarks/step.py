@@ -23,9 +23,9 @@ from projkern.models import GPT
 from projkern.models.names import SOURCE, Kind, ModelName
 from projkern.training.config import TrainConfig
 from projkern.training.data import make_data
-from projkern.training.loop import forward_backward_step, make_optimizer
 from projkern.training.presets import PRESETS
 from projkern.training.stages import Stage, make_stage
+from projkern.training.steps import forward_backward_step, make_optimizer
 from projkern.utils.device import keep_freed_memory
 
 from .compare import write_result

@@ -25,6 +25,7 @@ from projkern.training.losses import evaluate, nats_per_token
 from projkern.training.metrics import Metrics
 from projkern.training.presets import PLAIN, QUICK
 from projkern.training.stages import Stage, make_stage
+from projkern.training.steps import stage_job
 from projkern.utils.files import write_json
 
 BASE = QUICK.replace(**PLAIN, seed=1, checkpoint_every=10**9, log_every=100)
@@ -83,7 +84,7 @@ def main() -> None:
                 stage = source_alone(stage)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder)
-                train(stage, training, config, torch.float32, path / "checkpoint", Metrics(path))
+                train(stage_job(stage, training, config, torch.float32), path / "checkpoint", Metrics(path))
             stage.module.eval()
             losses = {
                 CONTROL if name == CONTROL else str(m.name): evaluate(m.predict, validation, BASE.run.eval_images).mean

@@ -27,6 +27,7 @@ from projkern.training.data import open_data
 from projkern.training.loop import train
 from projkern.training.metrics import Metrics
 from projkern.training.stages import Stage, count_of, gpt_config, make_stage
+from projkern.training.steps import stage_job
 from projkern.utils.device import keep_freed_memory, pick_machine
 from projkern.utils.errors import InputError
 from projkern.utils.files import is_nonempty, write_json
@@ -155,7 +156,10 @@ def run_job(root: Path, job: Job, on_step: Callable[[int], bool]) -> dict[str, A
     flops = flops_per_step(stage, training)
     parts = seconds_of_parts(make, training, config, machine.dtype)
     seconds = train(
-        stage, training, config, machine.dtype, checkpoint.stage_folder(folder, job.stage), Metrics(folder), on_step
+        stage_job(stage, training, config, machine.dtype),
+        checkpoint.stage_folder(folder, job.stage),
+        Metrics(folder),
+        on_step,
     )
     stage.module.eval()
     images = config.run.eval_images

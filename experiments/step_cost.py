@@ -20,8 +20,8 @@ from torch.utils.flop_counter import (
 from projkern.data.stream import Images
 from projkern.kernels import ops  # registers the operators that are counted
 from projkern.training.config import TrainConfig
-from projkern.training.loop import forward_backward_step, make_optimizer
 from projkern.training.stages import Stage
+from projkern.training.steps import forward_backward_step, make_optimizer
 from projkern.utils.device import wait_for
 
 from .documents import PARTS

@@ -45,7 +45,7 @@ def train_tokenizer(
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     folder, start = out / "checkpoint", 0
     if last := checkpoint.latest(folder):
-        start, _ = checkpoint.load(last, model, optimizer)
+        start, _ = checkpoint.load(last, model, [optimizer])
     histogram = torch.zeros(codes, dtype=torch.int64, device=device)
     progress = tqdm(range(start, steps), desc="tokenizer", initial=start, total=steps, unit=" steps")
     with SummaryWriter(str(out / "tensorboard"), purge_step=start + 1) as log:
@@ -72,7 +72,7 @@ def train_tokenizer(
                 progress.set_postfix(loss=f"{reconstruction.item():.4f}", codes_used=f"{share:.0%}", refresh=False)
                 histogram.zero_()
             if done % CHECKPOINT_EVERY == 0 or is_last:
-                checkpoint.save(folder, done, 0.0, model, optimizer)
+                checkpoint.save(folder, done, 0.0, model, [optimizer])
     return model.eval().requires_grad_(False)
 
 

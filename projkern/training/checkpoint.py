@@ -6,6 +6,7 @@ Only the last one of a stage is kept, and it is dropped only once its successor 
 """
 
 import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +18,10 @@ from ..utils.files import Format, new_folder
 from ..utils.tensors import read_tensors, write_tensors
 
 FORMAT = Format("projkern checkpoint", 1, "the state of a checkpoint")
+Optimizers = Sequence[torch.optim.Optimizer]
+_SCALAR = "step"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What AdamW and Muon keep of a parameter, each of the parameter's shape, beside the number of its steps."""
 
 
 class CheckpointError(ProjkernError, RuntimeError):
@@ -33,7 +38,7 @@ def latest(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), default=None)
 
 
-def save(folder: Path, step: int, seconds: float, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save(folder: Path, step: int, seconds: float, model: nn.Module, optimizers: Optimizers) -> None:
     """Save a training state, after ``step`` steps and ``seconds`` of work, as the stage's last checkpoint.
 
     Raises:
@@ -45,7 +50,7 @@ def save(folder: Path, step: int, seconds: float, model: nn.Module, optimizer: t
     try:
         with new_folder(target) as partial:
             write_tensors(partial / "model.safetensors", model.state_dict())
-            write_tensors(partial / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
+            write_tensors(partial / "optimizer.safetensors", _optimizer_tensors(model, optimizers))
             FORMAT.write(partial / "state.json", {"step": step, "seconds": seconds})
     except OSError as error:
         last_good = latest(folder) or "none"
@@ -55,8 +60,8 @@ def save(folder: Path, step: int, seconds: float, model: nn.Module, optimizer: t
             shutil.rmtree(old)
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> tuple[int, float]:
-    """Load a checkpoint into a model of the same shape, and its optimizer.
+def load(path: Path, model: nn.Module, optimizers: Optimizers = ()) -> tuple[int, float]:
+    """Load a checkpoint into a model of the same shape, and its optimizers.
 
     Returns:
         The step and the seconds that were saved with it.
@@ -67,29 +72,35 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None =
     try:
         state = FORMAT.read(path / "state.json")
         weights = read_tensors(path / "model.safetensors")
-        moments = read_tensors(path / "optimizer.safetensors") if optimizer is not None else {}
+        moments = read_tensors(path / "optimizer.safetensors") if optimizers else {}
     except InputError as error:
         raise CheckpointError(str(error)) from error
     if not isinstance(state.get("step"), int) or not isinstance(state.get("seconds"), (int, float)):
         raise CheckpointError(f"{path}/state.json must name the step and the seconds; it was {state}")
     _assign(path / "model.safetensors", weights, dict(model.state_dict()))
-    if optimizer is not None:
-        for name, parameter in model.named_parameters():
-            if f"{name}.step" in moments:  # none for a parameter that never had a gradient
-                optimizer.state[parameter] = {
-                    "step": torch.tensor(0.0, device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-        _assign(path / "optimizer.safetensors", moments, _optimizer_tensors(model, optimizer))
+    if optimizers:
+        _make_states(model, optimizers, moments.keys())
+        _assign(path / "optimizer.safetensors", moments, _optimizer_tensors(model, optimizers))
     return state["step"], state["seconds"]
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _make_states(model: nn.Module, optimizers: Optimizers, names: Collection[str]) -> None:
+    """Give the optimizers the states that a checkpoint names: none for a parameter that never had a gradient."""
+    owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        state = {key: torch.zeros_like(parameter) for key in _MOMENTS if f"{name}.{key}" in names}
+        if f"{name}.{_SCALAR}" in names:
+            state[_SCALAR] = torch.tensor(0.0, device=parameter.device)
+        if state and parameter in owners:
+            owners[parameter].state[parameter] = state
+
+
+def _optimizer_tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, Tensor]:
+    states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
     return {
         f"{name}.{key}": value
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for key, value in states.get(parameter, {}).items()
     }
 
 

@@ -1,64 +1,25 @@
 """A run's folder: opened for writing, and its settings, and what its tokens mean, read back."""
 
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from ..data import VQVAE, Palette
 from ..data.tokens import TOKENIZER
 from ..utils.errors import InputError
-from ..utils.files import FolderInUse, Format, is_nonempty, locked
+from ..utils.files import SETTINGS, Format, open_output
 from ..utils.settings import require_unchanged
 from .config import TrainConfig
 
 FORMAT = Format("projkern run", 2, "the settings of a run", oldest=1)
-SETTINGS, PALETTE = "config.json", "palette.npy"
+PALETTE = "palette.npy"
 
 
-@contextmanager
-def open_run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
-    """Hold the lock of a run's folder, with its settings stored.
-
-    Raises:
-        FileExistsError: the folder already holds a run, and neither flag was given.
-        FolderInUse: another process is writing to it.
-        InputError: the folder holds something other than a run, whatever the flags, or cannot be written.
-    """
-    settings = out / SETTINGS
-    if is_nonempty(out) and not FORMAT.is_in(settings):
-        try:
-            FORMAT.read(settings)
-        except InputError as error:
-            raise InputError(f"out must be a new folder or one that holds a run; it was {out}: {error}") from error
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(out))
-            if settings.exists() and overwrite:
-                _delete(out.resolve())  # and the lock with it
-                stack.enter_context(locked(out))
-            elif settings.exists() and not resume:
-                raise FileExistsError(
-                    f"{out} already holds a run; give --resume to continue it or --overwrite to redo it"
-                )
-            if not settings.exists():
-                FORMAT.write(settings, config.to_json())
-        except (FileExistsError, FolderInUse):
-            raise
-        except OSError as error:
-            raise InputError(f"out must be a folder that can be written; it was {out}: {error}") from error
-        yield
-
-
-def _delete(run: Path) -> None:
-    """Delete a run, in such a way that no half-deleted one is ever left under its name."""
-    if run == Path.cwd():
-        raise InputError(f"out must not be the working directory if it is to be overwritten; it was {run}")
-    renamed = run.with_name(f".{run.name}.overwritten")
-    shutil.rmtree(renamed, ignore_errors=True)
-    run.rename(renamed)
-    shutil.rmtree(renamed)
+def open_run(
+    out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool = False
+) -> AbstractContextManager[None]:
+    """Hold the lock of a run's folder, with its settings stored; raises as ``utils.files.open_output``."""
+    return open_output(out, FORMAT, config.to_json(), resume=resume, overwrite=overwrite)
 
 
 def read_config(run: Path) -> TrainConfig:

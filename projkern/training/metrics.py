@@ -7,7 +7,6 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ..models.names import ModelName
 from ..utils.errors import InputError
 from ..utils.files import write_text
 
@@ -20,13 +19,13 @@ class Metrics:
         self._events = run / "tensorboard"
         self._writer: SummaryWriter | None = None
 
-    def begin(self, stage: ModelName, step: int) -> None:
-        """Start logging a stage that has ``step`` steps behind it."""
-        self.stage = str(stage)
+    def begin(self, stage: str, unit: str, step: int) -> None:
+        """Start logging a stage that has ``step`` steps behind it and counts its data in ``unit``."""
+        self.stage, self._unit = stage, unit
         lines = [line for line in read_metrics(self.path) if line["stage"] != self.stage or line["step"] <= step]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
         self.close()
-        self._writer = SummaryWriter(str(self._events / stage.folder), purge_step=step + 1)
+        self._writer = SummaryWriter(str(self._events / stage.replace("/", "-")), purge_step=step + 1)
         self._lap = time.monotonic()
 
     def close(self) -> None:
@@ -42,8 +41,8 @@ class Metrics:
         return elapsed
 
     def log(self, step: int, losses: dict[str, float], grad_norm: float, lr: float, rate: float) -> None:
-        """Log the means over the steps since the last line: losses in nats per token, images per second."""
-        scalars = {"grad_norm": grad_norm, "lr": lr, "images_per_second": rate}
+        """Log the means over the steps since the last line: losses in nats per token, data per second."""
+        scalars = {"grad_norm": grad_norm, "lr": lr, f"{self._unit}_per_second": rate}
         with open(self.path, "a") as file:
             file.write(json.dumps({"stage": self.stage, "step": step, "losses": losses, **scalars}) + "\n")
         assert self._writer is not None, "begin() opens the log"

@@ -27,6 +27,7 @@ from .metrics import Metrics
 from .report import write_report
 from .source import Source, source_of
 from .stages import Model, make_stage, stage_names
+from .steps import stage_job
 
 
 def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def _train_all(out: Path, config: TrainConfig, machine: Machine, start: Source |
         stage = make_stage(name, config, machine.device, source)
         if name == SOURCE and start is not None:
             stage.module.load_state_dict(start.weights(config.data.positions))
-        seconds += train(stage, training, config, machine.dtype, checkpoint.stage_folder(out, name), metrics)
+        seconds += train(stage_job(stage, training, config, machine.dtype), checkpoint.stage_folder(out, name), metrics)
         stage.module.eval()
         if name == SOURCE:
             assert isinstance(stage.module, GPT)

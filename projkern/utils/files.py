@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from .errors import InputError
 
+SETTINGS = "config.json"
+"""Name of the file that holds the settings of the job that a folder is of."""
 LOCK = ".lock"
 """Name of the file that a process holds while it writes to the folder; it stays, empty, when the work is done."""
 
@@ -169,6 +171,55 @@ class Format:
             return bool(read_object(path, self.contents).get("format") == self.name)
         except InputError:
             return False
+
+
+@contextmanager
+def open_output(
+    out: Path, format: Format, settings: dict[str, Any], *, resume: bool = False, overwrite: bool = False
+) -> Iterator[None]:
+    """Hold the lock of a folder that a job fills, with the job's settings stored in its ``SETTINGS``.
+
+    Args:
+        format: of these settings; by it the folder of such a job is told from any other.
+
+    Raises:
+        FileExistsError: the folder already holds such a job, and neither flag was given.
+        FolderInUse: another process is writing to it.
+        InputError: the folder holds something else, whatever the flags, or cannot be written.
+    """
+    path, noun = out / SETTINGS, format.contents.removeprefix("the settings of ")
+    if is_nonempty(out) and not format.is_in(path):
+        try:
+            format.read(path)
+        except InputError as error:
+            raise InputError(f"out must be a new folder or one that holds {noun}; it was {out}: {error}") from error
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(out))
+            if path.exists() and overwrite:
+                _delete(out.resolve())  # and the lock with it
+                stack.enter_context(locked(out))
+            elif path.exists() and not resume:
+                    raise FileExistsError(
+                    f"{out} already holds {noun}; give --resume to continue it or --overwrite to redo it"
+                )
+            if not path.exists():
+                format.write(path, settings)
+        except (FileExistsError, FolderInUse):
+            raise
+        except OSError as error:
+            raise InputError(f"out must be a folder that can be written; it was {out}: {error}") from error
+        yield
+
+
+def _delete(out: Path) -> None:
+    """Delete a job's folder, in such a way that no half-deleted one is ever left under its name."""
+    if out == Path.cwd():
+        raise InputError(f"out must not be the working directory if it is to be overwritten; it was {out}")
+    renamed = out.with_name(f".{out.name}.overwritten")
+    shutil.rmtree(renamed, ignore_errors=True)
+    out.rename(renamed)
+    shutil.rmtree(renamed)
 
 
 def read_object(path: Path, contents: str) -> dict[str, Any]:

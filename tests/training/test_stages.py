@@ -12,10 +12,10 @@ from torch.nn import functional as F
 import projkern as pk
 from projkern.models.generators import STARTS
 from projkern.models.names import SOURCE, Kind, ModelName
-from projkern.training.loop import forward_backward_step, make_optimizer
 from projkern.training.losses import nats_from, nats_per_token
 from projkern.training.presets import PLAIN, QUICK
 from projkern.training.stages import divergence, gpt_config, make_operator, make_stage
+from projkern.training.steps import forward_backward_step, make_optimizer
 from projkern.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -414,14 +414,14 @@ def test_checkpoint_of_other_tensors(finished, tmp_path):
 def test_disk_that_fills_up_keeps_the_last_checkpoint(finished, tmp_path):
     stage = stage_of(finished)
     optimizer = torch.optim.AdamW(stage.groups)
-    checkpoint.save(tmp_path, 3, 1.5, stage.module, optimizer)
+    checkpoint.save(tmp_path, 3, 1.5, stage.module, [optimizer])
     kept = {p: p.read_bytes() for p in (tmp_path / "step-00000003").iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # writes beyond it fail, as on a full disk
     try:
         with pytest.raises(checkpoint.CheckpointError, match="could not write .*the last good checkpoint is .*00003"):
-            checkpoint.save(tmp_path, 6, 2.5, stage.module, optimizer)
+            checkpoint.save(tmp_path, 6, 2.5, stage.module, [optimizer])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)

@@ -1,0 +1,57 @@
+"""A stage as a job of the training loop: its optimizer, and one step."""
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from ..data.stream import Images
+from .config import ScheduleConfig, TrainConfig
+from .loop import Job, schedule
+from .stages import Stage
+
+
+def stage_job(stage: Stage, data: Images, config: TrainConfig, dtype: torch.dtype) -> Job:
+    """The training of a stage on a data stream, as the loop runs it."""
+    plan, run = config.schedule, config.run
+    optimizer = make_optimizer(stage, plan)
+
+    def update(step: int) -> tuple[dict[str, Tensor], Tensor]:
+        with record_function("data"):
+            tokens, t = data.batch(stage.first_batch + step)
+        return forward_backward_step(stage, tokens, t, optimizer, dtype, plan.clip)
+
+    return Job(
+        name=str(stage.name),
+        steps=stage.steps,
+        module=stage.module,
+        optimizers=[optimizer],
+        rate=lambda step: schedule(step, stage.steps, plan.warmup),
+        update=update,
+        unit="images",
+        batch_size=plan.batch_size,
+        seed=run.seed,
+        log_every=run.log_every,
+        checkpoint_every=run.checkpoint_every,
+    )
+
+
+def make_optimizer(stage: Stage, plan: ScheduleConfig) -> torch.optim.Optimizer:
+    """AdamW over the stage's groups (paper, appendix C.1: Adam with a very weak weight decay)."""
+    return torch.optim.AdamW(stage.groups, betas=(0.9, 0.95), weight_decay=plan.weight_decay, fused=True)
+
+
+def forward_backward_step(
+    stage: Stage, tokens: Tensor, t: Tensor, optimizer: torch.optim.Optimizer, dtype: torch.dtype, clip: float
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One update; returns the losses and the norm of the gradient before clipping. Profilers see its parts by name."""
+    with record_function("forward"), torch.autocast(tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        losses = stage.losses(tokens, t)
+        total = sum(stage.loss_weights[name] * loss for name, loss in losses.items())
+    assert isinstance(total, Tensor)
+    with record_function("backward"):
+        total.backward()
+    with record_function("optimiser"):
+        norm = nn.utils.clip_grad_norm_(stage.module.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return losses, norm
