@@ -1,8 +1,12 @@
 """projkern: small specialised Transformers, generated from one large one by fused kernels.
 
-W_s = P(t) W_1 Q(t)   (Projectable Models, arXiv 2506.05641)
+W_s = P(t) W_1 Q(t)        a small model for each task (Projectable Models, arXiv 2506.05641)
+W_C = P_out W P_in + A     one smaller model (Projected Compression, arXiv 2506.22255)
 """
 
+from .compression.api import compress
+from .compression.plan import Plan as CompressionPlan
+from .compression.projected import ProjectedModel
 from .kernels.cost import explain
 from .kernels.dispatch import available_backends, use_backend
 from .kernels.linear import project_linear
@@ -12,10 +16,13 @@ from .utils.version import __version__
 
 __all__ = [
     "GPT",
+    "CompressionPlan",
     "GPTConfig",
+    "ProjectedModel",
     "ProjectionOperator",
     "__version__",
     "available_backends",
+    "compress",
     "explain",
     "project",
     "project_layers",

@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-VERBS = ("tokenize", "train", "project", "sample", "evaluate", "explore", "reproduce", "env")
+VERBS = ("tokenize", "train", "project", "compress", "sample", "evaluate", "explore", "reproduce", "env")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ FLOORS = [
     {"models"},
     {"export"},
     {"training"},
+    {"compression"},
     {"exploration", "evaluation", "tokenization"},
 ]
 """Rooms from the lowest floor to the highest; the verbs lie above them."""

@@ -9,7 +9,6 @@ costs far less than doing it file by file.
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from ..data import Palette
 from ..models import ProjectionOperator
 from ..models.huggingface import gpt2
+from ..models.huggingface.causal import quiet_transformers
 from ..models.operator import TaskWeights, generate_weights
 from ..utils.errors import ProjkernError
 from ..utils.files import hidden_name, sync
@@ -117,23 +117,24 @@ class CheckedWriter:
         from transformers import GPT2LMHeadModel
 
         loaded: Any
-        with _quiet_transformers():
+        with quiet_transformers():
             loaded = GPT2LMHeadModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         model, loading = loaded
         wrong = {kind: sorted(names) for kind, names in loading.items() if names}
         if wrong:
             raise WrongModel(f"{folder} does not hold the tensors that transformers looks for: {wrong}")
         logits = model.eval()(self._input_ids).logits[0, :, : self.operator.config.vocab_size]
-        _compare("transformers", folder, logits, expected, TOLERANCE)
+        compare_logits("transformers", folder, logits, expected, TOLERANCE)
 
     def _write_onnx(self, path: Path, state: dict[str, Tensor], expected: Tensor) -> None:
         if self._onnx is None:
             self._onnx = onnx.OnnxWriter(self.operator.config, state)
         self._onnx.write(path, state)
-        _compare("onnxruntime", path, onnx.run(path, self._input_ids)[0], expected, ONNX_TOLERANCE)
+        compare_logits("onnxruntime", path, onnx.run(path, self._input_ids)[0], expected, ONNX_TOLERANCE)
 
 
-def _compare(library: str, path: Path, logits: Tensor, expected: Tensor, tolerance: float) -> None:
+def compare_logits(library: str, path: Path, logits: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Raises WrongModel where logits differ by more than ``tolerance`` of the largest (of 1, if that is more)."""
     largest = max(1.0, expected.abs().max().item())
     error = (logits - expected).abs().max().item() / largest
     if not error <= tolerance:  # true of NaN too
@@ -141,17 +142,3 @@ def _compare(library: str, path: Path, logits: Tensor, expected: Tensor, toleran
             f"{path}, read back by {library}, must give the logits of the training-time forward within {tolerance:g} "
             f"of the largest ({largest:g}); they were {error:.1e} of it off"
         )
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without a progress bar for the reading of each model."""
-    from transformers.utils import logging
-
-    before = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if before:
-            logging.enable_progress_bar()

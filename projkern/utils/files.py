@@ -200,7 +200,7 @@ def open_output(
                 _delete(out.resolve())  # and the lock with it
                 stack.enter_context(locked(out))
             elif path.exists() and not resume:
-                    raise FileExistsError(
+                raise FileExistsError(
                     f"{out} already holds {noun}; give --resume to continue it or --overwrite to redo it"
                 )
             if not path.exists():

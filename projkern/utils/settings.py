@@ -8,8 +8,9 @@ need no more than a setting's own name.
 
 import argparse
 import dataclasses
+import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -18,7 +19,14 @@ from .errors import InputError
 Settings = TypeVar("Settings")
 
 
-def setting(default: Any, help: str, *, option: str | None = "", former: str | None = None) -> Any:
+def setting(
+    default: Any,
+    help: str,
+    *,
+    option: str | None = "",
+    former: str | None = None,
+    parse: Callable[[str], Any] | None = None,
+) -> Any:
     """A field of a dataclass of settings.
 
     Args:
@@ -26,8 +34,10 @@ def setting(default: Any, help: str, *, option: str | None = "", former: str | N
         help: for ``--help``; the default is appended.
         option: its name on the command line, by default that of the field; None for no option.
         former: an earlier name, still understood on the command line and in files.
+        parse: reads its value on the command line, where its type alone does not say how.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "option": option, "former": former})
+    metadata = {"help": help, "option": option, "former": former, "parse": parse}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def fields_of(settings: Any) -> Iterator[tuple[str | None, dataclasses.Field[Any]]]:
@@ -100,9 +110,11 @@ def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
         if field.metadata["option"] is None:
             continue
         kind: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, **_kind(hints[field.name])}
+        if (parse := field.metadata["parse"]) is not None:
+            kind["type"] = parse
         default = values[field.name]
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        text = field.metadata["help"] + ("" if shown is None else f" (default: {_rounded(shown)})")
+        text = field.metadata["help"] + ("" if shown in (None, "") else f" (default: {_rounded(shown)})")
         groups[section].add_argument(_option(field), help=text, **kind)
         former = field.metadata["former"]
         if former is not None and _dashed(former) != _option(field):
@@ -135,6 +147,14 @@ def scale(text: str) -> Fraction:
         raise argparse.ArgumentTypeError(f"must be a fraction such as 1/4; it was {text!r}") from None
 
 
+def count(text: str) -> int:
+    """A number on the command line: 2000000, 2M, 500k or 1.5B."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMbB]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be a number such as 2000000 or 2M; it was {text!r}")
+    return round(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()])
+
+
 def _option(field: dataclasses.Field[Any]) -> str:
     return _dashed(field.metadata["option"] or field.name)
 
@@ -159,7 +179,8 @@ def _kind(hint: Any) -> dict[str, Any]:
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(hint) is tuple:
-        return {"type": scale, "nargs": "+", "metavar": "1/G"}
+        is_text = typing.get_args(hint)[0] is str
+        return {"type": str if is_text else scale, "nargs": "+", "metavar": "FILE" if is_text else "1/G"}
     plain = next(iter(typing.get_args(hint)), hint)  # float for "float | None"
     words = {"int": "N", "float": "X", "str": "NAME" if hint is str else "PATH"}
     return {"type": plain, "metavar": words[plain.__name__]}

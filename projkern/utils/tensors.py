@@ -24,15 +24,26 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         InputError: no such file, pickled weights in its place, a missing shard, or a file that is damaged.
     """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    whole, index = _weight_files(folder)
     if whole.exists():
         return read_tensors(whole)
-    if index.exists():
-        return {name: tensor for shard in _shards(index) for name, tensor in read_tensors(folder / shard).items()}
+    require_safetensors(folder)
+    return {name: tensor for shard in _shards(index) for name, tensor in read_tensors(folder / shard).items()}
+
+
+def require_safetensors(folder: Path) -> None:
+    """Raises InputError where a folder has no weights in safetensors, and says so where they are pickled."""
+    if any(path.exists() for path in _weight_files(folder)):
+        return
     pickled = sorted(path.name for kind in _PICKLED for path in folder.glob(kind))
     if pickled:
         raise InputError(_refusal(folder / pickled[0]))
+    whole, index = _weight_files(folder)
     raise InputError(f"{folder} must hold a checkpoint; it has neither {whole.name} nor {index.name}")
+
+
+def _weight_files(folder: Path) -> tuple[Path, Path]:
+    return folder / "model.safetensors", folder / "model.safetensors.index.json"
 
 
 def _shards(index: Path) -> list[str]:

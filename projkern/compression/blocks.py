@@ -1,0 +1,144 @@
+"""A block: parameters of one shape and kind, in several layers, that are merged and trained together.
+
+    W_C = P_out W P_in + A        (Projected Compression, Sec. 2), for L matrices at once
+
+W is frozen; P_out (axis 0), P_in (axis 1) and A are trained. A side is projected only where it shrinks. A block without
+projections (norms, biases, all of hard pruning) is its own value.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.projection import project_layers
+from .projections import Projection
+
+
+class Block(nn.Module):
+    """L parameters of the small model, as one stack.
+
+    Args:
+        names: of the parameters, one a layer.
+        shape: of each.
+        start: (L', *) float32: A, or the values themselves where nothing is projected. L' is a multiple of L where
+            several matrices lie end to end in a parameter.
+        frozen: the L' source matrices W, views of the source's own parameters; empty where nothing is projected.
+        rows, columns: for each W the projection of its axis 0 and 1; empty for an axis that stays.
+        is_grouped: whether projections are grouped diagonals, for the kernels of ``projkern.project``.
+    """
+
+    left: nn.Parameter | None
+    right: nn.Parameter | None
+
+    def __init__(
+        self,
+        names: list[str],
+        shape: tuple[int, ...],
+        start: Tensor,
+        frozen: list[Tensor],
+        rows: list[Projection],
+        columns: list[Projection],
+        is_grouped: bool,
+    ) -> None:
+        super().__init__()
+        self.names, self.shape, self.is_grouped = names, shape, is_grouped
+        self.residual = nn.Parameter(start)
+        self.left = self._parameter(rows)
+        self.right = self._parameter(columns)
+        self._frozen = frozen
+        if any(len(projection.coordinates) > 1 for projection in (*rows[:1], *columns[:1])):
+            self._frozen = [_sorted(w, rows[i : i + 1], columns[i : i + 1]) for i, w in enumerate(frozen)]
+        self.value = torch.empty_like(start) if frozen else self.residual.detach()
+        self.gradient = torch.zeros_like(start)
+
+    def _parameter(self, projections: list[Projection]) -> nn.Parameter | None:
+        if not projections:
+            return None
+        return nn.Parameter(torch.stack([p.values for p in projections]).to(self.residual.device))
+
+    @property
+    def projections(self) -> list[nn.Parameter]:
+        """P_out and P_in, as far as they are there."""
+        return [p for p in (self.left, self.right) if p is not None]
+
+    def product(self) -> Tensor:
+        """P_out W P_in, (L', a', b'), differentiable in P."""
+        w = self._frozen[0][None] if len(self._frozen) == 1 else torch.stack(self._frozen)
+        w = w.to(self.residual.dtype)
+        if self.is_grouped:
+            return self._grouped_product(w)
+        height, width = self.residual.shape[-2:]
+        rows_first, columns_first = self._costs(w)
+        if rows_first <= columns_first:
+            return _columns(_rows(w, self.left, height), self.right, width)
+        return _rows(_columns(w, self.right, width), self.left, height)
+
+    def _costs(self, w: Tensor) -> tuple[int, int]:
+        """Multiply-adds of rows first and of columns first."""
+        (a, b), (small_a, small_b) = w.shape[-2:], self.residual.shape[-2:]
+        reads_a = 0 if self.left is None else self.left.shape[-2]
+        reads_b = 0 if self.right is None else self.right.shape[-2]
+        rows_first = small_a * reads_a * b + small_a * small_b * reads_b
+        return rows_first, a * small_b * reads_b + small_a * reads_a * small_b
+
+    def _grouped_product(self, w: Tensor) -> Tensor:
+        ones = w.new_ones(())
+        p = ones.expand(w.shape[:2]) if self.left is None else self.left
+        q = ones.expand(w.shape[0], w.shape[2]) if self.right is None else self.right
+        group = tuple(1 if x is None else x.shape[-2] for x in (self.left, self.right))
+        small = project_layers([w], p.reshape(1, -1), q.reshape(1, -1), group)  # type: ignore[arg-type]
+        return torch.cat(small)
+
+    def merged(self) -> Tensor:
+        """W_C (L', a', b'), differentiable in P and A; of a block without projections, its own values."""
+        return self.product() + self.residual if self.projections else self.residual
+
+    def by_name(self, stacked: Tensor) -> dict[str, Tensor]:
+        """The part of each parameter in a stack, as a view."""
+        return dict(zip(self.names, stacked.view(len(self.names), *self.shape).unbind(0)))
+
+    @torch.no_grad()
+    def materialise(self) -> None:
+        """Write W_C into ``value``, where the small model's parameters lie."""
+        if self.projections:
+            torch.add(self.product(), self.residual, out=self.value)
+
+    def backward(self) -> None:
+        """Take the gradients of P and A from ``gradient``, that of W_C: one vector-Jacobian product."""
+        self.residual.grad = self.gradient
+        if not self.projections:
+            return
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(self.product(), self.projections, self.gradient)
+        for parameter, gradient in zip(self.projections, gradients):
+            parameter.grad = gradient
+
+
+def _rows(w: Tensor, p: Tensor | None, size: int) -> Tensor:
+    """P_out W: w (L, a, b), p (L, n, s, k) -> (L, size, b)."""
+    if p is None:
+        return w
+    count, n, s, _ = p.shape
+    x = p.mT @ w.view(count, n, s, w.shape[-1])
+    return x.flatten(1, 2)[:, :size]
+
+
+def _columns(w: Tensor, p: Tensor | None, size: int) -> Tensor:
+    """W P_in: w (L, a, b), p (L, n, s, k) -> (L, a, size)."""
+    if p is None:
+        return w
+    count, n, s, _ = p.shape
+    x = w.view(count, w.shape[1], n, s).transpose(1, 2) @ p
+    return x.transpose(1, 2).flatten(2, 3)[..., :size]
+
+
+def _sorted(w: Tensor, rows: list[Projection], columns: list[Projection]) -> Tensor:
+    """A copy of W (a, b) with its coordinates in the order of the blocks; where a block has none, zeros."""
+    padded = F.pad(w.detach(), (0, 1, 0, 1))  # coordinate -1 is the last, a zero
+    if rows:
+        padded = padded[rows[0].coordinates.flatten().to(w.device)]
+    else:
+        padded = padded[:-1]
+    return padded[:, columns[0].coordinates.flatten().to(w.device)] if columns else padded[:, :-1].contiguous()

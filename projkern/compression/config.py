@@ -1,0 +1,176 @@
+"""The settings of a compression, by what they decide. Each is written once here: default, help, option."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..utils.errors import InputError
+from ..utils.settings import count, flat, require, require_types, setting
+from ..utils.settings import replace as replace_settings
+from .importance import IMPORTANCES
+from .projected import METHODS
+
+STARTS = ("compensated", "pruned")
+OPTIMIZERS = ("muon", "adamw")
+RATES = {
+    **{("project", "adamw"): 0.25, ("prune", "adamw"): 0.5, ("group", "adamw"): 0.5},
+    **{("project", "muon"): 0.5, ("prune", "muon"): 1.0, ("group", "muon"): 1.0},
+}
+"""Peak learning rates times the source's hidden size (docs/compression.md, "Learning rates")."""
+
+
+@dataclass(frozen=True)
+class SizeConfig:
+    """How small the model becomes."""
+
+    keep: float | None = setting(None, "share of the parameters to keep (default: 0.5, unless sizes are given)")
+    hidden_size: int | None = setting(None, "hidden size of the small model")
+    intermediate_size: int | None = setting(None, "intermediate size of its feed-forward")
+    layers: int | None = setting(None, "its layers: those that change their input least are dropped")
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(self, "keep", self.keep is None or 0 < self.keep <= 1, "above 0 and at most 1")
+        for name in ("hidden_size", "intermediate_size", "layers"):
+            value = getattr(self, name)
+            require(self, name, value is None or value >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """How the small model is made of the source."""
+
+    method: str = setting("project", "project (P_out W P_in + A), prune (hard pruning), group (grouped diagonals + A)")
+    importance: str = setting("magnitude", f"what is kept: by {', '.join(IMPORTANCES)}")
+    start: str = setting("compensated", "compensated (what is dropped is predicted from what is kept) or pruned")
+    block: int | None = setting(None, "block-diagonal P, of so many kept coordinates a block: less memory, for project")
+    calibration: int = setting(64, "windows of text that activations are measured on", option=None)
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(self, "method", self.method in METHODS, f"one of {', '.join(METHODS)}")
+        require(self, "importance", self.importance in IMPORTANCES, f"one of {', '.join(IMPORTANCES)}")
+        require(self, "start", self.start in STARTS, f"one of {', '.join(STARTS)}")
+        allowed = self.block is None or (self.block >= 1 and self.method == "project")
+        require(self, "block", allowed, "at least 1, and left out with another method than project")
+        require(self, "calibration", self.calibration >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """What it is trained on."""
+
+    text: tuple[str, ...] = setting((), "text files, plain or .gz, UTF-8")
+    split_at_blank_lines: bool = setting(False, "a blank line ends a document (without it the end of a file does)")
+    generate: int | None = setting(
+        None, "in place of text: so many tokens that the source writes itself (2M)", parse=count
+    )
+    length: int = setting(512, "tokens of a window")
+    held_out: int = setting(256, "windows at the end of the text that losses are measured on")
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(self, "length", self.length >= 2, "at least 2")
+        require(self, "held_out", self.held_out >= 2, "at least 2")
+        require(self, "generate", self.generate is None or self.generate >= 1, "at least 1")
+        if bool(self.text) == (self.generate is not None):
+            raise InputError(
+                f"text must be files, or be left out with generate; it was {' '.join(self.text) or 'neither'}"
+            )
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """For how long and how fast it is trained."""
+
+    tokens: int = setting(2_000_000, "tokens of training; a step more than needed is not begun (2M)", parse=count)
+    batch_size: int = setting(16, "windows a step")
+    micro_batch: int | None = setting(None, "windows at once, to fit the memory (default: as many as 8192 tokens are)")
+    optimizer: str = setting("muon", "of the matrices: muon or adamw; tables, norms and biases have AdamW")
+    lr: float | None = setting(None, "peak learning rate of the matrices (default: the method's own, by hidden size)")
+    distill: float = setting(0.5, "weight of the divergence from the source; 1 - distill is that of the text's loss")
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(self, "tokens", self.tokens >= 0, "at least 0")
+        require(self, "batch_size", self.batch_size >= 1, "at least 1")
+        require(
+            self,
+            "micro_batch",
+            self.micro_batch is None or 1 <= self.micro_batch <= self.batch_size,
+            f"from 1 to batch_size = {self.batch_size}",
+        )
+        require(self, "optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
+        require(self, "lr", self.lr is None or 0 < self.lr < math.inf, "finite and above 0")
+        require(self, "distill", 0 <= self.distill <= 1, "from 0 to 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how it is computed and logged."""
+
+    seed: int = setting(0, "of the order of the text, and of what is generated")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = setting("auto", "auto, float32 or bfloat16 (autocast)")
+    log_every: int = setting(10, "steps between logged lines")
+    checkpoint_every: int = setting(100, "steps between checkpoints")
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(self, "seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
+        require(self, "dtype", self.dtype in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
+        require(self, "log_every", self.log_every >= 1, "at least 1")
+        require(self, "checkpoint_every", self.checkpoint_every >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    """All that determines a compression's result, beside the source and the text."""
+
+    model: str = setting("", "folder of the source", option=None)
+    sizes: SizeConfig = field(default_factory=SizeConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    text: TextConfig = field(default_factory=lambda: TextConfig(generate=2_000_000))
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps: whole batches of the tokens that are to be trained on."""
+        return self.tuning.tokens // (self.tuning.batch_size * self.text.length)
+
+    @property
+    def micro_batch(self) -> int:
+        """Windows that run through the model at once."""
+        return self.tuning.micro_batch or min(self.tuning.batch_size, max(1, 8192 // self.text.length))
+
+    def rate(self, hidden: int) -> float:
+        """Peak learning rate of the matrices, for a source of this hidden size."""
+        return self.tuning.lr or RATES[self.method.method, self.tuning.optimizer] / hidden
+
+    def replace(self, **changes: Any) -> CompressConfig:
+        """A copy with other values, by the settings' own names; raises InputError for a value that is not taken."""
+        return replace_settings(self, **changes)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its own name."""
+        return flat(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings by section."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> CompressConfig:
+        """Read what ``to_json`` wrote; raises InputError where a setting is missing, unknown or has no such value."""
+        try:
+            settings = {"model": values["model"]}
+            for section in dataclasses.fields(cls)[1:]:
+                settings |= values[section.name]
+            settings["text"] = tuple(settings["text"])
+        except (KeyError, TypeError) as error:
+            raise InputError(f"settings must be those of this version; {error} is missing or of another kind") from None
+        return cls().replace(**settings)

@@ -1,0 +1,121 @@
+"""The result as a folder of Hugging Face's format: written, read back, compared, then renamed into place."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..data.text import Windows
+from ..export.checked import TOLERANCE, WrongModel, compare_logits
+from ..models.huggingface.causal import Checkpoint, quiet_transformers
+from ..utils.files import new_folder, write_text
+from .projected import ProjectedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CARD = """---
+library_name: transformers
+tags:
+- {kind}
+- projkern
+---
+
+# A {kind} of {parameters:,} parameters, compressed from {source_parameters:,}
+
+{sizes}. Made from `{source}` by {method}
+([Projected Compression](https://arxiv.org/abs/2506.22255)), with {tokens:,} tokens of training. Loss on held-out text,
+nats per token: {loss:.3f} ± {error:.3f} (source {source_loss:.3f}, before training {start_loss:.3f}).
+
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+```
+
+It is an ordinary model of its class: what reads the source reads it, with the sizes of `config.json`. The licence and
+the terms of use are the source's.
+{notes}"""
+_METHODS = {"project": "projection", "prune": "hard pruning and retraining", "group": "grouped projection"}
+_WITHOUT_HEAD_DIM = (
+    "{name} has no head_dim of its own. transformers reads that of config.json ({head_dim}); an engine that "
+    "computes it as hidden_size / num_attention_heads ({computed}) cannot load this model."
+)
+
+
+def notes_of(config: Any) -> list[str]:
+    """What a user of the small model should know, a sentence each."""
+    head_dim = getattr(config, "head_dim", None)
+    computed = config.hidden_size / config.num_attention_heads
+    if head_dim in (None, computed) or "head_dim" in type(config)().to_dict():
+        return []
+    return [_WITHOUT_HEAD_DIM.format(name=type(config).__name__, head_dim=head_dim, computed=f"{computed:g}")]
+
+
+@torch.no_grad()
+def write_model(
+    folder: Path,
+    projected: ProjectedModel,
+    source: Checkpoint,
+    tokenizer: PreTrainedTokenizerBase | None,
+    summary: dict[str, Any],
+    windows: Windows,
+) -> list[str]:
+    """Write the small model with tokenizer, generation settings and card, and see that transformers reads it back.
+
+    Returns:
+        What a user should know of it.
+
+    Raises:
+        WrongModel: what was read back is not what was trained.
+        OSError: something could not be written.
+    """
+    from transformers import AutoModelForCausalLM
+
+    dtype = getattr(source.config, "dtype", None) or torch.float32
+    model = projected.merge(dtype)
+    tokens = next(windows.held_out_batches(1)).to(model.device)
+    trained = projected.small if dtype == torch.float32 else model
+    expected = trained.eval()(tokens, use_cache=False).logits.float().cpu()
+    notes = notes_of(model.config)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped between this and its summary
+    with new_folder(folder) as partial:
+        with quiet_transformers():
+            model.save_pretrained(partial)
+        for path in partial.glob("*.safetensors"):
+            path.chmod((partial / "config.json").stat().st_mode)  # safetensors leaves files to their owner alone
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        write_text(partial / "README.md", _card(model.config, source, summary, notes))
+        with quiet_transformers():
+            read: Any = AutoModelForCausalLM.from_pretrained(
+                partial, local_files_only=True, dtype="auto", output_loading_info=True
+            )
+        loaded, loading = read
+        wrong = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
+        if wrong:
+            raise WrongModel(f"{folder} does not hold the tensors that transformers looks for: {wrong}")
+        logits = loaded.to(model.device)(tokens, use_cache=False).logits.float().cpu()
+        compare_logits("transformers", folder, logits, expected, TOLERANCE)
+    return notes
+
+
+def _card(config: Any, source: Checkpoint, summary: dict[str, Any], notes: list[str]) -> str:
+    sizes = summary["sizes"]
+    return _CARD.format(
+        kind=config.model_type,
+        parameters=summary["result"]["parameters"],
+        source_parameters=summary["source"]["parameters"],
+        sizes=f"Hidden size {sizes['hidden']}, intermediate size {sizes['intermediate']}, {sizes['layers']} layers",
+        source=source.folder.name,
+        method=_METHODS[summary["method"]],
+        tokens=summary["tokens"],
+        loss=summary["result"]["loss"],
+        error=summary["result"]["standard_error"],
+        source_loss=summary["source"]["loss"],
+        start_loss=summary["start"]["loss"],
+        notes="".join(f"\n{note}\n" for note in notes),
+    )

@@ -1,0 +1,201 @@
+"""The projected model: an ordinary small transformers model whose parameters are made of projections of a source's.
+
+W_C = P_out W P_in + A is made once for each optimizer step and written into the small model, on which all micro-batches
+of the step run; then, block by block, one vector-Jacobian product takes its gradients to P and A. A training step so
+costs what one of the small model costs, and a merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..utils.errors import InputError
+from .axes import kind_of, shapes_of, small_shape
+from .blocks import Block
+from .importance import Inputs, input_axis
+from .plan import Plan
+from .projections import Projection, compensated, selection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+METHODS = ("project", "prune", "group")
+_LARGEST_STACK = 1 << 19
+"""Numbers of W in a block of several layers; a larger matrix is a block by itself, and is not copied."""
+
+
+class ProjectedModel(nn.Module):
+    """A module whose parameters are P and A of every matrix, and the norms and biases themselves.
+
+    ``small`` is the model that they make; it holds the values of the last ``materialise``, and its gradients go to P
+    and A by ``backward``::
+
+        projected.materialise()
+        projected.small(tokens, labels=tokens).loss.backward()
+        projected.backward()
+        optimizer.step()
+
+    Args:
+        source: the frozen source. P and A read its parameters, which must not change.
+        plan: what shrinks and what is kept.
+        method: "project" (P_out W P_in + A), "prune" (the selected values are trained by themselves), or "group"
+            (as "project", with grouped diagonals).
+        block: of "project": kept coordinates that a block of a block-diagonal P has; None for dense ones.
+        inputs: moments of the source's inputs, for the compensated start; without them the start is the selection.
+
+    Raises:
+        InputError: an unknown method, or a block with another method than "project".
+    """
+
+    def __init__(
+        self,
+        source: PreTrainedModel,
+        plan: Plan,
+        method: str = "project",
+        block: int | None = None,
+        inputs: Inputs | None = None,
+    ) -> None:
+        super().__init__()
+        if method not in METHODS:
+            raise InputError(f"method must be one of {', '.join(METHODS)}; it was {method}")
+        if block is not None and (method != "project" or block < 1):
+            raise InputError(f"block must be at least 1, and left out with another method than project; it was {block}")
+        self.plan, self.method = plan, method
+        self._block = 1 if method == "group" else block
+        self.blocks = nn.ModuleList(self._make_blocks(source, inputs))
+        small: PreTrainedModel = type(source)(plan.config).to(device=source.device, dtype=torch.float32)
+        self.__dict__["small"] = small  # not a child: its parameters are views of the blocks' values
+        self._tables = _tables(source)  # type: ignore[call-arg]
+        parameters = dict(small.named_parameters())
+        for part in self.all_blocks():
+            for name, value in part.by_name(part.value).items():
+                parameters[name].data = value
+            for name, gradient in part.by_name(part.gradient).items():
+                parameters[name].grad = gradient
+        self.materialise()
+
+    small: PreTrainedModel
+
+    def all_blocks(self) -> Iterable[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
+
+    def tables(self) -> set[str]:
+        """Names of the parameters that are embeddings or the head."""
+        return self._tables
+
+    def materialise(self) -> None:
+        """Make W_C of the present P and A, in the small model's parameters."""
+        for block in self.all_blocks():
+            block.materialise()
+
+    def zero_gradients(self) -> None:
+        """Set the small model's gradients to zero, in place."""
+        for block in self.all_blocks():
+            block.gradient.zero_()
+
+    def clip_gradients(self, most: float) -> Tensor:
+        """Scale the small model's gradients so that their norm is at most ``most``; returns the norm before."""
+        return nn.utils.clip_grad_norm_(self.small.parameters(), most)
+
+    def backward(self, after: Callable[[Block], None] | None = None) -> None:
+        """Take the small model's gradients to P and A, block by block.
+
+        Args:
+            after: called with each block once its gradients are there, to step its optimizer; they are freed then.
+                Without it all are kept, for an optimizer over all parameters.
+        """
+        for block in self.all_blocks():
+            block.backward()
+            if after is not None:
+                after(block)
+                block.zero_grad(set_to_none=True)
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        """The small model's forward by plain autograd through the merge: slower, and with no ``backward`` to call."""
+        weights = {name: w for block in self.all_blocks() for name, w in block.by_name(block.merged()).items()}
+        return functional_call(self.small, weights, arguments, options)
+
+    @torch.no_grad()
+    def merge(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """A standalone small model, which no longer needs the source.
+
+        Args:
+            dtype: of its parameters; that of the source's configuration unless given.
+        """
+        self.materialise()
+        dtype = dtype or getattr(self.plan.config, "dtype", None) or torch.float32
+        model: PreTrainedModel = type(self.small)(self.plan.config).to(device=self.small.device, dtype=dtype)  # type: ignore[call-arg]
+        model.load_state_dict(self.small.state_dict())
+        model.generation_config = self.small.generation_config
+        return model.eval()
+
+    def _make_blocks(self, source: PreTrainedModel, inputs: Inputs | None) -> list[Block]:
+        axes, shapes = self.plan.axes, shapes_of(source)
+        alike: dict[tuple[Any, ...], list[str]] = {}
+        for name, shape in shapes.items():
+            alike.setdefault((kind_of(name), shape, axes[name]), []).append(name)
+        return [
+            self._make_block(source, run, inputs)
+            for (_, shape, _), names in alike.items()
+            for run in _runs(names, torch.Size(shape).numel())
+        ]
+
+    def _make_block(self, source: PreTrainedModel, names: list[str], inputs: Inputs | None) -> Block:
+        axes = self.plan.axes[names[0]]
+        weights = {name: source.get_parameter(name).detach() for name in names}
+        shape = small_shape(tuple(weights[names[0]].shape), axes, self.plan.sizes)
+        if len(axes) != 2 or axes == (None, None):
+            values = torch.stack([self._select(name, w) for name, w in weights.items()])
+            return Block(names, shape, values, [], [], [], False)
+        copies = 1 if axes[0] is None else axes[0].copies
+        parts = [(name, w) for name, whole in weights.items() for w in whole.view(copies, -1, whole.shape[1])]
+        sides: list[list[Projection]] = [[], []]
+        for i, axis in enumerate(axes):
+            if axis is not None:
+                sides[i] = [self._projection(source, name, i, w.shape[i], inputs) for name, w in parts]
+        start = torch.zeros(len(parts), shape[0] // copies, shape[1], device=source.device)
+        frozen = [w for _, w in parts]
+        block = Block(names, shape, start, frozen, sides[0], sides[1], self.method == "group")
+        if self.method != "prune":
+            return block
+        block.materialise()
+        return Block(names, shape, block.value, [], [], [], False)
+
+    def _projection(
+        self, source: PreTrainedModel, name: str, index: int, size: int, inputs: Inputs | None
+    ) -> Projection:
+        axis = self.plan.axes[name][index]
+        assert axis is not None
+        kept = self.plan.kept(name, axis)
+        projection = selection(size, kept, self._block)
+        if inputs is None or name not in inputs.moments or index != input_axis(source, name):
+            return projection
+        return compensated(projection, kept, inputs.moments[name].cpu())
+
+    def _select(self, name: str, weight: Tensor) -> Tensor:
+        """The kept coordinates of a parameter whose axes are not projected."""
+        for i, axis in enumerate(self.plan.axes[name]):
+            if axis is not None:
+                size = weight.shape[i] // axis.copies
+                kept = self.plan.kept(name, axis)
+                index = torch.cat([kept + copy * size for copy in range(axis.copies)])
+                weight = weight.index_select(i, index.to(weight.device))
+        return weight.float()
+
+
+def _tables(model: PreTrainedModel) -> set[str]:
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    tables = {id(p) for end in ends if end is not None for p in end.parameters()}
+    return {name for name, p in model.named_parameters() if id(p) in tables}
+
+
+def _runs(names: list[str], numbers: int) -> list[list[str]]:
+    length = max(1, _LARGEST_STACK // max(1, numbers))
+    return [names[i : i + length] for i in range(0, len(names), length)]

@@ -1,0 +1,105 @@
+"""From a source and text to a projected model: what is kept, and where P starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..data.text import Windows
+from ..utils.errors import InputError
+from ..utils.tensors import read_tensors, write_tensors
+from .axes import Sizes, find_axes, sizes_of
+from .config import CompressConfig
+from .depth import influence, with_layers
+from .importance import Inputs, gather_inputs, scores_of
+from .plan import Plan
+from .projected import ProjectedModel
+from .sizes import choose_sizes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_AT_ONCE = 4  # windows; the moments of their inputs are wanted, not their gradients
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a compression keeps of its source; all that a resumed one needs to build the same module.
+
+    Args:
+        layers: numbers of the layers, ascending.
+        hidden, intermediate: as in ``Plan``.
+    """
+
+    layers: list[int]
+    hidden: Tensor
+    intermediate: dict[str, Tensor]
+
+    def save(self, path: Path) -> None:
+        tensors = {"layers": torch.tensor(self.layers), "hidden": self.hidden}
+        write_tensors(path, tensors | {f"intermediate.{layer}": kept for layer, kept in self.intermediate.items()})
+
+    @classmethod
+    def load(cls, path: Path) -> Kept:
+        """Read what ``save`` wrote; raises InputError where it is damaged."""
+        tensors = read_tensors(path)
+        if not {"layers", "hidden"} <= tensors.keys():
+            raise InputError(f"{path} must hold what a compression keeps; it holds something else")
+        prefix = "intermediate."
+        intermediate = {name[len(prefix) :]: kept for name, kept in tensors.items() if name.startswith(prefix)}
+        return cls(tensors["layers"].tolist(), tensors["hidden"], intermediate)
+
+
+def target_sizes(source: PreTrainedConfig, config: CompressConfig) -> Sizes:
+    """The sizes that the settings ask for; raises InputError where the source cannot have them."""
+    asked = config.sizes
+    exact = (asked.hidden_size, asked.intermediate_size, asked.layers)
+    keep = 0.5 if asked.keep is None and exact == (None, None, None) else asked.keep
+    sizes = choose_sizes(source, keep, *exact)
+    find_axes(source, sizes)  # refuses what cannot be projected
+    return sizes
+
+
+def choose(source: PreTrainedModel, windows: Windows, config: CompressConfig) -> tuple[Kept, Inputs]:
+    """What to keep of a source, by its scores, and its inputs, which the compensated start needs."""
+    sizes = target_sizes(source.config, config)
+    batches = _calibration(windows, config)
+    total = sizes_of(source.config).layers
+    layers = list(range(total))
+    if sizes.layers < total:
+        scores = influence(source, batches)
+        layers = sorted(scores.argsort(descending=True, stable=True)[: sizes.layers].tolist())
+    shallow = shallow_source(source, layers)
+    axes = find_axes(shallow.config, sizes)
+    is_compensated = config.method.start == "compensated"
+    inputs = Inputs()
+    if is_compensated or config.method.importance == "activation":
+        inputs = gather_inputs(shallow, axes, batches, moments=is_compensated)
+    plan = Plan.of(shallow, sizes, scores_of(config.method.importance, shallow, axes, inputs))
+    return Kept(layers, plan.hidden, plan.intermediate), inputs
+
+
+def make_projected(
+    source: PreTrainedModel, kept: Kept, config: CompressConfig, inputs: Inputs | None = None
+) -> ProjectedModel:
+    """The projected model of a source. Without ``inputs`` its P selects, whatever the setting ``start``."""
+    sizes = target_sizes(source.config, config)
+    shallow = shallow_source(source, kept.layers)
+    plan = Plan.of(shallow, sizes).keeping(kept.hidden, kept.intermediate)
+    return ProjectedModel(shallow, plan, config.method.method, config.method.block, inputs)
+
+
+def shallow_source(source: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
+    """The source with some of its layers, or itself where all are kept."""
+    return source if len(layers) == sizes_of(source.config).layers else with_layers(source, layers)
+
+
+def _calibration(windows: Windows, config: CompressConfig) -> list[Tensor]:
+    """The first windows of the training order."""
+    steps = -(-config.method.calibration // windows.batch_size)
+    tokens = torch.cat([windows.batch(step) for step in range(steps)])[: config.method.calibration]
+    return list(tokens.split(_AT_ONCE))

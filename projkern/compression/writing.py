@@ -1,0 +1,77 @@
+"""Text that a model writes itself, as training data: no other text is needed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.text import open_tokens, save_tokens
+from ..utils.errors import InputError
+from ..utils.files import write_atomically
+from ..utils.seeds import seed_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+AT_ONCE = 64
+"""Sequences; each chunk of so many is a file, so that an interruption loses one at most."""
+
+
+def write_tokens(model: PreTrainedModel, count: int, length: int, seed: int, out: Path) -> None:
+    """Have a model write sequences of ``length`` tokens, at temperature 1, each from its first token on.
+
+    Chunk k depends on the seed and k alone; those of an interrupted call are kept.
+
+    Args:
+        count: tokens in all, rounded up to whole sequences.
+        out: the token file (see ``data.text``).
+
+    Raises:
+        InputError: a model that names no first token.
+    """
+    first = first_token(model)
+    parts = out.with_name(f"{out.stem}.parts")
+    parts.mkdir(parents=True, exist_ok=True)
+    kind = np.dtype(np.uint16 if model.config.vocab_size <= 1 << 16 else np.uint32)
+    sequences = -(-count // length)
+    paths = []
+    with tqdm(total=sequences * length, desc="writing text", unit=" tokens", unit_scale=True) as progress:
+        for start in range(0, sequences, AT_ONCE):
+            size = min(AT_ONCE, sequences - start)
+            paths.append(parts / f"{start:09d}-{size}.npy")
+            if not paths[-1].exists():
+                torch.manual_seed(seed_of(seed, "text", start))
+                ids = sample(model, torch.full((size, 1), first), length).flatten().cpu().numpy()
+                write_atomically(paths[-1], lambda partial, ids=ids: save_tokens(partial, [ids], kind))  # type: ignore[misc]
+            progress.update(size * length)
+    write_atomically(out, lambda partial: save_tokens(partial, [open_tokens(path) for path in paths], kind))
+    shutil.rmtree(parts)
+
+
+def first_token(model: PreTrainedModel) -> int:
+    """The token that a sequence of a model begins with; raises InputError where it names none."""
+    for settings in (model.generation_config, model.config):
+        for name in ("bos_token_id", "eos_token_id"):
+            value = getattr(settings, name, None)
+            if value is not None:
+                return int(value[0] if isinstance(value, list) else value)
+    raise InputError("generate must be left out, and text given: the model names no token to begin with")
+
+
+@torch.no_grad()
+def sample(model: PreTrainedModel, tokens: Tensor, length: int) -> Tensor:
+    """Continue tokens (B, T) to (B, length) by drawing from the model's predictions as they are."""
+    tokens = fed = tokens.to(model.device)
+    past = None
+    while tokens.shape[1] < length:
+        output = model(fed, past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        fed = output.logits[:, -1].float().softmax(-1).multinomial(1)
+        tokens = torch.cat([tokens, fed], 1)
+    return tokens

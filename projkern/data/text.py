@@ -1,0 +1,183 @@
+"""Text as token ids: files tokenised once into a memory-mapped array, and the stream of windows over it."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..utils.errors import InputError
+from ..utils.files import write_atomically
+from ..utils.seeds import seed_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PIECE = 1 << 20
+"""Characters of a long document that are tokenised at a time; pieces end after a line where there is one."""
+_DOCUMENTS_AT_ONCE = 1024
+
+
+def read_documents(path: Path, *, at_blank_lines: bool) -> Iterator[str]:
+    """The documents of a text file, plain or .gz: the whole file, or what blank lines separate.
+
+    Raises:
+        InputError: a file that cannot be read, or is not UTF-8.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            if not at_blank_lines:
+                yield file.read()
+                return
+            for is_blank, lines in itertools.groupby(file, lambda line: not line.strip()):
+                if not is_blank:
+                    yield "".join(lines).rstrip("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"text must be UTF-8 files, plain or .gz; {path} cannot be read: {error}") from error
+
+
+def tokenise(
+    files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, vocab_size: int, out: Path, *, at_blank_lines: bool
+) -> int:
+    """Write the tokens of text files, one document after another, to ``out`` (.npy, (n,) uint16 or uint32).
+
+    Each document gets the special tokens that the tokenizer adds; where it adds none, its end-of-text token follows.
+
+    Args:
+        vocab_size: of the model; an id beyond it is refused.
+        at_blank_lines: whether a blank line ends a document; else the end of a file does.
+
+    Returns:
+        n.
+
+    Raises:
+        InputError: no text, a file that cannot be read, or a tokenizer of another vocabulary.
+        OSError: ``out`` cannot be written.
+    """
+    kind = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+    def write(partial: Path) -> None:
+        parts = []
+        for ids in _token_lists(files, tokenizer, at_blank_lines):
+            if ids and max(ids) >= vocab_size:
+                raise InputError(
+                    f"tokenizer must be the model's, of at most {vocab_size} tokens; it gave the id {max(ids)}"
+                )
+            parts.append(np.array(ids, kind))
+        save_tokens(partial, parts, kind)
+
+    write_atomically(out, write)
+    count = len(open_tokens(out))
+    if count == 0:
+        raise InputError(f"text must hold text; {', '.join(map(str, files))} held none")
+    return count
+
+
+def save_tokens(path: Path, parts: Sequence[np.ndarray], kind: np.dtype[Any]) -> None:
+    """Write arrays of ids end to end as one .npy file."""
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (sum(map(len, parts)),)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            part.astype(kind).tofile(file)
+
+
+def open_tokens(path: Path) -> np.ndarray:
+    """The ids of a token file, mapped into memory; raises InputError where it is damaged."""
+    try:
+        tokens: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return tokens
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} must hold token ids; it cannot be read: {error}") from error
+
+
+def _token_lists(
+    files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, at_blank_lines: bool
+) -> Iterator[list[int]]:
+    ending = [] if tokenizer("").input_ids or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    progress = tqdm(desc="tokenising", unit=" tokens", unit_scale=True, leave=False)
+    with progress:
+        for path in files:
+            documents = read_documents(path, at_blank_lines=at_blank_lines)
+            while batch := list(itertools.islice(documents, _DOCUMENTS_AT_ONCE)):
+                pieces = [(i == 0, piece) for document in batch for i, piece in enumerate(_pieces(document))]
+                lists = {
+                    special: iter(_encode(tokenizer, [piece for first, piece in pieces if first == special], special))
+                    for special in (True, False)
+                }
+                starts = [is_first for is_first, _ in pieces]
+                for is_first, is_last in zip(starts, [*starts[1:], True]):
+                    ids = next(lists[is_first])
+                    progress.update(len(ids))
+                    yield [*ids, *ending] if is_last else ids
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> list[list[int]]:
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=special, verbose=False).input_ids
+    return ids
+
+
+def _pieces(document: str) -> Iterator[str]:
+    start = 0
+    while start < len(document):
+        end = document.find("\n", start + PIECE) + 1 or len(document)
+        yield document[start:end]
+        start = end
+
+
+class Windows:
+    """Windows of T tokens, in the order of the text; the last ones are held out.
+
+    Training goes through all others once, in random order, then again in another. Step k's batch depends on the seed
+    and k alone.
+
+    Args:
+        tokens: (n,) ids.
+        length: T.
+        batch_size: B, windows of a training batch.
+        held_out: windows at the end of the text that training never sees.
+        seed: of the order.
+
+    Raises:
+        InputError: text that is too short for one batch and the held-out windows.
+    """
+
+    def __init__(self, tokens: np.ndarray, length: int, batch_size: int, held_out: int, seed: int) -> None:
+        self.length, self.batch_size, self.held_out, self.seed = length, batch_size, held_out, seed
+        self._tokens = tokens
+        self._epoch = -1, np.empty(0, np.int64)  # the last one used, and its order
+        self.count = len(tokens) // length - held_out
+        if self.count < batch_size:
+            raise InputError(
+                f"text must have at least {(held_out + batch_size) * length} tokens, for {held_out} held-out windows "
+                f"and a batch of {batch_size}, each of {length}; it has {len(tokens)}"
+            )
+
+    def batch(self, step: int) -> Tensor:
+        """Tokens (B, T) int64 of a training step."""
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return self._windows([self._order(i // self.count)[i % self.count] for i in places])
+
+    def held_out_batches(self, size: int) -> Iterator[Tensor]:
+        """The held-out windows, in batches (<= size, T)."""
+        for start in range(0, self.held_out, size):
+            yield self._windows([self.count + i for i in range(start, min(start + size, self.held_out))])
+
+    def _windows(self, indices: Sequence[int]) -> Tensor:
+        rows = [self._tokens[i * self.length : (i + 1) * self.length] for i in indices]
+        return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._epoch[0] != epoch:
+            order = np.random.default_rng(seed_of(self.seed, "order", epoch)).permutation(self.count)
+            self._epoch = epoch, order
+        return self._epoch[1]

@@ -1,0 +1,123 @@
+"""Causal language models of Hugging Face's format: a checkpoint folder in, with what must be refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...utils.errors import InputError
+from ...utils.files import read_object
+from ...utils.tensors import require_safetensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with a causal language model.
+
+    Args:
+        folder: where it lies.
+        config: its configuration.
+    """
+
+    folder: Path
+    config: PreTrainedConfig
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Read the configuration, and see that weights are there.
+
+        Raises:
+            InputError: no checkpoint, pickled weights, or code of its own, which is not run.
+        """
+        from transformers import AutoConfig
+
+        settings = read_object(folder / "config.json", "the configuration of a Hugging Face model")
+        if "auto_map" in settings:
+            raise InputError(f"model must be of a class that transformers builds in; {folder} brings code of its own")
+        require_safetensors(folder)
+        try:
+            return cls(folder, AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+        except Exception as error:  # a class refuses its settings in many ways
+            raise InputError(f"{folder}/config.json is not one that transformers takes: {_line(error)}") from error
+
+    def load(self, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
+        """The model, in evaluation mode, frozen.
+
+        Args:
+            dtype: of its parameters; None for the stored one.
+
+        Raises:
+            InputError: weights that are damaged, incomplete, or of another shape.
+        """
+        from transformers import AutoModelForCausalLM
+
+        loaded: Any
+        try:
+            with quiet_transformers():
+                loaded = AutoModelForCausalLM.from_pretrained(
+                    self.folder,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    dtype=dtype or "auto",
+                    output_loading_info=True,
+                )
+        except Exception as error:  # of transformers and safetensors, each with types of their own
+            raise InputError(f"{self.folder} cannot be loaded: {_line(error)}") from error
+        model, loading = loaded
+        for kind in ("missing_keys", "mismatched_keys"):
+            if loading[kind]:
+                raise InputError(f"{self.folder} must hold every parameter; {kind}: {min(map(str, loading[kind]))}")
+        frozen: PreTrainedModel = model.to(device).eval().requires_grad_(False)
+        return frozen
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The folder's tokenizer.
+
+        Raises:
+            InputError: none is there, or it has more tokens than the model.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:
+            raise InputError(f"{self.folder} must hold the model's tokenizer: {_line(error)}") from error
+        if len(tokenizer) > self.config.vocab_size:
+            raise InputError(
+                f"tokenizer must have at most the model's {self.config.vocab_size} tokens; it has {len(tokenizer)}"
+            )
+        return tokenizer
+
+    def has_tokenizer(self) -> bool:
+        """Whether the folder has files of a tokenizer."""
+        names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+        return any((self.folder / name).exists() for name in names)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own progress bars."""
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
