@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def compress(
     model: PreTrainedModel,
-    tokens: Tensor | None = None,
+    text: Tensor | None = None,
     *,
     keep: float | None = None,
     hidden_size: int | None = None,
@@ -27,11 +27,11 @@ def compress(
 
     Args:
         model: the source, in float32 unless it is on a card. It is not changed.
-        tokens: (n,) token ids of text to train on; without them the model writes its own.
+        text: (n,) token ids of text to train on; without them the model writes its own.
         keep: share of the parameters to keep; 0.5 unless sizes are given.
         hidden_size, intermediate_size, layers: exact sizes in place of ``keep``.
         settings: any other setting of ``projkern.compress``, by its option's name with underscores: ``method``,
-            ``generate`` (how much the model writes; 2 million tokens by default), ``length``, ``lr``, ``seed``.
+            ``tokens``, ``generate`` (how much the model writes; 2 million tokens by default), ``length``, ``seed``.
 
     Returns:
         The small model, in evaluation mode, on the source's device.
@@ -51,21 +51,21 @@ def compress(
 
     sizes = {"keep": keep, "hidden_size": hidden_size, "intermediate_size": intermediate_size, "layers": layers}
     config = CompressConfig().replace(**sizes, **settings)
-    if tokens is not None and (tokens.dim() != 1 or tokens.is_floating_point()):
-        raise InputError(f"tokens must be token ids (n,); they were {tokens.dtype} {tuple(tokens.shape)}")
+    if text is not None and (text.dim() != 1 or text.is_floating_point()):
+        raise InputError(f"text must be token ids (n,); it was {text.dtype} {tuple(text.shape)}")
     was_training = model.training
     model.eval()
     try:
         with tempfile.TemporaryDirectory() as name:
-            folder, text = Path(name), config.text
-            if tokens is None:
-                assert text.generate is not None
-                amount = text.generate + text.held_out * text.length
-                write_tokens(model, amount, text.length, config.run.seed, folder / "tokens.npy")
+            folder, options = Path(name), config.text
+            if text is None:
+                assert options.generate is not None
+                amount = options.generate + options.held_out * options.length
+                write_tokens(model, amount, options.length, config.run.seed, folder / "tokens.npy")
                 ids = open_tokens(folder / "tokens.npy")
             else:
-                ids = tokens.cpu().numpy()
-            windows = Windows(ids, text.length, config.tuning.batch_size, text.held_out, config.run.seed)
+                ids = text.cpu().numpy()
+            windows = Windows(ids, options.length, config.tuning.batch_size, options.held_out, config.run.seed)
             kept, inputs = choose(model, windows, config)
             projected = make_projected(model, kept, config, inputs)
             dtype = torch.bfloat16 if config.run.dtype == "bfloat16" else torch.float32

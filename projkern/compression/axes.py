@@ -151,7 +151,10 @@ def _growth(
         steps = tuple((now - before) / step for before, now in zip(base[name], shape))
         if any(steps):
             if len(shape) > 2:
-                raise InputError(f"model must be dense; {name} of {config.model_type} is {shape}: experts, it seems")
+                raise InputError(
+                    f"model must be a dense decoder; {name} of {config.model_type} is {shape}, as experts and "
+                    "convolutions are"
+                )
             moved[name] = steps
     return moved
 

@@ -18,7 +18,7 @@ from .importance import evaluating
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-GENERATED, ROUNDS = 64, 3
+GENERATED, ROUNDS = 32, 3
 
 
 @dataclass(frozen=True)

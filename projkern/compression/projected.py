@@ -68,9 +68,10 @@ class ProjectedModel(nn.Module):
         self.plan, self.method = plan, method
         self._block = 1 if method == "group" else block
         self.blocks = nn.ModuleList(self._make_blocks(source, inputs))
-        small: PreTrainedModel = type(source)(plan.config).to(device=source.device, dtype=torch.float32)
+        small: PreTrainedModel = type(source)(plan.config)
+        small.to(device=source.device, dtype=torch.float32)  # type: ignore[call-arg]
         self.__dict__["small"] = small  # not a child: its parameters are views of the blocks' values
-        self._tables = _tables(source)  # type: ignore[call-arg]
+        self._tables = _tables(source)
         parameters = dict(small.named_parameters())
         for part in self.all_blocks():
             for name, value in part.by_name(part.value).items():

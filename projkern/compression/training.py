@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 WEIGHT_DECAY, CLIP, FLOOR = 0.1, 1.0, 0.1
 """As the authors: on everything; of the small model's gradient and of each block's projections; end of the cosine."""
-TABLES_SHARE = 0.5
-"""Of the matrices' rate with Muon, what AdamW takes for the rest."""
 
 
 def make_optimizers(projected: ProjectedModel, config: CompressConfig, lr: float) -> dict[Block, Optimizers]:
@@ -41,8 +39,7 @@ def _of_block(projected: ProjectedModel, block: Block, config: CompressConfig, l
     if by_muon:
         optimizers.append(Muon(by_muon, lr=lr, weight_decay=WEIGHT_DECAY))
     if rest:
-        rate = lr * TABLES_SHARE if with_muon else lr
-        optimizers.append(torch.optim.AdamW(rest, lr=rate, weight_decay=WEIGHT_DECAY, fused=True))
+        optimizers.append(torch.optim.AdamW(rest, lr=lr, weight_decay=WEIGHT_DECAY, fused=True))
     return optimizers
 
 

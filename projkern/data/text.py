@@ -71,13 +71,12 @@ def tokenise(
                     f"tokenizer must be the model's, of at most {vocab_size} tokens; it gave the id {max(ids)}"
                 )
             parts.append(np.array(ids, kind))
+        if not any(map(len, parts)):
+            raise InputError(f"text must hold text; {', '.join(map(str, files))} held none")
         save_tokens(partial, parts, kind)
 
     write_atomically(out, write)
-    count = len(open_tokens(out))
-    if count == 0:
-        raise InputError(f"text must hold text; {', '.join(map(str, files))} held none")
-    return count
+    return len(open_tokens(out))
 
 
 def save_tokens(path: Path, parts: Sequence[np.ndarray], kind: np.dtype[Any]) -> None:

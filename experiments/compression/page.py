@@ -1,0 +1,6 @@
+from pathlib import Path
+
+PAGE = Path("docs/compression.md")
+
+
+def write_tables(results: Path) -> None: ...
