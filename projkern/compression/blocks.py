@@ -65,23 +65,26 @@ class Block(nn.Module):
 
     def product(self) -> Tensor:
         """P_out W P_in, (L', a', b'), differentiable in P."""
-        w = self._frozen[0][None] if len(self._frozen) == 1 else torch.stack(self._frozen)
-        w = w.to(self.residual.dtype)
+        w = self._weights()
         if self.is_grouped:
             return self._grouped_product(w)
         height, width = self.residual.shape[-2:]
-        rows_first, columns_first = self._costs(w)
-        if rows_first <= columns_first:
+        if self._rows_first():
             return _columns(_rows(w, self.left, height), self.right, width)
         return _rows(_columns(w, self.right, width), self.left, height)
 
-    def _costs(self, w: Tensor) -> tuple[int, int]:
-        """Multiply-adds of rows first and of columns first."""
-        (a, b), (small_a, small_b) = w.shape[-2:], self.residual.shape[-2:]
+    def _weights(self) -> Tensor:
+        """W (L', a, b), in the type of P."""
+        w = self._frozen[0][None] if len(self._frozen) == 1 else torch.stack(self._frozen)
+        return w.to(self.residual.dtype)
+
+    def _rows_first(self) -> bool:
+        """Whether P_out W before P_in takes fewer multiply-adds than W P_in before P_out."""
+        (a, b), (small_a, small_b) = self._frozen[0].shape, self.residual.shape[-2:]
         reads_a = 0 if self.left is None else self.left.shape[-2]
         reads_b = 0 if self.right is None else self.right.shape[-2]
         rows_first = small_a * reads_a * b + small_a * small_b * reads_b
-        return rows_first, a * small_b * reads_b + small_a * reads_a * small_b
+        return rows_first <= a * small_b * reads_b + small_a * reads_a * small_b
 
     def _grouped_product(self, w: Tensor) -> Tensor:
         ones = w.new_ones(())
@@ -96,8 +99,8 @@ class Block(nn.Module):
         return self.product() + self.residual if self.projections else self.residual
 
     def by_name(self, stacked: Tensor) -> dict[str, Tensor]:
-        """The part of each parameter in a stack, as a view."""
-        return dict(zip(self.names, stacked.view(len(self.names), *self.shape).unbind(0)))
+        """The part of each parameter in a stack; views of it where it is contiguous."""
+        return dict(zip(self.names, stacked.reshape(len(self.names), *self.shape).unbind(0)))
 
     @torch.no_grad()
     def materialise(self) -> None:
@@ -110,28 +113,55 @@ class Block(nn.Module):
         self.residual.grad = self.gradient
         if not self.projections:
             return
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(self.product(), self.projections, self.gradient)
+        gradients = self._grouped_gradients() if self.is_grouped else self._gradients()
         for parameter, gradient in zip(self.projections, gradients):
             parameter.grad = gradient
+
+    def _grouped_gradients(self) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            return torch.autograd.grad(self.product(), self.projections, self.gradient)
+
+    @torch.no_grad()
+    def _gradients(self) -> list[Tensor]:
+        """Of P_out and P_in. Only the first of the two products is made again, and that only where there are two."""
+        w, g = self._weights(), self.gradient
+        if self.left is None or self.right is None or not self._rows_first():
+            left = [] if self.left is None else [_rows_gradient(_columns(w, self.right, g.shape[-1]), self.left, g)]
+            back = g if self.left is None else _rows_back(self.left, g)
+            right = [] if self.right is None else [_rows_gradient(w.mT, self.right, back.mT)]
+            return left + right
+        right = [_rows_gradient(_rows(w, self.left, g.shape[-2]).mT, self.right, g.mT)]
+        return [_rows_gradient(w, self.left, _rows_back(self.right, g.mT).mT), *right]
 
 
 def _rows(w: Tensor, p: Tensor | None, size: int) -> Tensor:
     """P_out W: w (L, a, b), p (L, n, s, k) -> (L, size, b)."""
     if p is None:
         return w
-    count, n, s, _ = p.shape
-    x = p.mT @ w.view(count, n, s, w.shape[-1])
-    return x.flatten(1, 2)[:, :size]
+    return (p.mT @ w.unflatten(1, p.shape[1:3])).flatten(1, 2)[:, :size]
 
 
 def _columns(w: Tensor, p: Tensor | None, size: int) -> Tensor:
     """W P_in: w (L, a, b), p (L, n, s, k) -> (L, a, size)."""
-    if p is None:
-        return w
-    count, n, s, _ = p.shape
-    x = w.view(count, w.shape[1], n, s).transpose(1, 2) @ p
-    return x.transpose(1, 2).flatten(2, 3)[..., :size]
+    return _rows(w.mT, p, size).mT
+
+
+def _rows_gradient(w: Tensor, p: Tensor, g: Tensor) -> Tensor:
+    """Of p (L, n, s, k) in P_out W, from g (L, size, b), the gradient of that product."""
+    return w.unflatten(1, p.shape[1:3]) @ _in_blocks(g, p).mT
+
+
+def _rows_back(p: Tensor, g: Tensor) -> Tensor:
+    """The gradient of W in P_out W: (L, a, b)."""
+    return (p @ _in_blocks(g, p)).flatten(1, 2)
+
+
+def _in_blocks(g: Tensor, p: Tensor) -> Tensor:
+    """(L, size, b) -> (L, n, k, b); the last block may be filled up with zeros."""
+    n, k = p.shape[1], p.shape[3]
+    if g.shape[1] < n * k:
+        g = F.pad(g, (0, 0, 0, n * k - g.shape[1]))
+    return g.unflatten(1, (n, k))
 
 
 def _sorted(w: Tensor, rows: list[Projection], columns: list[Projection]) -> Tensor:
