@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.text import Windows
 from ..training.checkpoint import Optimizers
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHT_DECAY, CLIP, FLOOR = 0.1, 1.0, 0.1
-"""As the authors: on everything; of the small model's gradient and of each block's projections; end of the cosine."""
+"""As the authors: on everything; the largest norm of the small model's gradient; the end of the cosine."""
 
 
 def make_optimizers(projected: ProjectedModel, config: CompressConfig, lr: float) -> dict[Block, Optimizers]:
@@ -58,7 +58,6 @@ def compression_job(
     small, device = projected.small, teacher.device
 
     def step_block(block: Block) -> None:
-        nn.utils.clip_grad_norm_(block.projections, CLIP)
         for optimizer in optimizers[block]:
             optimizer.step()
 
