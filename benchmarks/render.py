@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from projkern.evaluation.report import differences_table, equivalent_sizes, loss
 from projkern.models.names import SOURCE, with_tildes
 from projkern.training import report
 from projkern.utils import markdown
-from projkern.utils.markdown import wrap
 
 from . import predict, sampling_tables, tables
 from .tune_quick import BASE, CONTROL
@@ -188,12 +186,7 @@ def render(page: str) -> str:
     for name, make in (PARTS[page] | ANYWHERE).items():
         if name in ANYWHERE and f"<!-- {name} -->" not in text:
             continue
-        part = f"<!-- {name} -->\n\n{wrap(make())}\n\n<!-- end of {name} -->"
-        text, places = re.subn(
-            f"<!-- {name} -->.*?<!-- end of {name} -->", lambda _, part=part: part, text, flags=re.DOTALL
-        )
-        if places != 1:
-            raise ValueError(f"{page} must have one place for '{name}'; it had {places}")
+        text = markdown.with_part(text, name, make())
     return text
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import text_models
 from PIL import Image
 
 import projkern as pk
@@ -28,6 +29,10 @@ ELSEWHERE = {
     "python -m pytest": "it would run this test",
     "python -m projkern.explore": "it serves until it is stopped; tests/exploration runs it",
     "python -m projkern.reproduce": "an experiment takes long; tests/experiments runs tiny ones",
+    "python -m experiments.compression": "it takes hours; tests/experiments runs a tiny one",
+    "lm_eval": "it needs EleutherAI's harness",
+    "vllm": "it needs vLLM and a card",
+    "python convert_hf_to_gguf.py": "it needs llama.cpp",
     "benchmarks/gpu.sh": "it needs a CUDA card",
     "make": "it runs the tools that .ci/run runs",
 }
@@ -49,10 +54,12 @@ def commands(page: str) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder to work in, with a task, and with images of two classes and their embeddings."""
+    """A folder to work in: a task, images of two classes and their embeddings, a tiny language model and text."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PROJKERN_CACHE", str(tmp_path / "cache"))
     Path("task.json").write_text(json.dumps([0.5] * 18))
+    text_models.write_model(Path("stories260K"))
+    text_models.write_text(Path("stories.txt"))
     rng = np.random.default_rng(0)
     for path in (Path("imagenet") / split / wnid for split in ("train", "val") for wnid in ("n01440764", "n01443537")):
         path.mkdir(parents=True)
@@ -77,6 +84,8 @@ def test_a_page_runs_from_top_to_bottom(page, workplace, tiny_run, tiny_settings
                 arguments = [*tiny_settings, *arguments]
             if verb == "tokenize" and "--resume" not in arguments:
                 arguments = ["--codes", "8", "--steps", "2", *arguments]
+            if verb == "compress" and "--resume" not in arguments:
+                arguments += ["--length", "12", "--batch-size", "4", "--held-out", "8", "--tokens", "96"]
             assert main([verb, *arguments]) == 0, command
         else:
             assert words[0] == "python", f"{page} shows a command that this test does not know: {command}"
@@ -102,10 +111,11 @@ def test_links_and_pictures_exist(page):
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
-def test_notebook_runs(tmp_path):
-    """All its cells, in order, in a folder of its own."""
+@pytest.mark.parametrize("name", ["tour", "compression-tour"])
+def test_notebooks_run(name, tmp_path):
+    """All cells, in order, in a folder of their own."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    notebook = nbformat.read(ROOT / "docs" / "tour.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / "docs" / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))

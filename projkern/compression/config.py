@@ -63,13 +63,20 @@ class MethodConfig:
 class TextConfig:
     """What it is trained on."""
 
-    text: tuple[str, ...] = setting((), "text files, plain or .gz, UTF-8")
+    text: tuple[str, ...] = setting(
+        (), "text files, UTF-8, plain or .gz; or one .npy of token ids, such as the tokens.npy of another run"
+    )
     split_at_blank_lines: bool = setting(False, "a blank line ends a document (without it the end of a file does)")
     generate: int | None = setting(
         None, "in place of text: so many tokens that the source writes itself (2M)", parse=count
     )
     length: int = setting(512, "tokens of a window")
     held_out: int = setting(256, "windows at the end of the text that losses are measured on")
+
+    @property
+    def is_tokenised(self) -> bool:
+        """Whether the text is a file of token ids."""
+        return len(self.text) == 1 and self.text[0].endswith(".npy")
 
     def __post_init__(self) -> None:
         require_types(self)

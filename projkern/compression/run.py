@@ -73,7 +73,7 @@ def run(out: Path, config: CompressConfig, *, resume: bool = False, overwrite: b
     machine = pick_machine(config.run.device, config.run.dtype)
     source = Checkpoint.open(Path(config.model))
     sizes = target_sizes(source.config, config)
-    needs_tokenizer = bool(config.text.text) or source.has_tokenizer()
+    needs_tokenizer = (bool(config.text.text) and not config.text.is_tokenised) or source.has_tokenizer()
     tokenizer = source.tokenizer() if needs_tokenizer else None
     longest = getattr(source.config, "max_position_embeddings", None) or config.text.length
     if config.text.length > longest:
@@ -132,13 +132,21 @@ def _windows(
 ) -> Windows:
     """The run's text as windows; tokenised or written by the source, once."""
     text, path = config.text, out / TOKENS
-    if not path.exists() and text.generate is not None:
+    if text.is_tokenised:
+        path = Path(text.text[0])
+    elif not path.exists() and text.generate is not None:
         write_tokens(source, text.generate + text.held_out * text.length, text.length, config.run.seed, path)
     elif not path.exists():
         assert tokenizer is not None
         files = [Path(name) for name in text.text]
         tokenise(files, tokenizer, source.config.vocab_size, path, at_blank_lines=text.split_at_blank_lines)
-    return Windows(open_tokens(path), text.length, config.tuning.batch_size, text.held_out, config.run.seed)
+    return Windows(
+        open_tokens(path, source.config.vocab_size),
+        text.length,
+        config.tuning.batch_size,
+        text.held_out,
+        config.run.seed,
+    )
 
 
 def _start(out: Path, config: CompressConfig, source: PreTrainedModel, windows: Windows) -> ProjectedModel:

@@ -88,13 +88,21 @@ def save_tokens(path: Path, parts: Sequence[np.ndarray], kind: np.dtype[Any]) ->
             part.astype(kind).tofile(file)
 
 
-def open_tokens(path: Path) -> np.ndarray:
-    """The ids of a token file, mapped into memory; raises InputError where it is damaged."""
+def open_tokens(path: Path, vocab_size: int | None = None) -> np.ndarray:
+    """The ids of a token file (n,), mapped into memory.
+
+    Raises:
+        InputError: a file that is damaged or holds something else, or ids beyond ``vocab_size``.
+    """
     try:
         tokens: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        return tokens
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} must hold token ids; it cannot be read: {error}") from error
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise InputError(f"{path} must hold token ids (n,); it holds {tokens.dtype} {tokens.shape}")
+    if vocab_size is not None and len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+        raise InputError(f"{path} must hold ids from 0 to {vocab_size - 1}; it holds up to {tokens.max()}")
+    return tokens
 
 
 def _token_lists(

@@ -1,5 +1,6 @@
 """Tables and lines of prose in Markdown."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +13,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def with_part(page: str, name: str, part: str) -> str:
+    """A page with what stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` replaced.
+
+    Raises:
+        ValueError: it has no place of that name, or several.
+    """
+    new = f"<!-- {name} -->\n\n{wrap(part)}\n\n<!-- end of {name} -->"
+    page, places = re.subn(f"<!-- {name} -->.*?<!-- end of {name} -->", lambda _: new, page, flags=re.DOTALL)
+    if places != 1:
+        raise ValueError(f"a page must have one place for '{name}'; it had {places}")
+    return page
 
 
 def wrap(text: str, width: int = 120) -> str:

@@ -176,6 +176,16 @@ def test_text_that_the_model_writes(model, tmp_path):
     assert_same_weights(tmp_path / "a", tmp_path / "b")
 
 
+def test_the_tokens_of_another_run(finished, model, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert compress(model, "--text", finished / "tokens.npy", "--out", out, *TINY, *SIZES) == 0
+    assert_same_weights(out, finished)
+    assert not (out / "tokens.npy").exists()
+    np.save(tmp_path / "other.npy", np.full(2000, decoders.VOCABULARY))
+    assert compress(model, "--text", tmp_path / "other.npy", "--out", tmp_path / "other", *TINY, *SIZES) == 1
+    assert "ids from 0 to 95" in capsys.readouterr().err
+
+
 def test_in_python(model, finished):
     """The same as the command, in memory; the source stays as it was."""
     source = AutoModelForCausalLM.from_pretrained(model)
