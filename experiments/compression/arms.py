@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-BUDGETS = (307_200, 614_400, 1_228_800)
-"""Tokens: 150, 300 and 600 steps of 16 windows of 128."""
+BUDGETS = (153_600, 307_200, 614_400)
+"""Tokens: 75, 150 and 300 steps of 16 windows of 128."""
+DETAIL = (307_200,)
+"""Where single changes are looked at."""
 SEEDS = (0, 1, 2)
 COMMON = {"hidden_size": 32, "intermediate_size": 86, "length": 128, "batch_size": 16}
 PAPER = {"importance": "activation", "start": "pruned", "optimizer": "adamw", "distill": 0.0}
@@ -63,13 +65,13 @@ def _changes() -> list[Arm]:
     for method, exponent in (("prune", -6), ("project", -7)):
         for name, change in changes.items():
             first = exponent - ("batch_size" in change)
-            arms.append(Arm(f"{method}, {name}", base | {"method": method} | change, first, BUDGETS[:1], SEEDS[:1]))
+            arms.append(Arm(f"{method}, {name}", base | {"method": method} | change, first, DETAIL, SEEDS[:1]))
     return [
         *arms,
-        Arm("group", base | {"method": "group"}, -6, BUDGETS[:1], SEEDS[:1]),
-        Arm("project, blocks of 16", base | {"method": "project", "block": 16}, -7, BUDGETS[:1], SEEDS[:1]),
+        Arm("group", base | {"method": "group"}, -6, DETAIL, SEEDS[:1]),
+        Arm("project, blocks of 16", base | {"method": "project", "block": 16}, -7, DETAIL, SEEDS[:1]),
     ]
 
 
-RANDOM = Arm("random start, muon", PAPER | {"method": "prune", "optimizer": "muon"}, -5, BUDGETS[:1], is_random=True)
+RANDOM = Arm("random start, muon", PAPER | {"method": "prune", "optimizer": "muon"}, -5, DETAIL, is_random=True)
 ARMS = [*_paper_arms(), RANDOM, *_changes()]

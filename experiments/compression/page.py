@@ -10,7 +10,7 @@ from typing import Any
 from projkern.utils import markdown
 from projkern.utils.files import write_text
 
-from .arms import ARMS, BUDGETS
+from .arms import ARMS, BUDGETS, DETAIL
 from .step_cost import PARTS, share
 from .sweep import Result, of_cell, read_results, summary
 
@@ -51,7 +51,7 @@ def _cell(results: list[Result], arm: str, budget: int) -> str:
 
 
 def _arms(results: list[Result]) -> str:
-    names = [arm.name for arm in ARMS if any(arm.budgets) and (len(arm.budgets) > 1 or arm.is_random)]
+    names = [arm.name for arm in ARMS if arm.budgets == BUDGETS or arm.is_random]
     rows = [(name, *(_cell(results, name, budget) for budget in BUDGETS)) for name in names]
     return markdown.table(("arm", *map(_millions, BUDGETS)), rows)
 
@@ -80,10 +80,10 @@ def _difference(prune: Any, project: Any) -> str:
 
 
 def _changes(results: list[Result]) -> str:
-    names = [arm.name.partition(", ")[2] for arm in ARMS if arm.name.startswith("prune") and len(arm.budgets) == 1]
+    names = [arm.name.partition(", ")[2] for arm in ARMS if arm.name.startswith("prune") and arm.budgets == DETAIL]
     rows = []
     bases = {
-        method: summary(of_cell(results, BASE.format(method=method), BUDGETS[0])) for method in ("prune", "project")
+        method: summary(of_cell(results, BASE.format(method=method), DETAIL[0])) for method in ("prune", "project")
     }
     for name in names:
         rows.append((name, *(_change(results, f"{method}, {name}", bases[method]) for method in bases)))
@@ -93,7 +93,7 @@ def _changes(results: list[Result]) -> str:
 
 
 def _change(results: list[Result], arm: str, base: Any) -> str:
-    cell = summary(of_cell(results, arm, BUDGETS[0]))
+    cell = summary(of_cell(results, arm, DETAIL[0]))
     if cell is None or base is None:
         return ""
     return f"{cell[1]:.3f} ({cell[1] - base[1]:+.3f}; 2^{cell[0]})"
