@@ -132,7 +132,9 @@ class ProjectedModel(nn.Module):
         """
         self.materialise()
         dtype = dtype or getattr(self.plan.config, "dtype", None) or torch.float32
-        model: PreTrainedModel = type(self.small)(self.plan.config).to(device=self.small.device, dtype=dtype)  # type: ignore[call-arg]
+        model: PreTrainedModel = type(self.small)(self.plan.config).to(self.small.device)  # type: ignore[arg-type]
+        for parameter in model.parameters():  # buffers, such as rotary frequencies, keep their type
+            parameter.data = parameter.data.to(dtype)
         model.load_state_dict(self.small.state_dict())
         model.generation_config = self.small.generation_config
         return model.eval()

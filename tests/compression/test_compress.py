@@ -372,6 +372,17 @@ def test_wrong_command_lines(arguments):
     assert compress(*arguments) == 2
 
 
+def test_a_checkpoint_in_bfloat16_gives_one(model, text, tmp_path):
+    """It is trained in float32 and stored as the source is, in shards or not."""
+    source = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    shutil.copytree(model, tmp_path / "source", ignore=shutil.ignore_patterns("model.safetensors"))
+    source.save_pretrained(tmp_path / "source", max_shard_size="50KB")
+    assert len(list((tmp_path / "source").glob("*.safetensors"))) > 1
+    assert compress(tmp_path / "source", "--text", text, "--out", tmp_path / "out", *TINY, *SIZES) == 0
+    tensors = weights(tmp_path / "out")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
 def test_qwen2_warns_of_engines_without_its_head_dim(tmp_path):
     model = text_models.write_model(tmp_path / "source", "qwen2")
     assert compress(model, "--generate", 600, "--out", tmp_path / "out", *TINY, *SIZES, "--tokens", 48) == 0
