@@ -25,6 +25,7 @@ class Arm:
         exponent: of the learning rate 2^exponent that the sweep begins with.
         budgets: the numbers of tokens that it is trained on.
         seeds: of the order of the text. The first sweeps the learning rate; the others run at the best.
+        through: sizes that half of the tokens are spent on first, where it goes in two steps.
         is_random: whether it starts from random weights instead of the source's.
     """
 
@@ -33,6 +34,7 @@ class Arm:
     exponent: int
     budgets: tuple[int, ...] = BUDGETS
     seeds: tuple[int, ...] = SEEDS
+    through: dict[str, int] | None = None
     is_random: bool = False
 
 
@@ -58,14 +60,18 @@ def _changes() -> list[Arm]:
         "in index order": {"importance": "index"},
         "divergence alone": {"distill": 1.0},
         "batches of 4": {"batch_size": 4},
+        "3 layers": {"layers": 3, "hidden_size": 40, "intermediate_size": 124},  # 88,200 parameters
         "all that won": {"start": "compensated", "importance": "magnitude", "distill": 1.0, "batch_size": 4},
     }
     base = PAPER | {"optimizer": "muon", "distill": 0.5}
     arms = []
     for method, exponent in (("prune", -6), ("project", -7)):
+        settings = base | {"method": method}
         for name, change in changes.items():
             first = exponent - ("batch_size" in change)
-            arms.append(Arm(f"{method}, {name}", base | {"method": method} | change, first, DETAIL, SEEDS[:1]))
+            arms.append(Arm(f"{method}, {name}", settings | change, first, DETAIL, SEEDS[:1]))
+        half = {"hidden_size": 48, "intermediate_size": 128}
+        arms.append(Arm(f"{method}, in two steps", settings, exponent, DETAIL, SEEDS[:1], half))
     return [
         *arms,
         Arm("group", base | {"method": "group"}, -6, DETAIL, SEEDS[:1]),

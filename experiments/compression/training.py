@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from projkern.compression.config import CompressConfig
 from projkern.compression.measures import held_out_loss
+from projkern.compression.projected import ProjectedModel
 from projkern.compression.start import choose, make_projected
 from projkern.compression.training import compression_job
 from projkern.data.text import Windows, open_tokens
 from projkern.models.huggingface.causal import Checkpoint
-from projkern.training.loop import train
+from projkern.training.loop import Job, train
 from projkern.training.metrics import Metrics
 from projkern.utils.device import keep_freed_memory, pick_machine
 
 from .arms import COMMON, Arm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def train_arm(
@@ -40,25 +44,24 @@ def train_arm(
     config = config.replace(**tuning, held_out=held_out, log_every=50, checkpoint_every=10**9)
     model = Checkpoint.open(source).load(machine.device, torch.float32)
     windows = Windows(open_tokens(tokens), config.text.length, config.tuning.batch_size, held_out, seed)
+    torch.manual_seed(seed)  # of random weights
     calibration = Windows(open_tokens(tokens), config.text.length, config.tuning.batch_size, held_out, 0)
-    if arm.is_random:
-        torch.manual_seed(seed)
-        kept, _ = choose(model, calibration, config)
-        model = type(model)(model.config)
-        projected = make_projected(model, kept, config)
-    else:
-        kept, inputs = choose(model, calibration, config)
-        projected = make_projected(model, kept, config, inputs)
+    projected_source = type(model)(model.config) if arm.is_random else model
+    if arm.through is not None:
+        halfway = config.replace(**arm.through, tokens=budget // 2)
+        first = _projected(model, calibration, halfway)
+        _train(compression_job(first, model, windows, halfway, machine.dtype))
+        projected_source = first.merge()
+        config = config.replace(tokens=budget // 2)
+    projected = _projected(projected_source, calibration, config)
     start = held_out_loss(projected.small, windows, 64)
     job = compression_job(projected, model, windows, config, machine.dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = train(job, Path(folder) / "checkpoint", Metrics(Path(folder)), lambda step: False)
+    seconds = _train(job)
     projected.materialise()
     loss = held_out_loss(projected.small, windows, 64)
     return {
         "arm": arm.name,
-        "tokens": job.steps * job.batch_size,
-        "steps": job.steps,
+        "tokens": budget,
         "exponent": exponent,
         "seed": seed,
         "start": start.to_json(),
@@ -69,3 +72,14 @@ def train_arm(
         "device": machine.reason,
         "versions": {"torch": torch.__version__},
     }
+
+
+def _projected(source: PreTrainedModel, windows: Windows, config: CompressConfig) -> ProjectedModel:
+    kept, inputs = choose(source, windows, config)
+    return make_projected(source, kept, config, inputs)
+
+
+def _train(job: Job) -> float:
+    """Train without a trace; returns the seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        return train(job, Path(folder) / "checkpoint", Metrics(Path(folder)), lambda step: False)
