@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from ..training.metrics import read_metrics
 from ..utils import markdown
@@ -75,7 +76,7 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
 
 
-def _curves(path: Path, metrics: Path, summary: dict[str, Any], smooth: int = 5) -> None:
+def _curves(path: Path, metrics: Path, summary: dict[str, Any], points: int = 100) -> None:
     """Training losses against tokens, and the held-out losses of the source, the start and the result."""
     lines = [line for line in read_metrics(metrics) if line["stage"] == "compression"]
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
@@ -83,18 +84,19 @@ def _curves(path: Path, metrics: Path, summary: dict[str, Any], smooth: int = 5)
     per_step = summary["tokens"] / max((line["step"] for line in lines), default=1)
     labels = {"text": "training text", "from the source": "divergence from the source"}
     for name, label in labels.items():
-        points = [(line["step"] * per_step, line["losses"][name]) for line in lines if name in line["losses"]]
-        if not points:
+        logged = [(line["step"] * per_step, line["losses"][name]) for line in lines if name in line["losses"]]
+        if not logged:
             continue
-        tokens, losses = np.array(points).T
-        width = min(smooth, len(losses))
+        tokens, losses = np.array(logged).T
+        width = max(1, len(losses) // points)
         mean = np.convolve(losses, np.ones(width) / width, mode="valid")
         axis.plot(tokens[width - 1 :], mean, label=label, linewidth=1.5)
-    axis.axhline(summary["source"]["loss"], color="black", linestyle=":", label="source, held-out text")
-    end = [summary["tokens"]]
-    axis.plot(end, [summary["result"]["loss"]], "o", color="black", label="result, held-out text")
+    ends = [summary[name]["loss"] for name in ("start", "result")]
+    axis.plot([0, summary["tokens"]], ends, "o", color="black", label="held-out text, before and after")
+    axis.axhline(summary["source"]["loss"], color="black", linestyle=":", label="held-out text, the source")
     axis.set(xlabel="tokens", ylabel="loss, nats per token")
     axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
     save_figure(path, figure)
