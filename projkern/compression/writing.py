@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,11 +46,12 @@ def write_tokens(model: PreTrainedModel, count: int, length: int, seed: int, out
         for start in range(0, sequences, AT_ONCE):
             size = min(AT_ONCE, sequences - start)
             paths.append(parts / f"{start:09d}-{size}.npy")
-            if not paths[-1].exists():
+            if paths[-1].exists():
+                progress.update(size * length)
+            else:
                 torch.manual_seed(seed_of(seed, "text", start))
-                ids = sample(model, torch.full((size, 1), first), length).flatten().cpu().numpy()
+                ids = sample(model, torch.full((size, 1), first), length, progress.update).flatten().cpu().numpy()
                 write_atomically(paths[-1], lambda partial, ids=ids: save_tokens(partial, [ids], kind))  # type: ignore[misc]
-            progress.update(size * length)
     write_atomically(out, lambda partial: save_tokens(partial, [open_tokens(path) for path in paths], kind))
     shutil.rmtree(parts)
 
@@ -65,13 +67,19 @@ def first_token(model: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def sample(model: PreTrainedModel, tokens: Tensor, length: int) -> Tensor:
-    """Continue tokens (B, T) to (B, length) by drawing from the model's predictions as they are."""
+def sample(model: PreTrainedModel, tokens: Tensor, length: int, done: Callable[[int], object]) -> Tensor:
+    """Continue tokens (B, T) to (B, length) by drawing from the model's predictions as they are.
+
+    Args:
+        done: called with the number of tokens that each step adds.
+    """
     tokens = fed = tokens.to(model.device)
     past = None
+    done(tokens.numel())
     while tokens.shape[1] < length:
         output = model(fed, past_key_values=past, use_cache=True)
         past = output.past_key_values
         fed = output.logits[:, -1].float().softmax(-1).multinomial(1)
         tokens = torch.cat([tokens, fed], 1)
+        done(len(tokens))
     return tokens
