@@ -140,6 +140,13 @@ def test_every_way_learns(model, text, tmp_path, settings):
     assert summary["result"]["loss"] < summary["start"]["loss"] - 0.1
 
 
+def test_keep_all_is_the_source(model, text, tmp_path):
+    """Every number of the file."""
+    assert compress(model, "--text", text, "--out", tmp_path / "out", *TINY, "--keep", 1, "--tokens", 0) == 0
+    source, result = load_file(model / "model.safetensors"), weights(tmp_path / "out")
+    assert source.keys() == result.keys() and all(torch.equal(source[name], result[name]) for name in source)
+
+
 def test_fewer_layers_keep_those_that_matter(model, text, tmp_path):
     """A layer that changes nothing is dropped; what is left computes the same."""
     source = AutoModelForCausalLM.from_pretrained(model)
