@@ -12,10 +12,11 @@ from projkern.models.huggingface.causal import Checkpoint
 from projkern.utils import command
 
 from .arms import BUDGETS, COMMON
+from .larger import RESULTS as FOLDER
 from .page import PAGE, write_tables
 from .sweep import run_sweeps
 
-RESULTS = Path("experiments/results/compression/stories.json")
+RESULTS = FOLDER / "stories.json"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ from ..training.loop import train
 from ..training.metrics import Metrics
 from ..utils.device import Machine, pick_machine
 from ..utils.errors import InputError
-from ..utils.files import SETTINGS, Format, open_output, write_json
+from ..utils.files import SETTINGS, Format, open_output, read_object, write_json
 from ..utils.settings import require_unchanged
 from ..utils.version import __version__
 from .axes import Sizes
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 FORMAT = Format("projkern compression", 1, "the settings of a compression")
 START = Format("projkern start", 1, "the losses at the start of a compression")
-TOKENS, KEPT = "tokens.npy", "kept.safetensors"
+TOKENS, KEPT, SUMMARY = "tokens.npy", "kept.safetensors", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def resumed_config(out: Path, changes: dict[str, Any]) -> CompressConfig:
 def run(out: Path, config: CompressConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Compress a model, continuing where the folder left off, and report on it.
 
-    The folder is touched only once the source and the text are known to be there and to fit.
+    A finished folder that is to be resumed stays as it is. The folder is touched only once the source and the text are
+    known to be there and to fit.
 
     Returns:
         What ``summary.json`` holds.
@@ -70,6 +71,8 @@ def run(out: Path, config: CompressConfig, *, resume: bool = False, overwrite: b
         InputError, OSError: a source, text or settings that cannot be used, or a folder that cannot.
         Interrupted, Diverged, CheckpointError: of the training.
     """
+    if resume and (out / SUMMARY).exists():
+        return read_object(out / SUMMARY, "what a compression came to")
     machine = pick_machine(config.run.device, config.run.dtype)
     source = Checkpoint.open(Path(config.model))
     sizes = target_sizes(source.config, config)
@@ -123,7 +126,7 @@ def _compress(out: Path, config: CompressConfig, machine: Machine, given: Input)
     notes = write_model(out / "model", projected, given.source, given.tokenizer, summary, windows)
     summary["total_seconds"] = round(time.monotonic() - began, 1)
     write_report(out, config, summary, samples, notes)
-    write_json(out / "summary.json", summary)
+    write_json(out / SUMMARY, summary)
     return summary
 
 

@@ -20,14 +20,14 @@ from ..utils.seeds import seed_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-AT_ONCE = 64
+AT_ONCE = {"cpu": 64, "cuda": 256}
 """Sequences; each chunk of so many is a file, so that an interruption loses one at most."""
 
 
 def write_tokens(model: PreTrainedModel, count: int, length: int, seed: int, out: Path) -> None:
     """Have a model write sequences of ``length`` tokens, at temperature 1, each from its first token on.
 
-    Chunk k depends on the seed and k alone; those of an interrupted call are kept.
+    Chunk k depends on the seed, k and the kind of device alone; those of an interrupted call are kept.
 
     Args:
         count: tokens in all, rounded up to whole sequences.
@@ -40,11 +40,11 @@ def write_tokens(model: PreTrainedModel, count: int, length: int, seed: int, out
     parts = out.with_name(f"{out.stem}.parts")
     parts.mkdir(parents=True, exist_ok=True)
     kind = np.dtype(np.uint16 if model.config.vocab_size <= 1 << 16 else np.uint32)
-    sequences = -(-count // length)
+    sequences, at_once = -(-count // length), AT_ONCE.get(model.device.type, AT_ONCE["cpu"])
     paths = []
     with tqdm(total=sequences * length, desc="writing text", unit=" tokens", unit_scale=True) as progress:
-        for start in range(0, sequences, AT_ONCE):
-            size = min(AT_ONCE, sequences - start)
+        for start in range(0, sequences, at_once):
+            size = min(at_once, sequences - start)
             paths.append(parts / f"{start:09d}-{size}.npy")
             if paths[-1].exists():
                 progress.update(size * length)
