@@ -12,6 +12,8 @@ THOROUGH_PARAMETERS = {"triton", "cuda", "projected"}
 
 THOROUGH = (
     "tests/benchmarks",
+    "tests/compression/test_compress.py",
+    "tests/compression/test_stories.py",
     "tests/evaluation",
     "tests/experiments",
     "tests/exploration",
@@ -30,7 +32,7 @@ THOROUGH = (
     "tests/models/test_sampling.py::test_samples_of",
     "tests/test_docs.py::test_a_page_runs_from_top_to_bottom",
     "tests/test_docs.py::test_documentation_agrees_with_the_stored_results",
-    "tests/test_docs.py::test_notebook_runs",
+    "tests/test_docs.py::test_notebooks_run",
     "tests/tokenization",
     "tests/training/test_legacy_runs.py",
     "tests/training/test_settings.py",
