@@ -34,26 +34,25 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of the source")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the result's folder (default: a new one under runs/)")
     command.add_state(parser, "continue what --out holds, with its own settings", "replace what is in --out")
-    add_options(parser, CompressConfig().replace(generate=None, text=("FILE",)))
+    add_options(parser, CompressConfig())
     return parser
 
 
-def write_model(options: argparse.Namespace) -> str:
+def compress_model(options: argparse.Namespace) -> str:
     """Compress what the options name; returns the table of losses, and where the files are."""
     from .compression.config import CompressConfig
     from .compression.report import table
     from .compression.run import resumed_config, run
 
     changes = given_options(options, CompressConfig())
-    for name in ("model", "text"):
-        if name in changes:
-            paths = [changes[name]] if name == "model" else changes[name]
-            absolute = tuple(str(Path(path).resolve()) for path in paths)
-            changes[name] = absolute[0] if name == "model" else absolute
+    if "model" in changes:
+        changes["model"] = str(Path(changes["model"]).resolve())
+    if "text" in changes:
+        changes["text"] = tuple(str(Path(path).resolve()) for path in changes["text"])
     if options.resume:
         config = resumed_config(options.out, changes)
     else:
-        config = CompressConfig().replace(**{"generate": None} | changes)
+        config = CompressConfig().replace(**changes)
     summary = run(options.out, config, resume=options.resume, overwrite=options.overwrite)
     out = options.out
     return f"\n{table(summary)}\n\nWrote {out}/model, {out}/report.md and {out}/summary.json."
@@ -80,7 +79,7 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    return command.run(parser(), argv, write_model, when_stopped, check)
+    return command.run(parser(), argv, compress_model, when_stopped, check)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ def test_a_page_runs_from_top_to_bottom(page, workplace, tiny_run, tiny_settings
             if verb == "tokenize" and "--resume" not in arguments:
                 arguments = ["--codes", "8", "--steps", "2", *arguments]
             if verb == "compress" and "--resume" not in arguments:
+                arguments = ["2k" if argument == "2M" else argument for argument in arguments]
                 arguments += ["--length", "12", "--batch-size", "4", "--held-out", "8", "--tokens", "96"]
             assert main([verb, *arguments]) == 0, command
         else:

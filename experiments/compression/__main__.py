@@ -5,10 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from projkern.data.text import open_tokens, save_tokens, tokenise
-from projkern.models.huggingface.causal import Checkpoint
+from projkern.models.huggingface.causal import PretrainedFolder
 from projkern.utils import command
 
 from .arms import BUDGETS, COMMON
@@ -55,7 +53,7 @@ def _tokens(options: argparse.Namespace) -> tuple[Path, int]:
     """The token file, training text first and whole held-out windows last, and how many these are."""
     path, length = options.out / "tokens.npy", int(COMMON["length"])
     options.out.mkdir(parents=True, exist_ok=True)
-    source = Checkpoint.open(options.source)
+    source = PretrainedFolder.open(options.source)
     parts = []
     for name in ("text", "held_out"):
         part = options.out / f"{name}.npy"
@@ -64,7 +62,7 @@ def _tokens(options: argparse.Namespace) -> tuple[Path, int]:
             tokenise([file], source.tokenizer(), source.config.vocab_size, part, at_blank_lines=True)
         ids = open_tokens(part)
         parts.append(ids[: len(ids) // length * length])
-    save_tokens(path, parts, np.dtype(parts[0].dtype))
+    save_tokens(path, parts, source.config.vocab_size)
     return path, len(parts[1]) // length
 
 

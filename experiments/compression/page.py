@@ -18,6 +18,8 @@ PAGE = Path("docs/compression.md")
 STEP_COST, LARGER = "step_cost.json", "smollm2.json"
 METHODS = ("prune", "project")
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
+SHARES = ("of 8k tokens", "of 64k", "with distillation, of 8k", "of 64k")
+"""What the merge and its gradients are of a step."""
 BASE = "{method}, muon, distillation"
 
 
@@ -30,8 +32,9 @@ def render(results: Path, text: str) -> str:
     """The page's text with its tables as the stored results have them."""
     arms = read_results(results)
     parts = {"arms": _arms(arms), "differences": _differences(arms), "changes": _changes(arms)}
-    parts["step cost"] = _step_cost(json.loads((results.parent / STEP_COST).read_text()))
-    parts["larger model"] = _larger(json.loads((results.parent / LARGER).read_text()))
+    for name, file, table in (("step cost", STEP_COST, _step_cost), ("larger model", LARGER, _larger)):
+        path = results.parent / file
+        parts[name] = table(json.loads(path.read_text())) if path.exists() else "Not measured yet."
     for name, part in parts.items():
         text = markdown.with_part(text, name, part)
     return text
@@ -62,10 +65,7 @@ def _differences(results: list[Result]) -> str:
         for suffix in ("", ", distillation"):
             cells = []
             for budget in BUDGETS:
-                pair = [
-                    summary(of_cell(results, f"{method}, {optimizer}{suffix}", budget))
-                    for method in ("prune", "project")
-                ]
+                pair = [summary(of_cell(results, f"{method}, {optimizer}{suffix}", budget)) for method in METHODS]
                 cells.append(_difference(*pair))
             rows.append((f"{title}{suffix}", *cells))
     return markdown.table(("project - prune", *map(_millions, BUDGETS)), rows)
@@ -82,9 +82,7 @@ def _difference(prune: Any, project: Any) -> str:
 def _changes(results: list[Result]) -> str:
     names = [arm.name.partition(", ")[2] for arm in ARMS if arm.name.startswith("prune") and arm.budgets == DETAIL]
     rows = []
-    bases = {
-        method: summary(of_cell(results, BASE.format(method=method), DETAIL[0])) for method in ("prune", "project")
-    }
+    bases = {method: summary(of_cell(results, BASE.format(method=method), DETAIL[0])) for method in METHODS}
     for name in names:
         rows.append((name, *(_change(results, f"{method}, {name}", bases[method]) for method in bases)))
     for name in ("group", "project, blocks of 16"):
@@ -100,10 +98,10 @@ def _change(results: list[Result], arm: str, base: Any) -> str:
 
 
 def _step_cost(stored: dict[str, Any]) -> str:
-    head = ("method", "optimizer", *(f"{part}, s" for part in PARTS), "merge and its gradients, of 8k tokens", "of 64k")
+    head = ("method", "optimizer", *(f"{part}, s" for part in PARTS), *SHARES)
     rows = []
     for row in stored["rows"]:
-        shares = [f"{share(row, tokens, with_source=True):.1%}" for tokens in (8192, 65536)]
+        shares = [f"{share(row, n, with_source=run):.1%}" for run in (False, True) for n in (8192, 65536)]
         seconds = [f"{row['seconds'][part]:.2f}" for part in PARTS]
         rows.append((row["method"], OPTIMIZERS[row["optimizer"]], *seconds, *shares))
     memory = [

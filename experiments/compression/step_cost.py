@@ -22,10 +22,10 @@ from torch import Tensor
 
 from projkern.compression.config import CompressConfig
 from projkern.compression.losses import next_token_losses
-from projkern.compression.start import choose, make_projected
+from projkern.compression.start import choose, make_projected, target_sizes
 from projkern.compression.training import CLIP, make_optimizers
 from projkern.data.text import Windows
-from projkern.models.huggingface.causal import Checkpoint
+from projkern.models.huggingface.causal import PretrainedFolder
 from projkern.utils.device import keep_freed_memory, pick_machine, wait_for
 from projkern.utils.files import write_json
 
@@ -54,12 +54,13 @@ def measure(
     config = CompressConfig().replace(
         method=name, block=int(blocks) if blocks else None, optimizer=optimizer, start="pruned", **sizes
     )
-    source = Checkpoint.open(model).load(device, torch.float32 if device.type == "cpu" else None)
+    source = PretrainedFolder.open(model).load(device, torch.float32 if device.type == "cpu" else None)
     torch.manual_seed(0)
     ids = torch.randint(source.config.vocab_size, (config.text.length * 40,))
     windows = Windows(ids.numpy(), config.text.length, 4, 2, 0)
-    kept, _ = choose(source, windows, config)
-    projected = make_projected(source, kept, config)
+    target = target_sizes(source.config, config)
+    kept, _ = choose(source, windows, config, target)
+    projected = make_projected(source, kept, config, target)
     optimizers = make_optimizers(projected, config, config.rate(source.config.hidden_size))
     tokens = windows.batch(0)[:2].to(device)
     seconds: dict[str, list[float]] = {part: [] for part in PARTS}
@@ -92,7 +93,6 @@ def measure(
             spent += clock() - began
 
         projected.backward(step_block)
-        projected.zero_gradients()
         times.append(clock() - spent)
         return [*(after - before for before, after in pairwise(times)), spent]
 
@@ -117,7 +117,7 @@ def measure(
             + sum(x.nbytes for state in states for x in state.values() if isinstance(x, Tensor)),
             "small model and gradients": 2 * sum(p.nbytes for p in projected.small.parameters()),
             "largest block": max(
-                sum(p.nbytes for p in block.projections) + 2 * sum(w.nbytes for w in block._frozen)
+                sum(p.nbytes for p in block.projections) + 2 * sum(w.nbytes for w in block.frozen)
                 for block in projected.all_blocks()
             ),
         },

@@ -100,10 +100,10 @@ def run_sweeps(
             for arm, budget in cells:
                 if len(running) == workers:
                     break
-                wanted = next_training(of_cell(results, arm.name, budget), arm.exponent, arm.seeds)
-                if wanted is None or (arm.name, budget) in running.values():
+                training = next_training(of_cell(results, arm.name, budget), arm.exponent, arm.seeds)
+                if training is None or (arm.name, budget) in running.values():
                     continue
-                running[pool.submit(train_arm, arm, budget, *wanted, source, tokens, held_out)] = arm.name, budget
+                running[pool.submit(train_arm, arm, budget, *training, source, tokens, held_out)] = arm.name, budget
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:

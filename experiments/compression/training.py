@@ -11,10 +11,10 @@ import torch
 from projkern.compression.config import CompressConfig
 from projkern.compression.measures import held_out_loss
 from projkern.compression.projected import ProjectedModel
-from projkern.compression.start import choose, make_projected
+from projkern.compression.start import choose, make_projected, target_sizes
 from projkern.compression.training import compression_job
 from projkern.data.text import Windows, open_tokens
-from projkern.models.huggingface.causal import Checkpoint
+from projkern.models.huggingface.causal import PretrainedFolder
 from projkern.training.loop import Job, train
 from projkern.training.metrics import Metrics
 from projkern.utils.device import keep_freed_memory, pick_machine
@@ -42,11 +42,14 @@ def train_arm(
     config = CompressConfig().replace(**COMMON | arm.settings)
     tuning = {"tokens": budget, "lr": 2.0**exponent, "seed": seed}
     config = config.replace(**tuning, held_out=held_out, log_every=50, checkpoint_every=10**9)
-    model = Checkpoint.open(source).load(machine.device, torch.float32)
+    model = PretrainedFolder.open(source).load(machine.device, torch.float32)
     windows = Windows(open_tokens(tokens), config.text.length, config.tuning.batch_size, held_out, seed)
     torch.manual_seed(seed)  # of random weights
     calibration = Windows(open_tokens(tokens), config.text.length, config.tuning.batch_size, held_out, 0)
-    projected_source = type(model)(model.config) if arm.is_random else model
+    projected_source = model
+    if arm.is_random:
+        projected_source = type(model)(model.config)
+        projected_source.to(machine.device)  # type: ignore[arg-type]
     if arm.through is not None:
         halfway = config.replace(**arm.through, tokens=budget // 2)
         first = _projected(model, calibration, halfway)
@@ -75,8 +78,9 @@ def train_arm(
 
 
 def _projected(source: PreTrainedModel, windows: Windows, config: CompressConfig) -> ProjectedModel:
-    kept, inputs = choose(source, windows, config)
-    return make_projected(source, kept, config, inputs)
+    sizes = target_sizes(source.config, config)
+    kept, inputs = choose(source, windows, config, sizes)
+    return make_projected(source, kept, config, sizes, inputs)
 
 
 def _train(job: Job) -> float:

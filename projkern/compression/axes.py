@@ -73,6 +73,8 @@ def resized(config: PreTrainedConfig, sizes: Sizes) -> PreTrainedConfig:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     with contextlib.suppress(AttributeError):  # a property, where the width of a head follows the hidden size
         new.head_dim = head_dim
+    if hasattr(new, "auto_map"):  # code of the source's own, which is not used
+        del new.auto_map
     new.hidden_size = sizes.hidden
     setattr(new, _intermediate_name(config), sizes.intermediate)
     return new
@@ -123,7 +125,7 @@ def find_axes(config: PreTrainedConfig, target: Sizes) -> Axes:
         if not moved:
             raise InputError(f"intermediate_size must be left alone: no parameter of {config.model_type} follows it")
         _enter(growth, moved, is_residual=False)
-    axes = {name: tuple(of) for name, of in growth.items()}
+    axes = {name: tuple(kinds) for name, kinds in growth.items()}
     _require_shapes(config, target, base, axes)
     return axes
 

@@ -47,9 +47,11 @@ class Block(nn.Module):
         self.residual = nn.Parameter(start)
         self.left = self._parameter(rows)
         self.right = self._parameter(columns)
-        self._frozen = frozen
+        self.frozen = frozen
+        self._orders: list[tuple[Tensor | None, ...]] = []  # of the coordinates of each W, where P has blocks
         if any(len(projection.coordinates) > 1 for projection in (*rows[:1], *columns[:1])):
-            self._frozen = [_sorted(w, rows[i : i + 1], columns[i : i + 1]) for i, w in enumerate(frozen)]
+            orders = [[p.coordinates.flatten().to(start.device) for p in side] for side in (rows, columns)]
+            self._orders = [tuple(side[i] if side else None for side in orders) for i in range(len(frozen))]
         self.value = torch.empty_like(start) if frozen else self.residual.detach()
         self.gradient = torch.zeros_like(start)
 
@@ -75,12 +77,15 @@ class Block(nn.Module):
 
     def _weights(self) -> Tensor:
         """W (L', a, b), in the type of P."""
-        w = self._frozen[0][None] if len(self._frozen) == 1 else torch.stack(self._frozen)
+        matrices = self.frozen
+        if self._orders:
+            matrices = [_sorted(w, *orders) for w, orders in zip(matrices, self._orders)]
+        w = matrices[0][None] if len(matrices) == 1 else torch.stack(matrices)
         return w.to(self.residual.dtype)
 
     def _rows_first(self) -> bool:
         """Whether P_out W before P_in takes fewer multiply-adds than W P_in before P_out."""
-        (a, b), (small_a, small_b) = self._frozen[0].shape, self.residual.shape[-2:]
+        (a, b), (small_a, small_b) = self.frozen[0].shape, self.residual.shape[-2:]  # without what fills blocks up
         reads_a = 0 if self.left is None else self.left.shape[-2]
         reads_b = 0 if self.right is None else self.right.shape[-2]
         rows_first = small_a * reads_a * b + small_a * small_b * reads_b
@@ -164,11 +169,10 @@ def _in_blocks(g: Tensor, p: Tensor) -> Tensor:
     return g.unflatten(1, (n, k))
 
 
-def _sorted(w: Tensor, rows: list[Projection], columns: list[Projection]) -> Tensor:
-    """A copy of W (a, b) with its coordinates in the order of the blocks; where a block has none, zeros."""
-    padded = F.pad(w.detach(), (0, 1, 0, 1))  # coordinate -1 is the last, a zero
-    if rows:
-        padded = padded[rows[0].coordinates.flatten().to(w.device)]
-    else:
-        padded = padded[:-1]
-    return padded[:, columns[0].coordinates.flatten().to(w.device)] if columns else padded[:, :-1].contiguous()
+def _sorted(w: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """A copy of W (a, b) with its coordinates in the order of the blocks; where a block has none (-1), zeros."""
+    for axis, order in enumerate((rows, columns)):
+        if order is not None:
+            is_missing = (order < 0).unsqueeze(1 - axis)
+            w = w.index_select(axis, order.clamp(min=0)).masked_fill(is_missing, 0)
+    return w

@@ -19,8 +19,8 @@ def predict_dropped(moments: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
         moments: (size, size), sum of x x^T.
         kept, dropped: indices.
     """
-    moments = moments.double()
-    gram = moments[kept][:, kept]
+    rows = moments[kept].double()
+    gram = rows[:, kept]
     ridge = RIDGE * gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
     gram = gram + ridge * torch.eye(len(kept), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram, moments[kept][:, dropped]).mT.float()
+    return torch.linalg.solve(gram, rows[:, dropped]).mT.float()

@@ -16,8 +16,12 @@ from .projected import METHODS
 STARTS = ("compensated", "pruned")
 OPTIMIZERS = ("muon", "adamw")
 RATES = {
-    **{("project", "adamw"): 0.25, ("prune", "adamw"): 0.5, ("group", "adamw"): 0.5},
-    **{("project", "muon"): 0.5, ("prune", "muon"): 1.0, ("group", "muon"): 1.0},
+    ("project", "adamw"): 0.25,
+    ("prune", "adamw"): 0.5,
+    ("group", "adamw"): 0.5,
+    ("project", "muon"): 0.5,
+    ("prune", "muon"): 1.0,
+    ("group", "muon"): 1.0,
 }
 """Peak learning rates times the source's hidden size (docs/compression.md, "Learning rates")."""
 
@@ -68,10 +72,12 @@ class TextConfig:
     )
     split_at_blank_lines: bool = setting(False, "a blank line ends a document (without it the end of a file does)")
     generate: int | None = setting(
-        None, "in place of text: so many tokens that the source writes itself (2M)", parse=count
+        None, "in place of text: so many tokens that the source writes itself, such as 2M", parse=count
     )
     length: int = setting(512, "tokens of a window")
-    held_out: int = setting(256, "windows at the end of the text that losses are measured on")
+    held_out: int | None = setting(
+        None, "windows at the end of the text that losses are measured on (default: a tenth, at most 256)"
+    )
 
     @property
     def is_tokenised(self) -> bool:
@@ -81,21 +87,18 @@ class TextConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require(self, "length", self.length >= 2, "at least 2")
-        require(self, "held_out", self.held_out >= 2, "at least 2")
+        require(self, "held_out", self.held_out is None or self.held_out >= 2, "at least 2")
         require(self, "generate", self.generate is None or self.generate >= 1, "at least 1")
-        if bool(self.text) == (self.generate is not None):
-            raise InputError(
-                f"text must be files, or be left out with generate; it was {' '.join(self.text) or 'neither'}"
-            )
+        require(self, "generate", self.generate is None or not self.text, "left out with text")
 
 
 @dataclass(frozen=True)
 class TuningConfig:
     """For how long and how fast it is trained."""
 
-    tokens: int = setting(2_000_000, "tokens of training; a step more than needed is not begun (2M)", parse=count)
+    tokens: int = setting(2_000_000, "tokens of training, in whole steps", parse=count)
     batch_size: int = setting(16, "windows a step")
-    micro_batch: int | None = setting(None, "windows at once, to fit the memory (default: as many as 8192 tokens are)")
+    micro_batch: int | None = setting(None, "windows at once (default: up to 8192 tokens, of large vocabularies fewer)")
     optimizer: str = setting("muon", "of the matrices: muon or adamw; tables, norms and biases have AdamW")
     lr: float | None = setting(None, "peak learning rate of the matrices (default: the method's own, by hidden size)")
     distill: float = setting(0.5, "weight of the divergence from the source; 1 - distill is that of the text's loss")
@@ -140,19 +143,27 @@ class CompressConfig:
     model: str = setting("", "folder of the source", option=None)
     sizes: SizeConfig = field(default_factory=SizeConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
-    text: TextConfig = field(default_factory=lambda: TextConfig(generate=2_000_000))
+    text: TextConfig = field(default_factory=TextConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        step, generate = self.tuning.batch_size * self.text.length, self.text.generate
+        is_whole = self.tuning.tokens == 0 or self.tuning.tokens >= step
+        require(self.tuning, "tokens", is_whole, f"0, or at least the {step} of a step")
+        least = step + 2 * self.text.length
+        is_enough = generate is None or generate >= least
+        require(self.text, "generate", is_enough, f"at least {least}, a batch and two held-out windows")
 
     @property
     def steps(self) -> int:
         """Optimizer steps: whole batches of the tokens that are to be trained on."""
         return self.tuning.tokens // (self.tuning.batch_size * self.text.length)
 
-    @property
-    def micro_batch(self) -> int:
-        """Windows that run through the model at once."""
-        return self.tuning.micro_batch or min(self.tuning.batch_size, max(1, 8192 // self.text.length))
+    def micro_batch(self, vocab_size: int) -> int:
+        """Windows that run through the model at once: of at most 8192 tokens, and of 2^27 logits."""
+        most = min(8192, (1 << 27) // vocab_size)
+        return self.tuning.micro_batch or min(self.tuning.batch_size, max(1, most // self.text.length))
 
     def rate(self, hidden: int) -> float:
         """Peak learning rate of the matrices, for a source of this hidden size."""

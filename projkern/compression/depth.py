@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..models.huggingface.causal import evaluating
 from ..utils.errors import InputError
-from .importance import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,7 +68,7 @@ def with_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
         if isinstance(value, list) and len(value) == len(layers):  # such as layer_types
             setattr(config, key, [value[i] for i in kept])
     config.num_hidden_layers = len(kept)
-    shallow: PreTrainedModel = type(model)(config).to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
+    shallow: PreTrainedModel = type(model)(config).to(model.device)  # type: ignore[arg-type]
     numbers = {str(old): str(new) for new, old in enumerate(kept)}
     state = {}
     for key, tensor in model.state_dict().items():

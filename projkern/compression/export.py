@@ -10,12 +10,11 @@ import torch
 
 from ..data.text import Windows
 from ..export.checked import TOLERANCE, WrongModel, compare_logits
-from ..models.huggingface.causal import Checkpoint, quiet_transformers
+from ..models.huggingface.causal import quiet_transformers
 from ..utils.files import new_folder, write_text
-from .projected import ProjectedModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CARD = """---
 library_name: transformers
@@ -58,13 +57,20 @@ def notes_of(config: Any) -> list[str]:
 @torch.no_grad()
 def write_model(
     folder: Path,
-    projected: ProjectedModel,
-    source: Checkpoint,
+    model: PreTrainedModel,
+    trained: PreTrainedModel,
+    source: str,
     tokenizer: PreTrainedTokenizerBase | None,
     summary: dict[str, Any],
     windows: Windows,
 ) -> list[str]:
     """Write the small model with tokenizer, generation settings and card, and see that transformers reads it back.
+
+    Args:
+        folder: what is there already is replaced once the new one is right.
+        model: the small model.
+        trained: the model whose logits the one that is read back must have.
+        source: name of the source.
 
     Returns:
         What a user should know of it.
@@ -75,13 +81,9 @@ def write_model(
     """
     from transformers import AutoModelForCausalLM
 
-    dtype = getattr(source.config, "dtype", None) or torch.float32
-    model = projected.merge(dtype)
     tokens = next(windows.held_out_batches(1)).to(model.device)
-    trained = projected.small if dtype == torch.float32 else model
     expected = trained.eval()(tokens, use_cache=False).logits.float().cpu()
     notes = notes_of(model.config)
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped between this and its summary
     with new_folder(folder) as partial:
         with quiet_transformers():
             model.save_pretrained(partial)
@@ -100,17 +102,18 @@ def write_model(
             raise WrongModel(f"{folder} does not hold the tensors that transformers looks for: {wrong}")
         logits = loaded.to(model.device)(tokens, use_cache=False).logits.float().cpu()
         compare_logits("transformers", folder, logits, expected, TOLERANCE)
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped between this and its summary
     return notes
 
 
-def _card(config: Any, source: Checkpoint, summary: dict[str, Any], notes: list[str]) -> str:
+def _card(config: Any, source: str, summary: dict[str, Any], notes: list[str]) -> str:
     sizes = summary["sizes"]
     return _CARD.format(
         kind=config.model_type,
         parameters=summary["result"]["parameters"],
         source_parameters=summary["source"]["parameters"],
         sizes=f"Hidden size {sizes['hidden']}, intermediate size {sizes['intermediate']}, {sizes['layers']} layers",
-        source=source.folder.name,
+        source=source,
         method=_METHODS[summary["method"]],
         tokens=summary["tokens"],
         loss=summary["result"]["loss"],

@@ -7,8 +7,7 @@ input of its last matrix. By magnitude: the mean norm of the rows or columns of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..models.huggingface.causal import evaluating
 from .axes import Axes, Axis, layer_of, sizes_of
 from .plan import Scores, feed_forwards, index_order
 
@@ -52,10 +52,10 @@ def input_axis(model: nn.Module, name: str) -> int | None:
 def readers(model: PreTrainedModel, axes: Axes) -> dict[str, Axis]:
     """The matrices of linear layers whose input's axis shrinks, with that axis."""
     matrices = {}
-    for name, of in axes.items():
-        axis = input_axis(model, name) if len(of) == 2 else None
-        if axis is not None and (shrinking := of[axis]) is not None:
-            matrices[name] = shrinking
+    for name, both in axes.items():
+        index = input_axis(model, name) if len(both) == 2 else None
+        if index is not None and (axis := both[index]) is not None:
+            matrices[name] = axis
     return matrices
 
 
@@ -103,17 +103,6 @@ def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
         sums[name] = value
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode, whatever the mode before, which is put back."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 def scores_of(importance: str, model: PreTrainedModel, axes: Axes, inputs: Inputs) -> Scores:
     """Scores of one of ``IMPORTANCES``.
 
@@ -156,4 +145,4 @@ def _add_magnitudes(model: PreTrainedModel, axes: Axes, hidden: Tensor, intermed
                 continue
             norms = weight.detach().double().norm(dim=1 - i).cpu().view(axis.copies, -1).mean(0)
             target = hidden if axis.is_residual else intermediate[layer_of(name)]
-            target += norms / norms.mean()
+            target += norms / norms.mean().clamp(min=torch.finfo(norms.dtype).tiny)

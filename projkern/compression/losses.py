@@ -61,5 +61,5 @@ class _NextTokenLosses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * scale, None, None, None
+        (gradient,) = ctx.saved_tensors  # scaled in place: it is the largest tensor of a step, and used once
+        return gradient.mul_(scale), None, None, None

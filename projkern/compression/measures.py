@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.text import Windows
+from ..models.huggingface.causal import evaluating
 from ..utils.device import wait_for
-from .importance import evaluating
+from .writing import extend, likeliest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,48 +51,39 @@ def held_out_loss(model: PreTrainedModel, windows: Windows, at_once: int) -> Hel
     return HeldOut(values.mean().item(), values.std().item() / math.sqrt(len(values)))
 
 
-def measure_speed(models: dict[str, PreTrainedModel], tokens: Tensor) -> dict[str, dict[str, float]]:
+def measure_speed(
+    models: dict[str, PreTrainedModel], tokens: Tensor, stored: torch.dtype
+) -> dict[str, dict[str, float]]:
     """Greedy decoding of one sequence by each model in turn: tokens per second, the best of a few rounds.
 
     Args:
+        models: all of one type.
         tokens: (1, T), what is continued.
+        stored: type of their files, by which weights and cache are counted.
     """
     best = dict.fromkeys(models, 0.0)
     for _ in range(ROUNDS):
         for name, model in models.items():
-            began = time.perf_counter()
-            continue_greedily(model, tokens, GENERATED)
+            start = time.perf_counter()
+            extend(model, tokens, tokens.shape[1] + GENERATED, likeliest)
             wait_for(model.device)
-            best[name] = max(best[name], GENERATED / (time.perf_counter() - began))
+            best[name] = max(best[name], GENERATED / (time.perf_counter() - start))
     return {
         name: {
             "tokens_per_second": round(best[name], 1),
-            "weight_bytes": sum(p.nbytes for p in model.parameters()),
-            "cache_bytes_per_token": _cache_bytes(model),
+            "weight_bytes": sum(p.numel() for p in model.parameters()) * stored.itemsize,
+            "cache_bytes_per_token": _cache_numbers(model) * stored.itemsize,
         }
         for name, model in models.items()
     }
 
 
-@torch.no_grad()
-def continue_greedily(model: PreTrainedModel, tokens: Tensor, count: int) -> Tensor:
-    """The tokens (1, T) and the ``count`` likeliest ones that follow, one after another."""
-    with evaluating(model):
-        tokens = tokens.to(model.device)
-        fed, past = tokens, None
-        for _ in range(count):
-            output = model(fed, past_key_values=past, use_cache=True)
-            past, fed = output.past_key_values, output.logits[:, -1:].argmax(-1)
-            tokens = torch.cat([tokens, fed], 1)
-    return tokens
-
-
-def _cache_bytes(model: PreTrainedModel) -> int:
-    """Keys and values of one token, in the model's type."""
+def _cache_numbers(model: PreTrainedModel) -> int:
+    """Numbers in the keys and values of one token."""
     config: Any = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * width * model.dtype.itemsize)
+    return int(2 * config.num_hidden_layers * heads * width)
 
 
 def write_samples(
@@ -104,7 +96,7 @@ def write_samples(
         prompt = tokens[:, :length]
         row = {"prompt": str(tokenizer.decode(prompt[0], skip_special_tokens=True))}
         for name, model in models.items():
-            written = continue_greedily(model, prompt, 48)[0, length:]
+            written = extend(model, prompt, length + 48, likeliest)[0, length:]
             row[name] = str(tokenizer.decode(written, skip_special_tokens=True))
         rows.append(row)
     return rows

@@ -99,4 +99,6 @@ def index_order(axes: Axes, source: Sizes) -> Scores:
 
 def feed_forwards(axes: Axes) -> list[str]:
     """The layers whose feed-forward shrinks."""
-    return list(dict.fromkeys(layer_of(n) for n, of in axes.items() for axis in of if axis and not axis.is_residual))
+    return list(
+        dict.fromkeys(layer_of(n) for n, both in axes.items() for axis in both if axis and not axis.is_residual)
+    )

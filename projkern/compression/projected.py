@@ -7,6 +7,7 @@ costs what one of the small model costs, and a merge.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ class ProjectedModel(nn.Module):
     """A module whose parameters are P and A of every matrix, and the norms and biases themselves.
 
     ``small`` is the model that they make; it holds the values of the last ``materialise``, and its gradients go to P
-    and A by ``backward``::
+    and A by ``backward``. ``tables`` names the parameters that are embeddings or the head. A step::
 
         projected.materialise()
         projected.small(tokens, labels=tokens).loss.backward()
@@ -66,18 +67,19 @@ class ProjectedModel(nn.Module):
         if block is not None and (method != "project" or block < 1):
             raise InputError(f"block must be at least 1, and left out with another method than project; it was {block}")
         self.plan, self.method = plan, method
+        self._compensated: dict[tuple[int, int], Projection] = {}  # q, k and v, or gate and up, have one input
         self._block = 1 if method == "group" else block
         self.blocks = nn.ModuleList(self._make_blocks(source, inputs))
+        self._compensated.clear()
         small: PreTrainedModel = type(source)(plan.config)
         small.to(device=source.device, dtype=torch.float32)  # type: ignore[call-arg]
+        small.generation_config = copy.deepcopy(source.generation_config)
         self.__dict__["small"] = small  # not a child: its parameters are views of the blocks' values
-        self._tables = _tables(source)
+        self.tables = _tables(source)
         parameters = dict(small.named_parameters())
         for part in self.all_blocks():
             for name, value in part.by_name(part.value).items():
                 parameters[name].data = value
-            for name, gradient in part.by_name(part.gradient).items():
-                parameters[name].grad = gradient
         self.materialise()
 
     small: PreTrainedModel
@@ -87,19 +89,14 @@ class ProjectedModel(nn.Module):
             assert isinstance(block, Block)
             yield block
 
-    def tables(self) -> set[str]:
-        """Names of the parameters that are embeddings or the head."""
-        return self._tables
-
     def materialise(self) -> None:
-        """Make W_C of the present P and A, in the small model's parameters."""
+        """Make W_C of the present P and A, in the small model's parameters, whose gradients become zero."""
+        parameters = dict(self.small.named_parameters())
         for block in self.all_blocks():
             block.materialise()
-
-    def zero_gradients(self) -> None:
-        """Set the small model's gradients to zero, in place."""
-        for block in self.all_blocks():
             block.gradient.zero_()
+            for name, gradient in block.by_name(block.gradient).items():
+                parameters[name].grad = gradient
 
     def clip_gradients(self, most: float) -> Tensor:
         """Scale the small model's gradients so that their norm is at most ``most``; returns the norm before."""
@@ -136,7 +133,7 @@ class ProjectedModel(nn.Module):
         for parameter in model.parameters():  # buffers, such as rotary frequencies, keep their type
             parameter.data = parameter.data.to(dtype)
         model.load_state_dict(self.small.state_dict())
-        model.generation_config = self.small.generation_config
+        model.generation_config = copy.deepcopy(self.small.generation_config)
         return model.eval()
 
     def _make_blocks(self, source: PreTrainedModel, inputs: Inputs | None) -> list[Block]:
@@ -180,7 +177,10 @@ class ProjectedModel(nn.Module):
         projection = selection(size, kept, self._block)
         if inputs is None or name not in inputs.moments or index != input_axis(source, name):
             return projection
-        return compensated(projection, kept, inputs.moments[name].cpu())
+        key = id(inputs.moments[name]), id(kept)
+        if key not in self._compensated:
+            self._compensated[key] = compensated(projection, kept, inputs.moments[name].cpu())
+        return self._compensated[key]
 
     def _select(self, name: str, weight: Tensor) -> Tensor:
         """The kept coordinates of a parameter whose axes are not projected."""

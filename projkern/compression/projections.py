@@ -31,10 +31,10 @@ def selection(size: int, kept: Tensor, block: int | None) -> Projection:
     Args:
         size: coordinates of the source.
         kept: (m,) those that stay, ascending; the order of the small model.
-        block: kept coordinates a block; None for one dense block.
+        block: kept coordinates a block; None, or as many as are kept, for one dense block.
     """
     m = len(kept)
-    if block is None:
+    if block is None or block >= m:
         values = torch.zeros(1, size, m)
         values[0, kept, torch.arange(m)] = 1
         return Projection(torch.arange(size)[None], values)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from ..data.text import Windows
 from ..training.metrics import read_metrics
 from ..utils import markdown
 from ..utils.files import write_text
@@ -17,11 +18,16 @@ from .config import CompressConfig
 
 
 def write_report(
-    out: Path, config: CompressConfig, summary: dict[str, Any], samples: list[dict[str, str]], notes: list[str]
+    out: Path,
+    config: CompressConfig,
+    summary: dict[str, Any],
+    windows: Windows,
+    samples: list[dict[str, str]],
+    notes: list[str],
 ) -> None:
     """Write ``curves.png`` and ``report.md``."""
     _curves(out / "curves.png", out / "metrics.jsonl", summary)
-    write_text(out / "report.md", markdown.wrap(_report(config, summary, samples, notes)))
+    write_text(out / "report.md", markdown.wrap(_report(config, summary, windows, samples, notes)))
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -43,9 +49,11 @@ def table(summary: dict[str, Any]) -> str:
     return markdown.table(head, rows)
 
 
-def _report(config: CompressConfig, summary: dict[str, Any], samples: list[dict[str, str]], notes: list[str]) -> str:
+def _report(
+    config: CompressConfig, summary: dict[str, Any], windows: Windows, samples: list[dict[str, str]], notes: list[str]
+) -> str:
     sizes, versions = summary["sizes"], summary["versions"]
-    text = "text that the source wrote itself" if config.text.generate is not None else "the text given"
+    text = "text that the source wrote itself" if config.text.generate is not None else "text"
     share = summary["result"]["parameters"] / summary["source"]["parameters"]
     paragraphs = [
         f"# {Path(config.model).name}, compressed to {share:.0%} of its parameters",
@@ -53,7 +61,7 @@ def _report(config: CompressConfig, summary: dict[str, Any], samples: list[dict[
         f"`{summary['method']}`, {summary['tokens']:,} tokens of {text}, peak learning rate {summary['lr']:.3g}, "
         f"{config.tuning.optimizer}, divergence from the source weighted {config.tuning.distill:g}.",
         table(summary),
-        f"Loss on {config.text.held_out} held-out windows of {config.text.length} tokens, ± one standard error. Speed "
+        f"Loss on {windows.held_out} held-out windows of {config.text.length} tokens, ± one standard error. Speed "
         "of greedy decoding, one sequence. The result is an ordinary transformers model, in `model/`.",
         *notes,
         "![Training loss](curves.png)",

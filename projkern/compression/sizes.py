@@ -94,7 +94,7 @@ def _solve(config: PreTrainedConfig, keep: float, layers: int) -> Sizes:
         return source
     shapes = shapes_of(build_empty(config))
     target = keep * count_parameters(shapes)
-    shallow = with_layers(shapes, layers)
+    shallow = shapes_with_layers(shapes, layers)
     probe = Sizes(source.hidden - config.num_attention_heads, source.intermediate - 1, source.layers)
     axes = find_axes(config, probe)
     hidden_step = _multiple(source.hidden, config.num_attention_heads, WIDEST_HIDDEN)
@@ -127,7 +127,7 @@ def _multiple(size: int, of: int, widest: int) -> int:
     return math.lcm(power, of)
 
 
-def with_layers(shapes: dict[str, tuple[int, ...]], layers: int) -> dict[str, tuple[int, ...]]:
+def shapes_with_layers(shapes: dict[str, tuple[int, ...]], layers: int) -> dict[str, tuple[int, ...]]:
     """The shapes of a model of fewer layers."""
     numbers = {name: layer_of(name).rpartition(".")[2] for name in shapes}
     return {name: shape for name, shape in shapes.items() if not numbers[name] or int(numbers[name]) < layers}

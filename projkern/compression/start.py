@@ -23,7 +23,7 @@ from .sizes import choose_sizes
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_AT_ONCE = 4  # windows; the moments of their inputs are wanted, not their gradients
+_AT_ONCE = 4  # windows
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,26 @@ class Kept:
 
 def target_sizes(source: PreTrainedConfig, config: CompressConfig) -> Sizes:
     """The sizes that the settings ask for; raises InputError where the source cannot have them."""
-    asked = config.sizes
-    exact = (asked.hidden_size, asked.intermediate_size, asked.layers)
-    keep = 0.5 if asked.keep is None and exact == (None, None, None) else asked.keep
+    exact = (config.sizes.hidden_size, config.sizes.intermediate_size, config.sizes.layers)
+    keep = 0.5 if config.sizes.keep is None and exact == (None, None, None) else config.sizes.keep
     sizes = choose_sizes(source, keep, *exact)
     find_axes(source, sizes)  # refuses what cannot be projected
     return sizes
 
 
-def choose(source: PreTrainedModel, windows: Windows, config: CompressConfig) -> tuple[Kept, Inputs]:
-    """What to keep of a source, by its scores, and its inputs, which the compensated start needs."""
-    sizes = target_sizes(source.config, config)
+def check_length(config: CompressConfig, source: PreTrainedConfig) -> None:
+    """Raises InputError where windows are longer than the source's positions."""
+    most = getattr(source, "max_position_embeddings", None) or config.text.length
+    if config.text.length > most:
+        raise InputError(f"length must be at most the model's {most} positions; it was {config.text.length}")
+
+
+def choose(source: PreTrainedModel, windows: Windows, config: CompressConfig, sizes: Sizes) -> tuple[Kept, Inputs]:
+    """What to keep of a source, by its scores, and its inputs, which the compensated start needs.
+
+    Args:
+        sizes: of ``target_sizes``.
+    """
     batches = _calibration(windows, config)
     total = sizes_of(source.config).layers
     layers = list(range(total))
@@ -84,10 +93,9 @@ def choose(source: PreTrainedModel, windows: Windows, config: CompressConfig) ->
 
 
 def make_projected(
-    source: PreTrainedModel, kept: Kept, config: CompressConfig, inputs: Inputs | None = None
+    source: PreTrainedModel, kept: Kept, config: CompressConfig, sizes: Sizes, inputs: Inputs | None = None
 ) -> ProjectedModel:
     """The projected model of a source. Without ``inputs`` its P selects, whatever the setting ``start``."""
-    sizes = target_sizes(source.config, config)
     shallow = shallow_source(source, kept.layers)
     plan = Plan.of(shallow, sizes).keeping(kept.hidden, kept.intermediate)
     return ProjectedModel(shallow, plan, config.method.method, config.method.block, inputs)

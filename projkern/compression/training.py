@@ -30,7 +30,7 @@ def make_optimizers(projected: ProjectedModel, config: CompressConfig, lr: float
 
 def _of_block(projected: ProjectedModel, block: Block, config: CompressConfig, lr: float) -> Optimizers:
     with_muon = config.tuning.optimizer == "muon"
-    is_matrix = block.residual.dim() == 3 and not projected.tables() & set(block.names)
+    is_matrix = block.residual.dim() == 3 and not projected.tables & set(block.names)
     by_muon = [block.residual] if with_muon and is_matrix else []
     if by_muon and not block.is_grouped:
         by_muon += block.projections
@@ -54,7 +54,7 @@ def compression_job(
     """
     lr = config.rate(teacher.config.hidden_size)
     optimizers = make_optimizers(projected, config, lr)
-    weight, micro = config.tuning.distill, config.micro_batch
+    weight, micro = config.tuning.distill, config.micro_batch(teacher.config.vocab_size)
     small, device = projected.small, teacher.device
 
     def step_block(block: Block) -> None:
@@ -64,7 +64,6 @@ def compression_job(
     def update(step: int) -> tuple[dict[str, Tensor], Tensor]:
         batch = windows.batch(step)
         projected.materialise()
-        projected.zero_gradients()
         small.train()
         total = torch.zeros(2, device=device)
         for tokens in batch.to(device).split(micro):

@@ -1,4 +1,4 @@
-"""Text that a model writes itself, as training data: no other text is needed."""
+"""Text that a model writes: as training data, so that no other text is needed, and as samples."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..data.text import open_tokens, save_tokens
+from ..models.huggingface.causal import evaluating
 from ..utils.errors import InputError
 from ..utils.files import write_atomically
 from ..utils.seeds import seed_of
@@ -39,7 +39,7 @@ def write_tokens(model: PreTrainedModel, count: int, length: int, seed: int, out
     first = first_token(model)
     parts = out.with_name(f"{out.stem}.parts")
     parts.mkdir(parents=True, exist_ok=True)
-    kind = np.dtype(np.uint16 if model.config.vocab_size <= 1 << 16 else np.uint32)
+    vocabulary = model.config.vocab_size
     sequences, at_once = -(-count // length), AT_ONCE.get(model.device.type, AT_ONCE["cpu"])
     paths = []
     with tqdm(total=sequences * length, desc="writing text", unit=" tokens", unit_scale=True) as progress:
@@ -50,9 +50,10 @@ def write_tokens(model: PreTrainedModel, count: int, length: int, seed: int, out
                 progress.update(size * length)
             else:
                 torch.manual_seed(seed_of(seed, "text", start))
-                ids = sample(model, torch.full((size, 1), first), length, progress.update).flatten().cpu().numpy()
-                write_atomically(paths[-1], lambda partial, ids=ids: save_tokens(partial, [ids], kind))  # type: ignore[misc]
-    write_atomically(out, lambda partial: save_tokens(partial, [open_tokens(path) for path in paths], kind))
+                begin = torch.full((size, 1), first)
+                ids = extend(model, begin, length, draw, progress.update).flatten().cpu().numpy()
+                write_atomically(paths[-1], lambda partial, ids=ids: save_tokens(partial, [ids], vocabulary))  # type: ignore[misc]
+    write_atomically(out, lambda partial: save_tokens(partial, map(open_tokens, paths), vocabulary))
     shutil.rmtree(parts)
 
 
@@ -67,19 +68,35 @@ def first_token(model: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def sample(model: PreTrainedModel, tokens: Tensor, length: int, done: Callable[[int], object]) -> Tensor:
-    """Continue tokens (B, T) to (B, length) by drawing from the model's predictions as they are.
+def extend(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    length: int,
+    pick: Callable[[Tensor], Tensor],
+    done: Callable[[int], object] = lambda count: None,
+) -> Tensor:
+    """Continue tokens (B, T) to (B, length), one after another, keys and values kept.
 
     Args:
+        pick: from logits (B, vocabulary) to the next tokens (B, 1).
         done: called with the number of tokens that each step adds.
     """
-    tokens = fed = tokens.to(model.device)
+    tokens = following = tokens.to(model.device)
     past = None
     done(tokens.numel())
-    while tokens.shape[1] < length:
-        output = model(fed, past_key_values=past, use_cache=True)
-        past = output.past_key_values
-        fed = output.logits[:, -1].float().softmax(-1).multinomial(1)
-        tokens = torch.cat([tokens, fed], 1)
-        done(len(tokens))
+    with evaluating(model):
+        while tokens.shape[1] < length:
+            output = model(following, past_key_values=past, use_cache=True)
+            past, following = output.past_key_values, pick(output.logits[:, -1])
+            tokens = torch.cat([tokens, following], 1)
+            done(len(tokens))
     return tokens
+
+
+def draw(logits: Tensor) -> Tensor:
+    """A token from the predictions as they are."""
+    return logits.float().softmax(-1).multinomial(1)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    return logits.argmax(-1, keepdim=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gzip
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PIECE = 1 << 20
-"""Characters of a long document that are tokenised at a time; pieces end after a line where there is one."""
-_DOCUMENTS_AT_ONCE = 1024
+"""Characters of a long document that are read and tokenised at a time; pieces end after a line."""
+_PIECES_AT_ONCE = 16
+
+Piece = tuple[bool, str]
+"""A part of a document, and whether it is the first."""
 
 
-def read_documents(path: Path, *, at_blank_lines: bool) -> Iterator[str]:
-    """The documents of a text file, plain or .gz: the whole file, or what blank lines separate.
+def read_pieces(path: Path, *, at_blank_lines: bool) -> Iterator[Piece]:
+    """The documents of a text file, plain or .gz, in pieces: the whole file, or what blank lines separate.
 
     Raises:
         InputError: a file that cannot be read, or is not UTF-8.
@@ -34,11 +37,14 @@ def read_documents(path: Path, *, at_blank_lines: bool) -> Iterator[str]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             if not at_blank_lines:
-                yield file.read()
+                is_first = True
+                while piece := file.read(PIECE) + file.readline():
+                    yield is_first, piece
+                    is_first = False
                 return
             for is_blank, lines in itertools.groupby(file, lambda line: not line.strip()):
                 if not is_blank:
-                    yield "".join(lines).rstrip("\n")
+                    yield True, "".join(lines).rstrip("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"text must be UTF-8 files, plain or .gz; {path} cannot be read: {error}") from error
 
@@ -61,31 +67,40 @@ def tokenise(
         InputError: no text, a file that cannot be read, or a tokenizer of another vocabulary.
         OSError: ``out`` cannot be written.
     """
-    kind = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
-    def write(partial: Path) -> None:
-        parts = []
+    def parts() -> Iterator[np.ndarray]:
         for ids in _token_lists(files, tokenizer, at_blank_lines):
             if ids and max(ids) >= vocab_size:
                 raise InputError(
                     f"tokenizer must be the model's, of at most {vocab_size} tokens; it gave the id {max(ids)}"
                 )
-            parts.append(np.array(ids, kind))
-        if not any(map(len, parts)):
+            yield np.array(ids, np.uint32)
+
+    def write(partial: Path) -> None:
+        if save_tokens(partial, parts(), vocab_size) == 0:
             raise InputError(f"text must hold text; {', '.join(map(str, files))} held none")
-        save_tokens(partial, parts, kind)
 
     write_atomically(out, write)
     return len(open_tokens(out))
 
 
-def save_tokens(path: Path, parts: Sequence[np.ndarray], kind: np.dtype[Any]) -> None:
-    """Write arrays of ids end to end as one .npy file."""
+def save_tokens(path: Path, parts: Iterable[np.ndarray], vocab_size: int) -> int:
+    """Write arrays of ids end to end as one .npy file, each as it comes; returns how many ids there are."""
+    kind = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+    count = 0
     with path.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (sum(map(len, parts)),)}
-        np.lib.format.write_array_header_1_0(file, header)
+        _write_header(file, kind, count)
         for part in parts:
-            part.astype(kind).tofile(file)
+            file.write(part.astype(kind).tobytes())
+            count += len(part)
+        file.seek(0)
+        _write_header(file, kind, count)  # as long as the first one: NumPy leaves room for the count to grow
+    return count
+
+
+def _write_header(file: BinaryIO, kind: np.dtype[Any], count: int) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def open_tokens(path: Path, vocab_size: int | None = None) -> np.ndarray:
@@ -98,47 +113,46 @@ def open_tokens(path: Path, vocab_size: int | None = None) -> np.ndarray:
         tokens: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} must hold token ids; it cannot be read: {error}") from error
-    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-        raise InputError(f"{path} must hold token ids (n,); it holds {tokens.dtype} {tokens.shape}")
-    if vocab_size is not None and len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
-        raise InputError(f"{path} must hold ids from 0 to {vocab_size - 1}; it holds up to {tokens.max()}")
+    check_tokens(tokens, vocab_size, str(path))
     return tokens
+
+
+def check_tokens(tokens: np.ndarray, vocab_size: int | None, name: str = "text") -> None:
+    """Raises InputError where an array holds something else than token ids (n,) below ``vocab_size``."""
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise InputError(f"{name} must hold token ids (n,); it holds {tokens.dtype} {tokens.shape}")
+    if vocab_size is not None and len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+        raise InputError(f"{name} must hold ids from 0 to {vocab_size - 1}; it holds up to {tokens.max()}")
 
 
 def _token_lists(
     files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, at_blank_lines: bool
 ) -> Iterator[list[int]]:
     ending = [] if tokenizer("").input_ids or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    progress = tqdm(desc="tokenising", unit=" tokens", unit_scale=True, leave=False)
-    with progress:
+    with tqdm(desc="tokenising", unit=" tokens", unit_scale=True, leave=False) as progress:
         for path in files:
-            documents = read_documents(path, at_blank_lines=at_blank_lines)
-            while batch := list(itertools.islice(documents, _DOCUMENTS_AT_ONCE)):
-                pieces = [(i == 0, piece) for document in batch for i, piece in enumerate(_pieces(document))]
-                lists = {
-                    special: iter(_encode(tokenizer, [piece for first, piece in pieces if first == special], special))
-                    for special in (True, False)
-                }
-                starts = [is_first for is_first, _ in pieces]
-                for is_first, is_last in zip(starts, [*starts[1:], True]):
-                    ids = next(lists[is_first])
+            pieces = read_pieces(path, at_blank_lines=at_blank_lines)
+            has_begun = False
+            while batch := list(itertools.islice(pieces, _PIECES_AT_ONCE)):
+                for is_first, ids in _encode(tokenizer, batch):
+                    if is_first and has_begun:
+                        yield ending
+                    has_begun = True
                     progress.update(len(ids))
-                    yield [*ids, *ending] if is_last else ids
+                    yield ids
+            if has_begun:
+                yield ending
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> list[list[int]]:
-    if not texts:
-        return []
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=special, verbose=False).input_ids
-    return ids
-
-
-def _pieces(document: str) -> Iterator[str]:
-    start = 0
-    while start < len(document):
-        end = document.find("\n", start + PIECE) + 1 or len(document)
-        yield document[start:end]
-        start = end
+def _encode(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece]) -> Iterator[tuple[bool, list[int]]]:
+    """The ids of each piece; the tokenizer adds its special tokens to first pieces only."""
+    ids: dict[bool, Iterator[list[int]]] = {}
+    for with_special in (True, False):
+        texts = [text for is_first, text in pieces if is_first == with_special]
+        encoded = tokenizer(texts, add_special_tokens=with_special, verbose=False).input_ids if texts else []
+        ids[with_special] = iter(encoded)
+    for is_first, _ in pieces:
+        yield is_first, next(ids[is_first])
 
 
 class Windows:
@@ -151,14 +165,16 @@ class Windows:
         tokens: (n,) ids.
         length: T.
         batch_size: B, windows of a training batch.
-        held_out: windows at the end of the text that training never sees.
+        held_out: windows at the end of the text that training never sees; None for a tenth of them, 2 to 256.
         seed: of the order.
 
     Raises:
         InputError: text that is too short for one batch and the held-out windows.
     """
 
-    def __init__(self, tokens: np.ndarray, length: int, batch_size: int, held_out: int, seed: int) -> None:
+    def __init__(self, tokens: np.ndarray, length: int, batch_size: int, held_out: int | None, seed: int) -> None:
+        if held_out is None:
+            held_out = min(256, max(2, len(tokens) // length // 10))
         self.length, self.batch_size, self.held_out, self.seed = length, batch_size, held_out, seed
         self._tokens = tokens
         self._epoch = -1, np.empty(0, np.int64)  # the last one used, and its order

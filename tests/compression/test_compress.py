@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import decoders
 import numpy as np
@@ -112,8 +111,8 @@ def test_families_train_and_are_read_back(family, text, tmp_path, monkeypatch):
     trained = []
     original = ProjectedModel.merge
     monkeypatch.setattr(ProjectedModel, "merge", lambda self, *more: trained.append(self) or original(self, *more))
-    given = ("--generate", 600) if family == "qwen2" else ("--text", text)
-    assert compress(model, *given, "--out", tmp_path / "out", *TINY, *SIZES, "--tokens", 144) == 0
+    training_text = ("--generate", 600) if family == "qwen2" else ("--text", text)
+    assert compress(model, *training_text, "--out", tmp_path / "out", *TINY, *SIZES, "--tokens", 144) == 0
     small, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model", output_loading_info=True)
     assert not any(loading.values())
     tokens = torch.arange(24).view(2, 12) + 3
@@ -172,6 +171,30 @@ def test_layer_types_follow_their_layers(text, tmp_path):
     assert config.layer_types == [types[i] for i in kept]
 
 
+def test_the_sources_generation_settings_are_kept(model, text, tmp_path):
+    shutil.copytree(model, tmp_path / "source")
+    path = tmp_path / "source" / "generation_config.json"
+    chat = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 5]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | chat))
+    assert compress(tmp_path / "source", "--text", text, "--out", tmp_path / "out", *TINY, *SIZES, "--tokens", 0) == 0
+    stored = json.loads((tmp_path / "out" / "model" / "generation_config.json").read_text())
+    assert {name: stored[name] for name in chat} == chat
+
+
+def test_a_matrix_of_zeros_does_not_spoil_the_scores(model, text, tmp_path):
+    source = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        source.model.layers[1].mlp.down_proj.weight.zero_()
+    shutil.copytree(model, tmp_path / "source")
+    source.save_pretrained(tmp_path / "source")
+    kept = []
+    for name, folder in (("zeros", tmp_path / "source"), ("plain", model)):
+        out = tmp_path / name
+        assert compress(folder, "--text", text, "--out", out, *TINY, *SIZES, "--tokens", 0) == 0
+        kept.append(load_file(out / "kept.safetensors")["hidden"].tolist())
+    assert len(set(kept[0]) & set(kept[1])) > 24  # of 32
+
+
 def test_text_that_the_model_writes(model, tmp_path):
     """Neither text nor tokenizer is needed; the same seed writes the same."""
     bare = tmp_path / "bare"
@@ -179,7 +202,7 @@ def test_text_that_the_model_writes(model, tmp_path):
     for name in ("a", "b"):
         assert compress(bare, "--generate", 600, "--out", tmp_path / name, *TINY, *SIZES) == 0
     tokens = np.load(tmp_path / "a" / "tokens.npy")
-    assert len(tokens) >= 600 + 8 * 12 and (tokens[::12] == 1).all()  # each window begins with the first token
+    assert len(tokens) == 600 and (tokens[::12] == 1).all()  # each window begins with the first token
     assert_same_weights(tmp_path / "a", tmp_path / "b")
 
 
@@ -207,6 +230,10 @@ def test_in_python(model, finished):
     assert all(torch.equal(before[name], tensor) for name, tensor in source.state_dict().items())
     with pytest.raises(InputError, match="text"):
         pk.compress(source, torch.ones(3, 4))
+    with pytest.raises(InputError, match="ids from 0 to 95"):
+        pk.compress(source, torch.full((2000,), decoders.VOCABULARY))
+    with pytest.raises(InputError, match="device"):
+        pk.compress(source, tokens, device="cpu")
 
 
 def stop_at(monkeypatch, step):
@@ -225,7 +252,7 @@ def stop_at(monkeypatch, step):
 def test_ctrl_c_and_resume_is_bit_equal(finished, model, text, tmp_path, monkeypatch, capsys, step):
     out = tmp_path / "run"
     original = run_module.train
-    monkeypatch.setattr(run_module, "train", lambda *given: stop_at(monkeypatch, step) or original(*given))
+    monkeypatch.setattr(run_module, "train", lambda *more: stop_at(monkeypatch, step) or original(*more))
     assert compress(model, "--text", text, "--out", out, *TINY, *SIZES) == 130
     assert f"--out {out} --resume" in capsys.readouterr().err
     monkeypatch.setattr(run_module, "train", original)
@@ -266,7 +293,9 @@ def test_what_is_there_is_not_overwritten(finished, model, text, tmp_path, capsy
     assert compress(*again) == 1
     assert "--resume" in capsys.readouterr().err
     with locked(finished):
-        assert compress("--out", finished, "--resume") == 1
+        assert compress(*again, "--overwrite") == 1
+        assert "no other process" in capsys.readouterr().err
+    assert compress("--out", finished, "--resume") == 0
     assert compress("--out", finished, "--resume", "--method", "prune") == 1
     assert "--method" in capsys.readouterr().err
     assert (finished / "summary.json").stat().st_mtime_ns == before
@@ -285,14 +314,15 @@ def test_what_is_there_is_not_overwritten(finished, model, text, tmp_path, capsy
         (("--layers", "9"), "layers"),
         (("--keep", "2"), "keep"),
         (("--keep", "0.5", "--hidden-size", "32"), "keep"),
-        (("--length", "4096"), "length"),
-        (("--batch-size", "500"), "text must have at least"),
+        (("--length", "4096", "--tokens", "1M"), "length"),
+        (("--batch-size", "500", "--tokens", "10k"), "text must have at least"),
         (("--held-out", "100000"), "text must have at least"),
         (("--method", "shrink"), "method"),
         (("--method", "prune", "--block", "4"), "block"),
         (("--lr", "0"), "lr"),
         (("--distill", "1.5"), "distill"),
-        (("--generate", "100"), "text"),
+        (("--generate", "100"), "generate"),
+        (("--tokens", "40"), "tokens"),
         (("--micro-batch", "9"), "micro_batch"),
     ],
 )
@@ -322,9 +352,12 @@ def test_sources_that_cannot_be(model, text, tmp_path, capsys):
     assert "tokenizer" in refusal(tmp_path / "without")
     text_models.tokenizer_of([f"w{i}" for i in range(200)]).save_pretrained(changed("other"))
     assert "tokenizer must have at most the model's 96 tokens" in refusal(tmp_path / "other")
-    config = json.loads((changed("own") / "config.json").read_text()) | {"auto_map": {"AutoConfig": "x.Y"}}
+    config = json.loads((changed("own") / "config.json").read_text()) | {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "x.Y"},
+    }
     (tmp_path / "own" / "config.json").write_text(json.dumps(config))
-    assert "code of its own" in refusal(tmp_path / "own")
+    assert "that transformers builds in" in refusal(tmp_path / "own")
     assert "text" in refusal(model, "--text", tmp_path / "nothing.txt")
     decoders.decoder("mixtral").save_pretrained(tmp_path / "experts")
     assert "experts" in refusal(tmp_path / "experts")
@@ -374,6 +407,24 @@ def test_a_full_disk_loses_nothing(finished, model, text, tmp_path, capsys, monk
     assert_same_weights(out, finished)
 
 
+def test_after_text_that_is_too_short_other_settings_can_be_tried(model, text, tmp_path):
+    arguments = (model, "--text", text, "--out", tmp_path / "out", *TINY, *SIZES)
+    assert compress(*arguments, "--held-out", 100_000) == 1
+    assert compress(*arguments) == 0
+
+
+def test_without_its_checkpoint_a_compression_begins_again(finished, model, text, tmp_path):
+    """The compensated start included."""
+    out = tmp_path / "out"
+    assert compress(model, "--text", text, "--out", out, *TINY, *SIZES, "--lr", "1e30") == 1
+    shutil.rmtree(out / "checkpoint")
+    settings = json.loads((out / "config.json").read_text())
+    settings["tuning"]["lr"] = None
+    (out / "config.json").write_text(json.dumps(settings))
+    assert compress("--out", out, "--resume") == 0
+    assert_same_weights(out, finished)
+
+
 @pytest.mark.parametrize("arguments", [(), ("--resume",), ("model",), ("model", "--text")])
 def test_wrong_command_lines(arguments):
     assert compress(*arguments) == 2
@@ -407,9 +458,10 @@ def test_the_module_of_the_command_is_the_function():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_source_inside_the_output_is_not_overwritten(model, text, tmp_path, capsys):
+def test_an_input_inside_the_output_is_not_overwritten(model, text, tmp_path, capsys):
     out = tmp_path / "out"
     assert compress(model, "--text", text, "--out", out, *TINY, *SIZES, "--tokens", 0) == 0
-    inside = out / "model"
-    assert compress(inside, "--text", text, "--out", out, *TINY, "--overwrite") == 1
-    assert "must not be in the folder" in capsys.readouterr().err and Path(inside).exists()
+    for source, file in ((out / "model", text), (model, out / "tokens.npy")):
+        assert compress(source, "--text", file, "--out", out, *TINY, "--overwrite") == 1
+        assert "must not be in the folder" in capsys.readouterr().err
+        assert (out / "model").exists() and (out / "tokens.npy").exists()

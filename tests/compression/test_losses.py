@@ -15,8 +15,8 @@ def test_values_and_gradient(monkeypatch, weight, at_once):
     torch.manual_seed(0)
     logits, teacher = (3 * torch.randn(5, 7, 11) for _ in range(2))
     tokens = torch.randint(11, (5, 7))
-    ours, plain = (logits.clone().requires_grad_() for _ in range(2))
-    loss, entropy, divergence = next_token_losses(ours, tokens, teacher if weight else None, weight)
+    fused, plain = (logits.clone().requires_grad_() for _ in range(2))
+    loss, entropy, divergence = next_token_losses(fused, tokens, teacher if weight else None, weight)
     (2 * loss).backward()
     log_p = plain[:, :-1].log_softmax(-1)
     expected_entropy = F.nll_loss(log_p.flatten(0, 1), tokens[:, 1:].flatten())
@@ -27,7 +27,7 @@ def test_values_and_gradient(monkeypatch, weight, at_once):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert entropy.item() == pytest.approx(expected_entropy.item(), rel=1e-5)
     assert divergence.item() == pytest.approx(expected_divergence.item() if weight else 0, rel=1e-5)
-    assert torch.allclose(ours.grad, plain.grad, atol=1e-7)
+    assert torch.allclose(fused.grad, plain.grad, atol=1e-7)
 
 
 def test_bfloat16_logits_keep_their_type():

@@ -15,7 +15,15 @@ from projkern.compression.projected import ProjectedModel
 from projkern.compression.projections import compensated, selection
 
 HALF = Sizes(32, 56, decoders.LAYERS)
-FORMS = [("project", None), ("prune", None), ("group", None), ("project", 8), ("project", 5)]
+FORMS = [
+    ("project", None),
+    ("prune", None),
+    ("group", None),
+    ("project", 8),
+    ("project", 5),
+    ("project", 32),
+    ("project", 50),
+]
 TOKENS = torch.arange(48).view(4, 12) % decoders.VOCABULARY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -72,6 +80,7 @@ def test_gradients_are_those_of_plain_autograd(family, method, block):
     expected = torch.autograd.grad(
         sum(projected(row, labels=row).loss for row in TOKENS.split(1)), list(projected.parameters())
     )
+    projected.small.zero_grad()  # as people do; the next line puts the gradients back
     projected.materialise()
     for row in TOKENS.split(1):
         projected.small(row, labels=row).loss.backward()
@@ -193,8 +202,8 @@ def test_both_methods_may_start_compensated():
     inputs = gather_inputs(model, axes, text.split(8), moments=True)
     plan = Plan.of(model, HALF, scores_of("activation", model, axes, inputs))
     project, prune, plain = (
-        ProjectedModel(model, plan, method, inputs=given).merge()(TOKENS).logits
-        for method, given in (("project", inputs), ("prune", inputs), ("project", None))
+        ProjectedModel(model, plan, method, inputs=moments).merge()(TOKENS).logits
+        for method, moments in (("project", inputs), ("prune", inputs), ("project", None))
     )
     assert torch.equal(project, prune)
     assert not torch.allclose(project, plain, atol=1e-2)
@@ -240,7 +249,6 @@ def test_a_loop_of_ones_own():
     losses = []
     for _ in range(20):
         projected.materialise()
-        projected.zero_gradients()
         loss = projected.small(TOKENS, labels=TOKENS).loss
         loss.backward()
         projected.backward()

@@ -10,11 +10,11 @@ import torch
 
 from projkern.compression.config import CompressConfig
 from projkern.compression.measures import held_out_loss
-from projkern.compression.start import choose, make_projected
+from projkern.compression.start import choose, make_projected, target_sizes
 from projkern.compression.training import compression_job
 from projkern.compression.writing import write_tokens
 from projkern.data.text import Windows, open_tokens
-from projkern.models.huggingface.causal import Checkpoint
+from projkern.models.huggingface.causal import PretrainedFolder
 from projkern.training.loop import train
 from projkern.training.metrics import Metrics
 
@@ -27,7 +27,7 @@ CONFIG = CompressConfig().replace(hidden_size=32, intermediate_size=86, length=1
 
 @pytest.fixture(scope="module")
 def source():
-    return Checkpoint.open(Path(os.environ["PROJKERN_STORIES"])).load(torch.device("cpu"), torch.float32)
+    return PretrainedFolder.open(Path(os.environ["PROJKERN_STORIES"])).load(torch.device("cpu"), torch.float32)
 
 
 def written(source, folder, tokens):
@@ -36,8 +36,9 @@ def written(source, folder, tokens):
 
 
 def start(source, windows, config):
-    kept, inputs = choose(source, windows, config)
-    return make_projected(source, kept, config, inputs)
+    sizes = target_sizes(source.config, config)
+    kept, inputs = choose(source, windows, config, sizes)
+    return make_projected(source, kept, config, sizes, inputs)
 
 
 def test_starts_are_ordered(source, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from text_models import tokenizer_of
 
 from projkern.data import text
-from projkern.data.text import Windows, open_tokens, read_documents, tokenise
+from projkern.data.text import Windows, open_tokens, read_pieces, save_tokens, tokenise
 from projkern.utils.errors import InputError
 
 
@@ -21,9 +21,20 @@ def files(tmp_path):
 
 
 def test_documents(files):
-    assert list(read_documents(files[0], at_blank_lines=False)) == ["a b\nc\n\n \na\n"]
-    assert list(read_documents(files[0], at_blank_lines=True)) == ["a b\nc", "a"]
-    assert list(read_documents(files[1], at_blank_lines=True)) == ["c c"]
+    assert list(read_pieces(files[0], at_blank_lines=False)) == [(True, "a b\nc\n\n \na\n")]
+    assert list(read_pieces(files[0], at_blank_lines=True)) == [(True, "a b\nc"), (True, "a")]
+    assert list(read_pieces(files[1], at_blank_lines=True)) == [(True, "c c")]
+
+
+def test_a_file_of_ids_grows_behind_its_header(tmp_path):
+    parts = [np.arange(10**k) % 7 for k in range(6)]
+    assert save_tokens(tmp_path / "tokens.npy", parts, 7) == 111_111
+    assert np.array_equal(open_tokens(tmp_path / "tokens.npy", 7), np.concatenate(parts))
+    with pytest.raises(InputError, match="ids from 0 to 5"):
+        open_tokens(tmp_path / "tokens.npy", 6)
+    np.save(tmp_path / "other.npy", np.ones((2, 3)))
+    with pytest.raises(InputError, match="token ids"):
+        open_tokens(tmp_path / "other.npy")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +104,10 @@ def test_a_batch_depends_on_seed_and_step_alone():
     stream.batch(0)
     assert torch.equal(stream.batch(7), later) and torch.equal(windows().batch(7), later)
     assert not torch.equal(windows(seed=1).batch(7), later)
+
+
+def test_a_tenth_is_held_out():
+    assert [windows(count=2 * n, held_out=None).held_out for n in (10, 50, 10_000)] == [2, 5, 256]
 
 
 def test_text_that_is_too_short():

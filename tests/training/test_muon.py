@@ -27,15 +27,15 @@ def test_steps_are_those_of_torch():
     start = torch.randn(3, 16, 8)
     stack = torch.nn.Parameter(start.clone())
     matrices = [torch.nn.Parameter(w.clone()) for w in start]
-    ours = Muon([stack], lr=0.02, weight_decay=0.1)
-    theirs = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    stacked = Muon([stack], lr=0.02, weight_decay=0.1)
+    single = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for _ in range(5):
         gradient = torch.randn(3, 16, 8)
         stack.grad = gradient
         for matrix, g in zip(matrices, gradient):
             matrix.grad = g
-        ours.step()
-        theirs.step()
+        stacked.step()
+        single.step()
     moved = (stack - start).norm()
     assert (stack - torch.stack(matrices)).norm() < 0.03 * moved
 

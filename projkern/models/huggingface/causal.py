@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ...utils.errors import InputError
 from ...utils.files import read_object
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class PretrainedFolder:
     """A folder with a causal language model.
 
     Args:
@@ -31,22 +32,28 @@ class Checkpoint:
     config: PreTrainedConfig
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
+    def open(cls, folder: Path) -> PretrainedFolder:
         """Read the configuration, and see that weights are there.
 
         Raises:
             InputError: no checkpoint, pickled weights, or code of its own, which is not run.
         """
-        from transformers import AutoConfig
+        from transformers import CONFIG_MAPPING, AutoConfig
 
         settings = read_object(folder / "config.json", "the configuration of a Hugging Face model")
-        if "auto_map" in settings:
-            raise InputError(f"model must be of a class that transformers builds in; {folder} brings code of its own")
+        kind = settings.get("model_type")
+        if kind not in CONFIG_MAPPING:
+            raise InputError(f"model must be of a class that transformers builds in; {folder} is of {kind}")
         require_safetensors(folder)
         try:
             return cls(folder, AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         except Exception as error:  # a class refuses its settings in many ways
             raise InputError(f"{folder}/config.json is not one that transformers takes: {_line(error)}") from error
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the stored parameters, as the configuration has it; float32 where it has none."""
+        return getattr(self.config, "dtype", None) or torch.float32
 
     def load(self, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
         """The model, in evaluation mode, frozen.
@@ -93,16 +100,26 @@ class Checkpoint:
             )
         except Exception as error:
             raise InputError(f"{self.folder} must hold the model's tokenizer: {_line(error)}") from error
-        if len(tokenizer) > self.config.vocab_size:
-            raise InputError(
-                f"tokenizer must have at most the model's {self.config.vocab_size} tokens; it has {len(tokenizer)}"
-            )
+        if tokenizer.vocab_size > self.config.vocab_size:  # tokens that were added, for images say, may lie beyond
+            most, size = self.config.vocab_size, tokenizer.vocab_size
+            raise InputError(f"tokenizer must have at most the model's {most} tokens; it has {size}")
         return tokenizer
 
     def has_tokenizer(self) -> bool:
         """Whether the folder has files of a tokenizer."""
         names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
         return any((self.folder / name).exists() for name in names)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, whatever the mode before, which is put back."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @contextmanager
