@@ -48,7 +48,7 @@ class MethodConfig:
     """How the small model is made of the source."""
 
     method: str = setting("project", "project (P_out W P_in + A), prune (hard pruning), group (grouped diagonals + A)")
-    importance: str = setting("magnitude", f"what is kept: by {', '.join(IMPORTANCES)}")
+    importance: str = setting("activation", f"what is kept: by {', '.join(IMPORTANCES)}")
     start: str = setting("compensated", "compensated (what is dropped is predicted from what is kept) or pruned")
     block: int | None = setting(None, "block-diagonal P, of so many kept coordinates a block: less memory, for project")
     calibration: int = setting(64, "windows of text that activations are measured on", option=None)

@@ -34,7 +34,8 @@ class ProjectedModel(nn.Module):
     """A module whose parameters are P and A of every matrix, and the norms and biases themselves.
 
     ``small`` is the model that they make; it holds the values of the last ``materialise``, and its gradients go to P
-    and A by ``backward``. ``tables`` names the parameters that are embeddings or the head. A step::
+    and A by ``backward``. All stays on the source's device and in float32. ``tables`` names the parameters that are
+    embeddings or the head. A step::
 
         projected.materialise()
         projected.small(tokens, labels=tokens).loss.backward()

@@ -103,12 +103,12 @@ def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
     values, hints = flat(settings), _hints(settings)
     groups: dict[str | None, argparse._ArgumentGroup] = {}
     for section, field in fields_of(settings):
+        if field.metadata["option"] is None:
+            continue
         if section not in groups:
             owner = settings if section is None else getattr(settings, section)
             summary = (owner.__doc__ or "").partition(".")[0]
             groups[section] = parser.add_argument_group(section or "settings", summary)
-        if field.metadata["option"] is None:
-            continue
         kind: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, **_kind(hints[field.name])}
         if (parse := field.metadata["parse"]) is not None:
             kind["type"] = parse
