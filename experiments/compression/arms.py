@@ -61,7 +61,7 @@ def _changes() -> list[Arm]:
         "divergence alone": {"distill": 1.0},
         "batches of 4": {"batch_size": 4},
         "3 layers": {"layers": 3, "hidden_size": 40, "intermediate_size": 124},  # 88,200 parameters
-        "all that won": {"start": "compensated", "importance": "magnitude", "distill": 1.0, "batch_size": 4},
+        "all that won": {"start": "compensated", "distill": 1.0, "batch_size": 4},
     }
     base = PAPER | {"optimizer": "muon", "distill": 0.5}
     arms = []
