@@ -54,14 +54,17 @@ def _paper_arms() -> list[Arm]:
 
 def _changes() -> list[Arm]:
     """One change at a time from Muon with distillation, for projection and for its baseline; then all that won."""
+    shallow = {"layers": 3, "hidden_size": 40, "intermediate_size": 124}  # 88,440 parameters
+    joined = {"start": "compensated", "distill": 1.0, "batch_size": 4}
     changes: dict[str, dict[str, Any]] = {
         "compensated start": {"start": "compensated"},
         "by magnitude": {"importance": "magnitude"},
         "in index order": {"importance": "index"},
         "divergence alone": {"distill": 1.0},
         "batches of 4": {"batch_size": 4},
-        "3 layers": {"layers": 3, "hidden_size": 40, "intermediate_size": 124},  # 88,200 parameters
-        "all that won": {"start": "compensated", "distill": 1.0, "batch_size": 4},
+        "3 layers": shallow,
+        "all that won": joined,
+        "all that won, 3 layers": joined | shallow,
     }
     base = PAPER | {"optimizer": "muon", "distill": 0.5}
     arms = []
@@ -69,7 +72,8 @@ def _changes() -> list[Arm]:
         settings = base | {"method": method}
         for name, change in changes.items():
             first = exponent - ("batch_size" in change)
-            arms.append(Arm(f"{method}, {name}", settings | change, first, DETAIL, SEEDS[:1]))
+            seeds = SEEDS if name.startswith("all") else SEEDS[:1]
+            arms.append(Arm(f"{method}, {name}", settings | change, first, DETAIL, seeds))
         half = {"hidden_size": 48, "intermediate_size": 128}
         arms.append(Arm(f"{method}, in two steps", settings, exponent, DETAIL, SEEDS[:1], half))
     return [
