@@ -29,7 +29,13 @@ from projkern.models.huggingface.causal import PretrainedFolder
 from projkern.utils.device import keep_freed_memory, pick_machine, wait_for
 from projkern.utils.files import write_json
 
-METHODS = ("prune", "project", "project in blocks of 64", "group")
+CASES = (
+    ("prune", "adamw"),
+    ("project", "adamw"),
+    ("project", "muon"),
+    ("project in blocks of 64", "adamw"),
+    ("group", "adamw"),
+)
 PARTS = ("merge", "source", "small model", "gradients of P", "optimizer")
 MEGABYTE = 1e6
 
@@ -147,7 +153,7 @@ def main() -> None:
     parser.add_argument("--intermediate-size", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("experiments/results/compression/step_cost.json"))
-    parser.add_argument("--method", choices=METHODS, help="measure this one here and print it")
+    parser.add_argument("--method", choices=dict(CASES), help="measure this one here and print it")
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--keep-freed", action="store_true")
     options = parser.parse_args()
@@ -160,17 +166,16 @@ def main() -> None:
         )
         return
     rows = []
-    for method in METHODS:
-        for optimizer in ("adamw", "muon") if method in ("prune", "project") else ("adamw",):
-            command = [sys.executable, "-m", "experiments.compression.step_cost", *sys.argv[1:]]
-            command += ["--method", method, "--optimizer", optimizer]
-            timed, measured = (
-                json.loads(subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout)
-                for more in (["--keep-freed"], ["--rounds", "1"])
-            )
-            rows.append(timed | {"bytes": measured["bytes"]})
-            print(method, optimizer, rows[-1]["seconds"], flush=True)
-            write_json(options.out, {"model": options.model.name, "sizes": sizes, "rows": rows})
+    for method, optimizer in CASES:
+        command = [sys.executable, "-m", "experiments.compression.step_cost", *sys.argv[1:]]
+        command += ["--method", method, "--optimizer", optimizer]
+        timed, measured = (
+            json.loads(subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout)
+            for more in (["--keep-freed"], ["--rounds", "1"])
+        )
+        rows.append(timed | {"bytes": measured["bytes"]})
+        print(method, optimizer, rows[-1]["seconds"], flush=True)
+        write_json(options.out, {"model": options.model.name, "sizes": sizes, "rows": rows})
 
 
 if __name__ == "__main__":
