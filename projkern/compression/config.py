@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..training.config import ComputeConfig
 from ..utils.errors import InputError
 from ..utils.settings import count, flat, require, require_types, setting
 from ..utils.settings import replace as replace_settings
@@ -119,24 +120,6 @@ class TuningConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Where and how it is computed and logged."""
-
-    seed: int = setting(0, "of the order of the text, and of what is generated")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    dtype: str = setting("auto", "auto, float32 or bfloat16 (autocast)")
-    log_every: int = setting(10, "steps between logged lines")
-    checkpoint_every: int = setting(100, "steps between checkpoints")
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        require(self, "seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
-        require(self, "dtype", self.dtype in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
-        require(self, "log_every", self.log_every >= 1, "at least 1")
-        require(self, "checkpoint_every", self.checkpoint_every >= 1, "at least 1")
-
-
-@dataclass(frozen=True)
 class CompressConfig:
     """All that determines a compression's result, beside the source and the text."""
 
@@ -145,7 +128,7 @@ class CompressConfig:
     method: MethodConfig = field(default_factory=MethodConfig)
     text: TextConfig = field(default_factory=TextConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    run: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
         step, generate = self.tuning.batch_size * self.text.length, self.text.generate

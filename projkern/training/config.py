@@ -147,15 +147,14 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Where and how a run is computed, logged and judged."""
+class ComputeConfig:
+    """Where and how a job of the training loop is computed and logged."""
 
     seed: int = setting(0, "of the initial weights, the data and dropout")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = setting("auto", "auto, float32 or bfloat16 (autocast)")
     log_every: int = setting(10, "steps between logged lines")
     checkpoint_every: int = setting(100, "steps between checkpoints")
-    eval_images: int = setting(512, "held-out images that each model is evaluated on")
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -163,6 +162,16 @@ class RunConfig:
         require(self, "dtype", self.dtype in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
         require(self, "log_every", self.log_every >= 1, "at least 1")
         require(self, "checkpoint_every", self.checkpoint_every >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig(ComputeConfig):
+    """Where and how a run is computed, logged and judged."""
+
+    eval_images: int = setting(512, "held-out images that each model is evaluated on")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "eval_images", self.eval_images >= 2, "at least 2")
 
 
