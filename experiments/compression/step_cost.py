@@ -1,7 +1,7 @@
 """``python -m experiments.compression.step_cost MODEL``: what the merge costs of a training step, and the memory.
 
-Each method runs in a process of its own, for its peak memory. Seconds are of the processor, so that other work on the
-machine changes little; on a card they are of the clock.
+Each method runs in a process of its own, for its peak memory; a CPU's freed memory is kept, so that this is an upper
+bound. Seconds are of the processor, so that other work on the machine changes little; on a card they are of the clock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from projkern.compression.start import choose, make_projected, target_sizes
 from projkern.compression.training import CLIP, make_optimizers
 from projkern.data.text import Windows
 from projkern.models.huggingface.causal import PretrainedFolder
-from projkern.utils.device import keep_freed_memory, pick_machine, wait_for
+from projkern.utils.device import pick_machine, wait_for
 from projkern.utils.files import write_json
 
 CASES = (
@@ -41,22 +41,15 @@ NO_RATE = 1e-9
 """At a real one without warm-up the logits would soon underflow, and denormal numbers take a CPU longer."""
 
 
-def measure(
-    model: Path, method: str, optimizer: str, sizes: dict[str, int], rounds: int, keep_freed: bool
-) -> dict[str, Any]:
+def measure(model: Path, method: str, optimizer: str, sizes: dict[str, int], rounds: int) -> dict[str, Any]:
     """Seconds of each part of a step, and bytes.
 
     Of the parts, "source" and "small model" grow with the tokens of a step; the others do not.
-
-    Args:
-        keep_freed: as the commands do, which is faster, and leaves the peak of a CPU's memory without meaning.
     """
     machine = pick_machine()
     device = machine.device
     if device.type == "cpu":
         torch.set_num_threads(1)
-        if keep_freed:
-            keep_freed_memory()
     name, _, blocks = method.partition(" in blocks of ")
     config = CompressConfig().replace(
         method=name,
@@ -161,25 +154,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("experiments/results/compression/step_cost.json"))
     parser.add_argument("--method", choices=dict(CASES), help="measure this one here and print it")
     parser.add_argument("--optimizer", default="adamw")
-    parser.add_argument("--keep-freed", action="store_true")
     options = parser.parse_args()
     sizes = {"hidden_size": options.hidden_size, "intermediate_size": options.intermediate_size}
     if options.method is not None:
-        print(
-            json.dumps(
-                measure(options.model, options.method, options.optimizer, sizes, options.rounds, options.keep_freed)
-            )
-        )
+        print(json.dumps(measure(options.model, options.method, options.optimizer, sizes, options.rounds)))
         return
     rows = []
     for method, optimizer in CASES:
         command = [sys.executable, "-m", "experiments.compression.step_cost", *sys.argv[1:]]
         command += ["--method", method, "--optimizer", optimizer]
-        timed, measured = (
-            json.loads(subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout)
-            for more in (["--keep-freed"], ["--rounds", "1"])
-        )
-        rows.append(timed | {"bytes": measured["bytes"]})
+        finished = subprocess.run(command, check=True, capture_output=True, text=True)
+        rows.append(json.loads(finished.stdout))
         print(method, optimizer, rows[-1]["seconds"], flush=True)
         write_json(options.out, {"model": options.model.name, "sizes": sizes, "rows": rows})
 

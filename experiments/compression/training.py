@@ -17,7 +17,7 @@ from projkern.data.text import Windows, open_tokens
 from projkern.models.huggingface.causal import PretrainedFolder
 from projkern.training.loop import Job, train
 from projkern.training.metrics import Metrics
-from projkern.utils.device import keep_freed_memory, pick_machine
+from projkern.utils.device import pick_machine
 
 from .arms import COMMON, Arm
 
@@ -38,7 +38,6 @@ def train_arm(
     machine = pick_machine()
     if machine.device.type == "cpu":
         torch.set_num_threads(1)
-        keep_freed_memory()
     config = CompressConfig().replace(**COMMON | arm.settings)
     tuning = {"tokens": budget, "lr": 2.0**exponent, "seed": seed}
     config = config.replace(**tuning, held_out=held_out, log_every=50, checkpoint_every=10**9)

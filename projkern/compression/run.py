@@ -128,7 +128,8 @@ def _compress(
         "device": machine.reason,
         "versions": _versions(),
     }
-    models = {"source": source, "result": projected.merge(source.dtype)}
+    as_source = result if source.dtype == folder.dtype else projected.merge(source.dtype)
+    models = {"source": source, "result": as_source}
     summary["speed"] = measure_speed(models, next(windows.held_out_batches(1))[:, :16], folder.dtype)
     samples = write_samples(models, tokenizer, windows) if tokenizer is not None else []
     # What training computed with, where the file has its numbers; else what is stored of them.
