@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from projkern.compression.config import CompressConfig
+from projkern.compression.config import OPTIMIZERS, CompressConfig, TuningConfig
 from projkern.compression.run import TOKENS, run
 from projkern.utils import command
 from projkern.utils.files import SETTINGS, write_json
@@ -30,12 +30,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--length", type=int, default=512, help="of a window (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="windows a step (default: %(default)s)")
     parser.add_argument("--held-out", type=int, default=256, help="windows (default: %(default)s)")
+    parser.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default=TuningConfig.optimizer, help="of both (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/larger"), help="of both runs (default: %(default)s)")
     return parser
 
 
 def work(options: argparse.Namespace) -> str:
-    names = ("keep", "tokens", "length", "batch_size", "held_out")
+    names = ("keep", "tokens", "length", "batch_size", "held_out", "optimizer")
     base = CompressConfig().replace(
         model=str(options.model.resolve()), importance="activation", **{name: getattr(options, name) for name in names}
     )
@@ -44,7 +47,7 @@ def work(options: argparse.Namespace) -> str:
         source = {"generate": options.generate} if method == METHODS[0] else {"generate": None, "text": (str(text),)}
         folder = options.out / method
         rows.append(run(folder, base.replace(method=method, **source), resume=(folder / SETTINGS).exists()))
-        write_json(RESULTS / LARGER, {"model": options.model.name, "rows": rows})
+        write_json(RESULTS / LARGER, {"model": options.model.name, "optimizer": options.optimizer, "rows": rows})
     write_tables(RESULTS / "stories.json")
     return f"Wrote {RESULTS / LARGER} and its table in {PAGE}."
 

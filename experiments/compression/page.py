@@ -145,7 +145,8 @@ def _larger(stored: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"{stored['model']}, {source['parameters']:,} parameters, {source['loss']:.3f} ± "
-            f"{source['standard_error']:.3f} nats per token on the held-out part; {first['tokens']:,} tokens; "
+            f"{source['standard_error']:.3f} nats per token on the held-out part; {first['tokens']:,} tokens with "
+            f"{OPTIMIZERS[stored['optimizer']]} and distillation; "
             f"{first['device']}; torch {first['versions']['torch']}.",
             markdown.table(("method", "parameters", "before training", "loss", "seconds"), rows),
         ]
