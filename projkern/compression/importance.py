@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..models.huggingface.axes import Axes, Axis, layer_of, sizes_of
 from ..models.huggingface.causal import evaluating
-from .axes import Axes, Axis, layer_of, sizes_of
 from .plan import Scores, feed_forwards, index_order
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..models.huggingface.axes import Axes, Axis, Sizes, find_axes, layer_of, resized, sizes_of
 from ..utils.errors import InputError
-from .axes import Axes, Axis, Sizes, find_axes, layer_of, resized, sizes_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

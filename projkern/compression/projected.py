@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..models.huggingface.axes import kind_of, shapes_of, small_shape
 from ..utils.errors import InputError
-from .axes import kind_of, shapes_of, small_shape
 from .blocks import Block
 from .importance import Inputs, input_axis
 from .plan import Plan

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from ..data.text import Windows, open_tokens, tokenise
+from ..models.huggingface.axes import Sizes
 from ..models.huggingface.causal import PretrainedFolder
 from ..training import checkpoint
 from ..training.loop import train
@@ -21,7 +22,6 @@ from ..utils.errors import InputError
 from ..utils.files import SETTINGS, Format, open_output, read_object, write_json
 from ..utils.settings import flat, require_unchanged
 from ..utils.version import __version__
-from .axes import Sizes
 from .config import CompressConfig
 from .export import write_model
 from .measures import held_out_loss, measure_speed, write_samples

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ..utils.errors import InputError
-from .axes import (
+from ..models.huggingface.axes import (
     Axes,
     Sizes,
     build_empty,
@@ -18,6 +17,7 @@ from .axes import (
     sizes_of,
     small_shape,
 )
+from ..utils.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..data.text import Windows
+from ..models.huggingface.axes import Sizes, find_axes, sizes_of
 from ..utils.errors import InputError
 from ..utils.tensors import read_tensors, write_tensors
-from .axes import Sizes, find_axes, sizes_of
 from .config import CompressConfig
 from .depth import influence, with_layers
 from .importance import Inputs, gather_inputs, scores_of

@@ -1,5 +1,6 @@
-"""The source GPT, its conditional baseline, and the operator that projects it."""
+"""The source GPT, its conditional baseline, and the operator that projects it or a transformers model."""
 
 from .gpt import GPT
+from .huggingface.operator import TransformersOperator
 from .layout import GPTConfig
 from .operator import ProjectionOperator

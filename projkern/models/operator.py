@@ -6,6 +6,8 @@ or as another generator computes them. The small model's embeddings, norms, head
 and do not depend on t.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +31,10 @@ from .tables import Tables
 
 
 class ProjectionOperator(nn.Module):
-    """Generates a model of width s·d from a source GPT of width d, for any task identifier.
+    """Generates a model of width s·d from a source of width d, for any task identifier.
+
+    Of a GPT, as below; of a dense causal language model of transformers see ``TransformersOperator``, which this
+    constructor makes then.
 
     The source is used, not owned: it is no submodule, so ``parameters()`` and ``state_dict()`` are the operator's
     alone and several operators may share one source.
@@ -51,6 +56,16 @@ class ProjectionOperator(nn.Module):
             source; an unknown generator, or an option that is not its own; a source too large for the general one.
     """
 
+    _of_transformers: type[ProjectionOperator] | None = None
+
+    def __init_subclass__(cls) -> None:
+        ProjectionOperator._of_transformers = cls
+
+    def __new__(cls, source: object = None, *arguments: object, **options: object) -> ProjectionOperator:
+        """Of a GPT this class, of a transformers model that of ``models/huggingface/operator.py``."""
+        is_ours = source is None or isinstance(source, GPT) or cls is not ProjectionOperator
+        return super().__new__(cls if is_ours or cls._of_transformers is None else cls._of_transformers)
+
     def __init__(
         self,
         source: GPT,
@@ -65,13 +80,7 @@ class ProjectionOperator(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        for name, value in (("task_dim", task_dim), ("rank", rank)):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1; it was {value}")
-        if not math.isfinite(t_mean):
-            raise InputError(f"t_mean must be finite; it was {t_mean}")
-        if not 0 < t_std < math.inf:
-            raise InputError(f"t_std must be finite and above 0; it was {t_std}")
+        check_normalisation(task_dim, rank, t_mean, t_std)
         if source.config.task_dim is not None:
             raise InputError(f"source must be unconditional; it took a t of {source.config.task_dim} numbers")
         self._source = (source,)
@@ -95,13 +104,17 @@ class ProjectionOperator(nn.Module):
         return self._source[0]
 
     def parameters_of_t(self) -> list[nn.Parameter]:
-        """The parameters of the functions of t: all but the tables and the biases."""
+        """The parameters of the functions of t."""
         functions = (self.generator, self.bias_of_t)
         return [p for module in functions if module is not None for p in module.parameters()]
 
+    def parameters_of_its_own(self) -> list[nn.Parameter]:
+        """The parameters that do not depend on t: the tables and the biases."""
+        return [*self.tables.parameters(), *self.biases.parameters()]
+
     def normalised(self, t: Tensor) -> Tensor:
-        """t as the generator sees it, in float32."""
-        t = t.float()
+        """t as the generator sees it, in float32, or float64 where its parameters are."""
+        t = t.to(torch.promote_types(next(self.parameters()).dtype, torch.float32))
         return t if (self.t_mean, self.t_std) == (0, 1) else (t - self.t_mean) / self.t_std
 
     def with_biases_of_t(self, biases: list[Tensor], t: Tensor) -> list[Tensor]:
@@ -225,6 +238,17 @@ class ProjectionOperator(nn.Module):
             small.weights[name].copy_(torch.cat(generated.weights[rows]))
             small.biases[name].copy_(torch.cat(biases[rows]))
         return small.eval()
+
+
+def check_normalisation(task_dim: int, rank: int, t_mean: float, t_std: float) -> None:
+    """Raises InputError where an operator's numbers are out of their range."""
+    for name, value in (("task_dim", task_dim), ("rank", rank)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1; it was {value}")
+    if not math.isfinite(t_mean):
+        raise InputError(f"t_mean must be finite; it was {t_mean}")
+    if not 0 < t_std < math.inf:
+        raise InputError(f"t_std must be finite and above 0; it was {t_std}")
 
 
 @torch.no_grad()

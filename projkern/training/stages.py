@@ -201,7 +201,7 @@ def _projected(
             {"params": list(source.parameters()), "lr": schedule.tuning_lr},
             {"params": [p for o in operators for p in o.parameters_of_t()], "lr": schedule.operator_lr},
             {
-                "params": [p for o in operators for p in (*o.tables.parameters(), *o.biases.parameters())],
+                "params": [p for o in operators for p in o.parameters_of_its_own()],
                 "lr": schedule.tables_lr or schedule.operator_lr,
             },
         ],

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 import projkern as pk
-from projkern.compression.axes import Sizes, find_axes, sizes_of
 from projkern.compression.importance import IMPORTANCES, gather_inputs, scores_of
 from projkern.compression.plan import Plan, Scores
 from projkern.compression.projected import ProjectedModel
 from projkern.compression.projections import compensated, selection
+from projkern.models.huggingface.axes import Sizes, find_axes, sizes_of
 
 HALF = Sizes(32, 56, decoders.LAYERS)
 FORMS = [

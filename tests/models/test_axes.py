@@ -7,8 +7,8 @@ import re
 import decoders
 import pytest
 
-from projkern.compression.axes import Axis, Sizes, find_axes, sizes_of
 from projkern.compression.sizes import choose_sizes
+from projkern.models.huggingface.axes import Axis, Sizes, find_axes, sizes_of
 from projkern.utils.errors import InputError
 
 HALF = Sizes(32, 56, decoders.LAYERS)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..utils.errors import InputError
+from ...utils.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_INTERMEDIATE = ("intermediate_size", "ffn_dim", "n_inner")
+_INTERMEDIATE = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 """Names that configurations have for the width of the feed-forward."""
 _LAYERS = "num_hidden_layers"
 
@@ -67,10 +67,16 @@ def sizes_of(config: PreTrainedConfig) -> Sizes:
     return Sizes(config.hidden_size, intermediate, config.num_hidden_layers)
 
 
-def resized(config: PreTrainedConfig, sizes: Sizes) -> PreTrainedConfig:
-    """A configuration with another hidden and intermediate size, the heads as they are and their width explicit."""
+def head_width(config: PreTrainedConfig) -> int:
+    """The width of a head."""
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return width
+
+
+def resized(config: PreTrainedConfig, sizes: Sizes, head_dim: int | None = None) -> PreTrainedConfig:
+    """A configuration with other sizes, the width of a head explicit: the same unless given."""
     new = copy.deepcopy(config)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = head_dim or head_width(config)
     with contextlib.suppress(AttributeError):  # a property, where the width of a head follows the hidden size
         new.head_dim = head_dim
     if hasattr(new, "auto_map"):  # code of the source's own, which is not used
@@ -111,7 +117,7 @@ def find_axes(config: PreTrainedConfig, target: Sizes) -> Axes:
     Raises:
         InputError: an architecture that cannot be compressed so; the parameter that is in the way is named.
     """
-    _require_dense(config)
+    require_dense(config)
     sizes = sizes_of(config)
     base = shapes_of(build_empty(config))
     growth: dict[str, list[Axis | None]] = {name: [None] * len(shape) for name, shape in base.items()}
@@ -130,7 +136,8 @@ def find_axes(config: PreTrainedConfig, target: Sizes) -> Axes:
     return axes
 
 
-def _require_dense(config: PreTrainedConfig) -> None:
+def require_dense(config: PreTrainedConfig) -> None:
+    """Raises InputError where a configuration is not that of one plain decoder."""
     kind = config.model_type
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"model must hold plain weights; this {kind} is quantised: dequantise and save it first")

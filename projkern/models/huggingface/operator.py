@@ -1,0 +1,254 @@
+"""The projection operator of a transformers decoder: an ordinary small model of its class for each task.
+
+    W_s = P(t) W_1 Q(t),   b_s = P(t) b_1 + b                                      (paper, Eq. 1 and Sec. 2.2)
+
+The small weights of all tasks of a batch come from one fused call; each task's sequences then run through the model's
+own code, with these weights in place of its parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.profiler import record_function
+
+from ...kernels.projection import project_layers
+from ...utils.errors import InputError
+from ..generators.base import MLPGenerator
+from ..gpt import check_task
+from ..operator import ProjectionOperator, check_normalisation, distinct_tasks
+from .grouping import Grouping, Stack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Parameters = dict[str, Tensor]
+"""Parameters of a small model by name."""
+
+
+class TransformersOperator(ProjectionOperator):
+    """Generates a small model of the source's class for any task identifier; see ``ProjectionOperator``.
+
+    Embeddings, head, norms and the additive biases b are the small model's own; they start as the source's on the
+    subspace that its width is projected to.
+
+    Args:
+        source: a dense causal language model of transformers.
+        scale: s = 1/g; g divides the hidden and the intermediate size.
+        task_dim: length of t.
+        rank: inner width r of the MLPs of t.
+        shrink_heads: see ``Grouping.of``.
+        vectors_of_t: the small model's own vectors, which are its norms and biases, depend on t too, by an MLP of inner
+            width r for each. Beyond the paper; the generated model is as plain as before.
+        t_mean: the generator sees (t - t_mean) / t_std; finite.
+        t_std: finite and above 0.
+
+    Raises:
+        InputError: a scale or an architecture that cannot be done.
+    """
+
+    def __init__(
+        self,
+        source: PreTrainedModel,
+        scale: float | Fraction,
+        task_dim: int,
+        rank: int = 8,
+        *,
+        shrink_heads: bool = False,
+        vectors_of_t: bool = False,
+        t_mean: float = 0.0,
+        t_std: float = 1.0,
+    ) -> None:
+        nn.Module.__init__(self)
+        check_normalisation(task_dim, rank, t_mean, t_std)
+        self.task_dim, self.t_mean, self.t_std = task_dim, t_mean, t_std
+        self.grouping = Grouping.of(source.config, scale, shrink_heads=shrink_heads)
+        self.group = self.grouping.group
+        small = type(source)(self.grouping.config).eval()  # type: ignore[arg-type]
+        small.generation_config = copy.deepcopy(source.generation_config)
+        self._models = (source, small)
+        self._own_names = list(self.grouping.own)
+        self.own = nn.ParameterList(nn.Parameter(w) for w in project_own(source, small, self.grouping).values())
+        stacks = self.grouping.stacks
+        self.generator = MLPGenerator([(len(s.names), sum(s.shape)) for s in stacks], task_dim, rank)
+        with torch.no_grad():
+            for stack, bias in zip(stacks, self.generator.outer_bias):
+                p, q = _start(stack)
+                bias[:, : stack.shape[0]] = p
+                bias[:, stack.shape[0] :] = q
+        self.vectors = None
+        if vectors_of_t:
+            self._vector_names = [n for n, w in zip(self._own_names, self.own) if w.dim() == 1]
+            sizes = [(1, small.get_parameter(name).numel()) for name in self._vector_names]
+            self.vectors = MLPGenerator(sizes, task_dim, rank)
+
+    @property
+    def source(self) -> PreTrainedModel:  # type: ignore[override]
+        return self._models[0]
+
+    @property
+    def small(self) -> PreTrainedModel:
+        """A model of the generated ones' shape, whose code runs them; its own parameters mean nothing."""
+        return self._models[1]
+
+    def parameters_of_t(self) -> list[nn.Parameter]:
+        functions = (self.generator, self.vectors)
+        return [p for module in functions if module is not None for p in module.parameters()]
+
+    def parameters_of_its_own(self) -> list[nn.Parameter]:
+        """The parameters that do not depend on t."""
+        return list(self.own)
+
+    def forward(self, tokens: Tensor, t: Tensor) -> Tensor:
+        """Predict every token, each example with the model generated for its own t.
+
+        Args:
+            tokens: (B, T) int64.
+            t: (B, task_dim). Each distinct row is generated once.
+
+        Returns:
+            (B, T, vocab_size) logits; those at position i predict token i. The start token comes first (``predict``).
+        """
+        check_task(t, len(tokens), self.task_dim)
+        distinct, which = distinct_tasks(t)
+        models = self.weights(distinct)
+        small = self._small_on(tokens.device)
+        if which is None:
+            parts = tokens.view(len(distinct), -1, tokens.shape[1])
+            return torch.cat([predict(small, part, weights) for part, weights in zip(parts, models)])
+        order = which.argsort(stable=True)
+        sizes = which.bincount().tolist()
+        logits = [predict(small, part, weights) for part, weights in zip(tokens[order].split(sizes), models)]
+        return torch.cat(logits)[order.argsort()]
+
+    def weights(self, t: Tensor) -> list[Parameters]:
+        """The parameters of the small models of U tasks, t (U, task_dim)."""
+        device = t.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        with torch.autocast(device, enabled=False):
+            with record_function("generation"):
+                factors = self._factors(self.normalised(t))
+                own = self._own(self.normalised(t))
+            with record_function("projection"):
+                return self._project(factors, own, dtype)
+
+    @torch.no_grad()
+    def generate(self, t: Tensor) -> PreTrainedModel:  # type: ignore[override]
+        """Generate the small model of one task.
+
+        Args:
+            t: (task_dim,).
+
+        Returns:
+            A model of the source's class that shares nothing with it or the operator, in evaluation mode.
+        """
+        if t.shape != (self.task_dim,):
+            raise InputError(f"t must be ({self.task_dim},), one task identifier; it was {tuple(t.shape)}")
+        (weights,) = self.weights(t[None])
+        model: PreTrainedModel = copy.deepcopy(self._small_on(t.device))
+        for name, parameter in model.named_parameters():
+            parameter.data = weights[name].to(parameter.dtype, copy=True)
+        return model.eval()
+
+    def decoder(self, t: Tensor, *, form: str = "auto") -> Any:
+        """Not of this class: a generated model has transformers' own ``generate``."""
+        raise InputError("decoder must be asked of an operator on a GPT; use generate(t).generate(...) here")
+
+    def _small_on(self, device: torch.device) -> PreTrainedModel:
+        """The small model with its buffers on that device."""
+        small: nn.Module = self.small
+        small.to(device)
+        return self.small
+
+    def _factors(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """p (L, U, N) and q (L, U, M) of each stack."""
+        pairs = zip(self.grouping.stacks, self.generator.evaluate(t))
+        return [(both[:, :, : stack.shape[0]], both[:, :, stack.shape[0] :]) for stack, both in pairs]
+
+    def _own(self, t: Tensor) -> list[Parameters]:
+        """The small models' own parameters, for each of U tasks."""
+        shared = dict(zip(self._own_names, self.own))
+        if self.vectors is None:
+            return [shared] * len(t)
+        changes = dict(zip(self._vector_names, self.vectors.evaluate(t)))  # each (1, U, n)
+        vectors = {name: (shared[name] + change[0]).unbind(0) for name, change in changes.items()}
+        return [shared | {name: rows[u] for name, rows in vectors.items()} for u in range(len(t))]
+
+    def _project(
+        self, factors: list[tuple[Tensor, Tensor]], own: list[Parameters], dtype: torch.dtype | None
+    ) -> list[Parameters]:
+        stacks = self.grouping.stacks
+        names = [name for stack in stacks for name in stack.names]
+        p, q = (torch.cat([side.transpose(0, 1).flatten(1) for side in sides], 1) for sides in zip(*factors))
+        matrices = [self.source.get_parameter(name) for name in names]
+        weights = project_layers(matrices, p, q, [s.groups for s in stacks for _ in s.names], dtype=dtype)
+        generated = {name: w.unbind(0) for name, w in zip(names, weights)}
+        for stack, sides in zip(stacks, factors):
+            for name, factor in zip(stack.biases, sides[stack.output_axis]):
+                bias, size = self.source.get_parameter(name), stack.groups[stack.output_axis]
+                projected = (factor * bias).unflatten(1, (-1, size)).sum(2)
+                generated[name] = tuple(b + parameters[name] for b, parameters in zip(projected, own))
+        return [parameters | {name: rows[u] for name, rows in generated.items()} for u, parameters in enumerate(own)]
+
+
+def predict(model: PreTrainedModel, tokens: Tensor, weights: Parameters | None = None) -> Tensor:
+    """The logits of every token from those before it, the first from the start token.
+
+    Args:
+        model: of a causal language model.
+        tokens: (B, T) int64.
+        weights: in place of the model's parameters.
+
+    Returns:
+        (B, T, vocab_size).
+    """
+    start = tokens.new_full((len(tokens), 1), start_token(model))
+    inputs = {"input_ids": torch.cat([start, tokens[:, :-1]], 1), "use_cache": False}
+    output: Any = model(**inputs) if weights is None else functional_call(model, weights, (), inputs)
+    logits: Tensor = output.logits
+    return logits
+
+
+def start_token(model: PreTrainedModel) -> int:
+    """The token before the first one: the model's beginning of text, or what else its configuration has for it."""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        token = getattr(model.config, name, None)
+        token = token[0] if isinstance(token, list) and token else token
+        if isinstance(token, int):
+            return token
+    return 0
+
+
+@torch.no_grad()
+def project_own(source: PreTrainedModel, small: PreTrainedModel, grouping: Grouping) -> Parameters:
+    """The small model's own parameters to start from: the source's, on the subspace that its width is projected to.
+
+    With z = R x for the residual stream x, R_ij = g^-1/2 [j // g == i] (orthonormal rows): embeddings, head and the
+    norms' biases are multiplied by R^T, and the norms' weights averaged over each group. Additive biases are zero.
+    """
+    own = {}
+    for name, groups in grouping.own.items():
+        values = source.get_parameter(name).detach()
+        if name in grouping.added:
+            values = torch.zeros_like(small.get_parameter(name), device=values.device)
+        for axis, size in enumerate(groups if name not in grouping.added else ()):
+            if size > 1:
+                parts = values.unflatten(axis, (-1, size))
+                values = parts.mean(axis + 1) if name in grouping.norms else parts.sum(axis + 1) * size**-0.5
+        own[name] = values.float() if values.dtype != torch.float64 else values
+    return {name: w.clone() for name, w in own.items()}
+
+
+def _start(stack: Stack) -> tuple[float, float]:
+    """Initial p and q, which keep the variance of outputs: fan-in shrinks by the group of the inputs."""
+    outputs, inputs = (stack.groups[stack.output_axis], stack.groups[1 - stack.output_axis])
+    if outputs > 1 and inputs > 1:
+        of_outputs = of_inputs = outputs**-0.25
+    else:
+        of_outputs, of_inputs = outputs**-0.5, 1.0
+    return (of_outputs, of_inputs) if stack.output_axis == 0 else (of_inputs, of_outputs)
