@@ -161,8 +161,7 @@ class TransformersOperator(ProjectionOperator):
 
     def _small_on(self, device: torch.device) -> PreTrainedModel:
         """The small model with its buffers on that device."""
-        small: nn.Module = self.small
-        small.to(device)
+        nn.Module.to(self.small, device)
         return self.small
 
     def _factors(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
