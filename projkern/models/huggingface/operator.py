@@ -52,6 +52,8 @@ class TransformersOperator(ProjectionOperator):
         InputError: a scale or an architecture that cannot be done.
     """
 
+    generator: MLPGenerator
+
     def __init__(
         self,
         source: PreTrainedModel,
