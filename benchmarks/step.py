@@ -24,7 +24,7 @@ from projkern.models.names import SOURCE, Kind, ModelName
 from projkern.training.config import TrainConfig
 from projkern.training.data import make_data
 from projkern.training.presets import PRESETS
-from projkern.training.stages import Stage, make_stage
+from projkern.training.stages import ImageStage, make_stage
 from projkern.training.steps import forward_backward_step, make_optimizer
 from projkern.utils.device import keep_freed_memory
 
@@ -34,7 +34,7 @@ from .machine import Machine, machine_of
 WARM_UP = 5
 
 
-def stepper(stage: Stage, data: SynthMNIST, config: TrainConfig, dtype: torch.dtype) -> Callable[[int], None]:
+def stepper(stage: ImageStage, data: SynthMNIST, config: TrainConfig, dtype: torch.dtype) -> Callable[[int], None]:
     """A function that makes the k-th training step of a stage, as the training loop does."""
     optimizer = make_optimizer(stage, config.schedule)
     stage.module.train()

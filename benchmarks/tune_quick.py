@@ -24,7 +24,7 @@ from projkern.training.loop import train
 from projkern.training.losses import evaluate, nats_per_token
 from projkern.training.metrics import Metrics
 from projkern.training.presets import PLAIN, QUICK
-from projkern.training.stages import Stage, make_stage
+from projkern.training.stages import ImageStage, make_stage
 from projkern.training.steps import stage_job
 from projkern.utils.files import write_json
 
@@ -44,7 +44,7 @@ CONTROL = "M_1, as many steps more"
 SWEEPS[CONTROL] = [{"tuning_lr": 1e-3}]
 
 
-def source_alone(stage: Stage) -> Stage:
+def source_alone(stage: ImageStage) -> ImageStage:
     """A co-training stage with its operator left out: the source's own loss, and nothing else."""
     (alone,) = (m for m in stage.models if m.name.is_tuned_source)
     return dataclasses.replace(
@@ -84,7 +84,11 @@ def main() -> None:
                 stage = source_alone(stage)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder)
-                train(stage_job(stage, training, config, torch.float32), path / "checkpoint", Metrics(path))
+                train(
+                    stage_job(stage, training, config.schedule, config.run, torch.float32, "images"),
+                    path / "checkpoint",
+                    Metrics(path),
+                )
             stage.module.eval()
             losses = {
                 CONTROL if name == CONTROL else str(m.name): evaluate(m.predict, validation, BASE.run.eval_images).mean

@@ -26,7 +26,7 @@ from projkern.training.config import TrainConfig
 from projkern.training.data import open_data
 from projkern.training.loop import train
 from projkern.training.metrics import Metrics
-from projkern.training.stages import Stage, count_of, gpt_config, make_stage
+from projkern.training.stages import ImageStage, count_of, gpt_config, make_stage
 from projkern.training.steps import stage_job
 from projkern.utils.device import keep_freed_memory, pick_machine
 from projkern.utils.errors import InputError
@@ -149,14 +149,14 @@ def run_job(root: Path, job: Job, on_step: Callable[[int], bool]) -> dict[str, A
     training = open_data(config, "train", machine.device)
     held_out = open_data(config.replace(seed=HELD_OUT_SEED), "validation", machine.device)
 
-    def make() -> Stage:
+    def make() -> ImageStage:
         return make_stage(job.stage, config, machine.device, _source(root, job, machine.device))
 
     stage = make()
     flops = flops_per_step(stage, training)
     parts = seconds_of_parts(make, training, config, machine.dtype)
     seconds = train(
-        stage_job(stage, training, config, machine.dtype),
+        stage_job(stage, training, config.schedule, config.run, machine.dtype, "images"),
         checkpoint.stage_folder(folder, job.stage),
         Metrics(folder),
         on_step,
@@ -220,7 +220,7 @@ def job_seconds(root: Path, job: Job) -> float:
     machine = pick_machine(job.config.run.device, job.config.run.dtype)
     data = open_data(job.config, "train", machine.device)
 
-    def make() -> Stage:
+    def make() -> ImageStage:
         return make_stage(job.stage, job.config, machine.device, _source(root, job, machine.device))
 
     parts = seconds_of_parts(make, data, job.config, machine.dtype)

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import (
 from projkern.data.stream import Images
 from projkern.kernels import ops  # registers the operators that are counted
 from projkern.training.config import TrainConfig
-from projkern.training.stages import Stage
+from projkern.training.stages import ImageStage
 from projkern.training.steps import forward_backward_step, make_optimizer
 from projkern.utils.device import wait_for
 
@@ -32,7 +32,7 @@ assert ops  # imported for what it registers
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes across the progress bar
 
 
-def flops_per_step(stage: Stage, data: Images) -> int:
+def flops_per_step(stage: ImageStage, data: Images) -> int:
     """Floating-point operations of one step's forward and backward: those of matrix products, attention and projection.
 
     Counted by torch's ``FlopCounterMode`` from the shapes; a multiply-add is two. Attention counts as if it were not
@@ -48,7 +48,7 @@ def flops_per_step(stage: Stage, data: Images) -> int:
 
 
 def seconds_of_parts(
-    make: Callable[[], Stage], data: Images, config: TrainConfig, dtype: torch.dtype
+    make: Callable[[], ImageStage], data: Images, config: TrainConfig, dtype: torch.dtype
 ) -> dict[str, float]:
     """Seconds that each of ``PARTS`` takes of one step, mean over 12 steps of a fresh stage.
 

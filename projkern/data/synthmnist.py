@@ -189,6 +189,11 @@ class SynthMNIST:
         digits = torch.where(flip.to(self.device)[:, None, None], digits.flip(-1), digits)
         return overlay(texture(t, self.size), digits), t
 
+    @property
+    def positions(self) -> int:
+        """T, tokens of an image."""
+        return self.size**2
+
     def tasks(self, step: int) -> Tensor:
         """The task identifiers of ``batch``: (B, 18) float32 in [0, 1)."""
         return self._draw(step)[0].to(self.device)

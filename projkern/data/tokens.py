@@ -89,6 +89,11 @@ class TokenImages:
             raise InputError(f"t must be {tuple(own.shape)}; it was {tuple(t.shape)}")
         return self._tokens[index].long().to(self.device), t
 
+    @property
+    def positions(self) -> int:
+        """T, tokens of an image."""
+        return self.size**2
+
     def tasks(self, step: int) -> Tensor:
         """The task identifiers of ``batch``: (B, task_dim) float32."""
         return self._t[self._index(step)].to(self.device)

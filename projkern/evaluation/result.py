@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -88,7 +88,7 @@ def evaluate_run(
     }
 
 
-def _pairs(models: dict[str, Model]) -> dict[str, str]:
+def _pairs(models: Mapping[str, Model]) -> dict[str, str]:
     """Each model that is compared to another, and that other (see ``ModelName.counterpart``)."""
     return {name: str(model.name.counterpart) for name, model in models.items() if model.name.counterpart is not None}
 
@@ -106,7 +106,7 @@ def _row(model: Model, losses: Losses, *, with_bits: bool) -> dict[str, Any]:
     }
 
 
-def _equivalent_sizes(models: dict[str, Model], losses: dict[str, Losses], seed: int) -> dict[str, Any]:
+def _equivalent_sizes(models: Mapping[str, Model], losses: dict[str, Losses], seed: int) -> dict[str, Any]:
     """For each projected model its equivalent size, or why there is none."""
     baselines = sorted((m for m in models.values() if m.name.is_conditional), key=lambda m: m.parameters)
     table = np.stack([losses[str(m.name)].by_image.numpy() for m in baselines])
@@ -122,7 +122,7 @@ def _equivalent_sizes(models: dict[str, Model], losses: dict[str, Losses], seed:
     return equivalents
 
 
-def _sweep(models: dict[str, Model], data: Images, images: int, name: str) -> dict[str, Any]:
+def _sweep(models: Mapping[str, Model], data: Images, images: int, name: str) -> dict[str, Any]:
     """Of the models that a user would run: tuned sources are left out."""
     swept = {model: trained for model, trained in models.items() if not trained.name.is_tuned_source}
     curves = sweep(list(swept.values()), data, images, name)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.stream import Images
+from ..data.stream import Images, Sequences
 from ..utils.errors import InputError
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Tokens (B, T) and t (B, task_dim) -> logits (B, T, vocabulary)."""
 
-Batches = Callable[[Images, int], tuple[Tensor, Tensor]]
+Batches = Callable[[Any, int], tuple[Tensor, Tensor]]
 """From a data stream and a step to tokens (B, T) and the t (B, task_dim) that a model gets with them."""
 
 
@@ -45,7 +46,7 @@ class Losses:
         return Losses(self.by_image - other.by_image, self.by_position - other.by_position)
 
 
-def as_drawn(data: Images, step: int) -> tuple[Tensor, Tensor]:
+def as_drawn(data: Sequences, step: int) -> tuple[Tensor, Tensor]:
     """Each image with its own t."""
     return data.batch(step)
 
@@ -68,8 +69,8 @@ def nats_from(teacher: Tensor, logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(predict: Predict, data: Images, images: int, batches: Batches = as_drawn) -> Losses:
-    """Losses of a model on the first images of a data stream.
+def evaluate(predict: Predict, data: Sequences, images: int, batches: Batches = as_drawn) -> Losses:
+    """Losses of a model on the first sequences of a data stream, which are images or windows of text.
 
     Args:
         predict: tokens (B, T), t (B, task_dim) -> logits (B, T, vocabulary).
@@ -78,12 +79,12 @@ def evaluate(predict: Predict, data: Images, images: int, batches: Batches = as_
         batches: how each batch is put together.
 
     Raises:
-        InputError: fewer than two images, which have no standard error.
+        InputError: fewer than two sequences, which have no standard error.
     """
     if images < 2:
         raise InputError(f"images must be at least 2; it was {images}")
     by_image: list[float] = []
-    by_position = torch.zeros(data.size**2, dtype=torch.float64)
+    by_position = torch.zeros(data.positions, dtype=torch.float64)
     for step in range(math.ceil(images / data.batch_size)):
         tokens, t = batches(data, step)
         loss = F.cross_entropy(predict(tokens, t).float().mT, tokens, reduction="none")  # [B, T]

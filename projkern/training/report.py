@@ -14,7 +14,7 @@ from ..utils.files import write_text
 from ..utils.pictures import in_rows, save_figure
 from .config import TrainConfig
 from .metrics import read_metrics
-from .stages import Model
+from .stages import ImageModel
 
 COLUMNS = 8
 PLACES_OF_T = {
@@ -25,7 +25,9 @@ PLACES_OF_T = {
 """Where M̃ takes t, by the setting ``conditioning``."""
 
 
-def write_report(out: Path, config: TrainConfig, summary: dict[str, Any], models: list[Model], data: Images) -> None:
+def write_report(
+    out: Path, config: TrainConfig, summary: dict[str, Any], models: list[ImageModel], data: Images
+) -> None:
     """Write ``samples.png``, ``curves.png`` and ``report.md`` into a run's folder."""
     _samples(out / "samples.png", models, data)
     _curves(out / "curves.png", out / "metrics.jsonl")
@@ -87,7 +89,7 @@ def _comparisons(models: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _samples(path: Path, models: list[Model], data: Images) -> None:
+def _samples(path: Path, models: list[ImageModel], data: Images) -> None:
     """Rows: real images of eight tasks, then samples of the projected and the conditional models for them."""
     tokens, t = data.batch(0)
     t = t[:COLUMNS]

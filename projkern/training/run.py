@@ -26,7 +26,7 @@ from .losses import another_task, evaluate
 from .metrics import Metrics
 from .report import write_report
 from .source import Source, source_of
-from .stages import Model, make_stage, stage_names
+from .stages import ImageModel, make_stage, stage_names
 from .steps import stage_job
 
 
@@ -62,13 +62,18 @@ def _train_all(out: Path, config: TrainConfig, machine: Machine, start: Source |
     palette = coder if isinstance(coder, Palette) else None
     training, validation = (open_data(config, split, machine.device, palette) for split in SPLITS)
     metrics = Metrics(out)
-    seconds, models = 0.0, []
+    seconds = 0.0
+    models: list[ImageModel] = []
     source = None
     for name in stage_names(config):
         stage = make_stage(name, config, machine.device, source)
         if name == SOURCE and start is not None:
             stage.module.load_state_dict(start.weights(config.data.positions))
-        seconds += train(stage_job(stage, training, config, machine.dtype), checkpoint.stage_folder(out, name), metrics)
+        seconds += train(
+            stage_job(stage, training, config.schedule, config.run, machine.dtype, "images"),
+            checkpoint.stage_folder(out, name),
+            metrics,
+        )
         stage.module.eval()
         if name == SOURCE:
             assert isinstance(stage.module, GPT)
@@ -102,7 +107,7 @@ def _coder(out: Path, config: TrainConfig, source_coder: Palette | VQVAE | None)
     return read_coder(out, config)
 
 
-def _row(model: Model, data: Images, images: int) -> dict[str, Any]:
+def _row(model: ImageModel, data: Images, images: int) -> dict[str, Any]:
     losses = evaluate(model.predict, data, images)
     row: dict[str, Any] = {
         "loss": round(losses.mean, 5),

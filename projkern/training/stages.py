@@ -1,10 +1,11 @@
 """What a run trains, in order: the source, the small baselines, the projected models (paper, Sec. 3.3)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +20,29 @@ from .config import TrainConfig
 from .losses import Predict, nats_from, nats_per_token
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """A trained model as the tables name it."""
 
     name: ModelName
     predict: Predict
-    decoder: Callable[[Tensor], Decoder]  # from t (B, task_dim), a sequence for each row
     parameters: int  # of one small model that a user would run
     takes_task: bool  # whether t changes what it predicts
     operator_parameters: int | None = None  # of what generates it
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageModel(Model):
+    """A model that draws images."""
+
+    decoder: Callable[[Tensor], Decoder]  # from t (B, task_dim), a sequence for each row
+
+
+AnyModel = TypeVar("AnyModel", bound=Model)
+
+
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[AnyModel]):
     """One training job: what is trained, on which loss, at which learning rates."""
 
     name: ModelName
@@ -42,7 +52,10 @@ class Stage:
     losses: Callable[[Tensor, Tensor], dict[str, Tensor]]  # by name in the log; their weighted sum is minimised
     loss_weights: dict[str, float]
     groups: list[dict[str, object]]  # of the optimizer: params, lr
-    models: list[Model]
+    models: Sequence[AnyModel]
+
+
+ImageStage = Stage[ImageModel]
 
 
 def stage_names(config: TrainConfig) -> list[ModelName]:
@@ -56,7 +69,7 @@ def stage_names(config: TrainConfig) -> list[ModelName]:
     return names + [ModelName(Kind.PROJECTED, s) for s in config.operator.scales]
 
 
-def make_stage(name: ModelName, config: TrainConfig, device: torch.device, source: GPT | None = None) -> Stage:
+def make_stage(name: ModelName, config: TrainConfig, device: torch.device, source: GPT | None = None) -> ImageStage:
     """Build a stage with fresh weights that depend on the seed and the name only.
 
     Args:
@@ -122,7 +135,7 @@ def divergence(name: str) -> str:
     return f"divergence of {name} from the source"
 
 
-def _plain(name: ModelName, config: TrainConfig, device: torch.device) -> Stage:
+def _plain(name: ModelName, config: TrainConfig, device: torch.device) -> ImageStage:
     """Train a GPT alone: the source, M_s or M~_s."""
     is_source, is_conditional = name == SOURCE, name.is_conditional
     assert name.scale is not None
@@ -143,13 +156,15 @@ def _plain(name: ModelName, config: TrainConfig, device: torch.device) -> Stage:
         losses=lambda tokens, t: {str(name): nats_per_token(predict(tokens, t), tokens)},
         loss_weights={str(name): 1.0},
         groups=[{"params": list(model.parameters()), "lr": schedule.source_lr if is_source else schedule.small_lr}],
-        models=[Model(name, predict, decoder, count(model), is_conditional)],
+        models=[
+            ImageModel(name=name, predict=predict, decoder=decoder, parameters=count(model), takes_task=is_conditional)
+        ],
     )
 
 
 def _projected(
     name: ModelName, config: TrainConfig, device: torch.device, pretrained: GPT, scales: tuple[Fraction, ...]
-) -> Stage:
+) -> ImageStage:
     """Co-train projected models and their source: sum of L_P, plus w_src L_M1 (paper, Eq. 2)."""
     schedule = config.schedule
     source = GPT(pretrained.config).to(device)
@@ -175,18 +190,22 @@ def _projected(
 
     models = [
         # The form is named, so that a run's samples are the same each time (see ProjectionOperator.decoder).
-        Model(
-            model_name,
-            operator,
-            partial(operator.decoder, form="materialised"),
-            count_of(operator.config),
+        ImageModel(
+            name=model_name,
+            predict=operator,
+            decoder=partial(operator.decoder, form="materialised"),
+            parameters=count_of(operator.config),
             takes_task=True,
             operator_parameters=count(operator),
         )
         for model_name, operator in zip(names, operators)
     ]
-    tuned = Model(
-        source_name, lambda tokens, t: source(tokens), lambda t: source.decoder(len(t)), count(source), takes_task=False
+    tuned = ImageModel(
+        name=source_name,
+        predict=lambda tokens, t: source(tokens),
+        decoder=lambda t: source.decoder(len(t)),
+        parameters=count(source),
+        takes_task=False,
     )
     return Stage(
         name=name,

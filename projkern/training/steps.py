@@ -1,18 +1,21 @@
 """A stage as a job of the training loop: its optimizer, and one step."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from ..data.stream import Images
-from .config import ScheduleConfig, TrainConfig
+from ..data.stream import Sequences
+from .config import ComputeConfig, ScheduleConfig
 from .loop import Job, schedule
 from .stages import Stage
 
 
-def stage_job(stage: Stage, data: Images, config: TrainConfig, dtype: torch.dtype) -> Job:
-    """The training of a stage on a data stream, as the loop runs it."""
-    plan, run = config.schedule, config.run
+def stage_job(
+    stage: Stage[Any], data: Sequences, plan: ScheduleConfig, run: ComputeConfig, dtype: torch.dtype, unit: str
+) -> Job:
+    """The training of a stage on a data stream, as the loop runs it; ``unit`` is what a batch consists of."""
     optimizer = make_optimizer(stage, plan)
 
     def update(step: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -27,7 +30,7 @@ def stage_job(stage: Stage, data: Images, config: TrainConfig, dtype: torch.dtyp
         optimizers=[optimizer],
         rate=lambda step: schedule(step, stage.steps, plan.warmup),
         update=update,
-        unit="images",
+        unit=unit,
         batch_size=plan.batch_size,
         seed=run.seed,
         log_every=run.log_every,
@@ -35,13 +38,13 @@ def stage_job(stage: Stage, data: Images, config: TrainConfig, dtype: torch.dtyp
     )
 
 
-def make_optimizer(stage: Stage, plan: ScheduleConfig) -> torch.optim.Optimizer:
+def make_optimizer(stage: Stage[Any], plan: ScheduleConfig) -> torch.optim.Optimizer:
     """AdamW over the stage's groups (paper, appendix C.1: Adam with a very weak weight decay)."""
     return torch.optim.AdamW(stage.groups, betas=(0.9, 0.95), weight_decay=plan.weight_decay, fused=True)
 
 
 def forward_backward_step(
-    stage: Stage, tokens: Tensor, t: Tensor, optimizer: torch.optim.Optimizer, dtype: torch.dtype, clip: float
+    stage: Stage[Any], tokens: Tensor, t: Tensor, optimizer: torch.optim.Optimizer, dtype: torch.dtype, clip: float
 ) -> tuple[dict[str, Tensor], Tensor]:
     """One update; returns the losses and the norm of the gradient before clipping. Profilers see its parts by name."""
     with record_function("forward"), torch.autocast(tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):

@@ -16,7 +16,7 @@ from ..utils.errors import InputError
 from . import checkpoint
 from .config import TrainConfig
 from .folder import read_coder, read_config
-from .stages import Model, Stage, gpt_config, make_stage, stage_names
+from .stages import ImageModel, ImageStage, gpt_config, make_stage, stage_names
 
 
 class IncompleteRun(InputError):
@@ -100,7 +100,7 @@ class TrainedRun:
         assert isinstance(module, GPT)
         return module
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[ImageModel]:
         """Every model of the run, as the paper's tables name them. Raises as ``operator`` does."""
         return [model for name in stage_names(self.config) for model in self._stage(name).models]
 
@@ -108,7 +108,7 @@ class TrainedRun:
         operators = self._stage(stage).module.get_submodule("operators").children()
         return [operator for operator in operators if isinstance(operator, ProjectionOperator)]
 
-    def _stage(self, name: ModelName) -> Stage:
+    def _stage(self, name: ModelName) -> ImageStage:
         # What a projected stage starts from is overwritten by its checkpoint, so any source of that shape serves.
         stage = make_stage(name, self.config, self.device, GPT(gpt_config(self.config, Fraction(1))))
         last = checkpoint.latest(checkpoint.stage_folder(self.path, name))
