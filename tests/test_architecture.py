@@ -17,7 +17,7 @@ FLOORS = [
     {"models"},
     {"export"},
     {"training"},
-    {"compression"},
+    {"compression", "language"},
     {"exploration", "evaluation", "tokenization"},
 ]
 """Rooms from the lowest floor to the highest; the verbs lie above them."""

@@ -28,12 +28,18 @@ Piece = tuple[bool, str]
 """A part of a document, and whether it is the first."""
 
 
-def read_pieces(path: Path, *, at_blank_lines: bool) -> Iterator[Piece]:
+def read_pieces(path: Path | str, *, at_blank_lines: bool) -> Iterator[Piece]:
     """The documents of a text file, plain or .gz, in pieces: the whole file, or what blank lines separate.
+
+    Args:
+        path: of the file; or a text itself, which is one document.
 
     Raises:
         InputError: a file that cannot be read, or is not UTF-8.
     """
+    if isinstance(path, str):
+        yield from ((start == 0, path[start : start + PIECE]) for start in range(0, len(path), PIECE))
+        return
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             if not at_blank_lines:
@@ -50,9 +56,9 @@ def read_pieces(path: Path, *, at_blank_lines: bool) -> Iterator[Piece]:
 
 
 def tokenise(
-    files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, vocab_size: int, out: Path, *, at_blank_lines: bool
+    files: Sequence[Path | str], tokenizer: PreTrainedTokenizerBase, vocab_size: int, out: Path, *, at_blank_lines: bool
 ) -> int:
-    """Write the tokens of text files, one document after another, to ``out`` (.npy, (n,) uint16 or uint32).
+    """Write the tokens of text files, or of texts, one after another, to ``out`` (.npy, (n,) uint16 or uint32).
 
     Each document gets the special tokens that the tokenizer adds; where it adds none, its end-of-text token follows.
 
@@ -78,7 +84,7 @@ def tokenise(
 
     def write(partial: Path) -> None:
         if save_tokens(partial, parts(), vocab_size) == 0:
-            raise InputError(f"text must hold text; {', '.join(map(str, files))} held none")
+            raise InputError(f"text must hold text; {', '.join(str(file)[:80] for file in files)} held none")
 
     write_atomically(out, write)
     return len(open_tokens(out))
@@ -126,15 +132,17 @@ def check_tokens(tokens: np.ndarray, vocab_size: int | None, name: str = "text")
 
 
 def _token_lists(
-    files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, at_blank_lines: bool
+    files: Sequence[Path | str], tokenizer: PreTrainedTokenizerBase, at_blank_lines: bool
 ) -> Iterator[list[int]]:
-    ending = [] if tokenizer("").input_ids or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    added, end = tokenizer("").input_ids, tokenizer.eos_token_id
+    ends_texts = added in ([], [end])  # so that the end of a text follows its last piece, not its first
+    ending = [end] if ends_texts and end is not None else []
     with tqdm(desc="tokenising", unit=" tokens", unit_scale=True, leave=False) as progress:
         for path in files:
             pieces = read_pieces(path, at_blank_lines=at_blank_lines)
             has_begun = False
             while batch := list(itertools.islice(pieces, _PIECES_AT_ONCE)):
-                for is_first, ids in _encode(tokenizer, batch):
+                for is_first, ids in _encode(tokenizer, batch, with_special=not ends_texts):
                     if is_first and has_begun:
                         yield ending
                     has_begun = True
@@ -144,13 +152,15 @@ def _token_lists(
                 yield ending
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece]) -> Iterator[tuple[bool, list[int]]]:
-    """The ids of each piece; the tokenizer adds its special tokens to first pieces only."""
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], *, with_special: bool
+) -> Iterator[tuple[bool, list[int]]]:
+    """The ids of each piece; the tokenizer adds its special tokens to first pieces only, where it adds any."""
     ids: dict[bool, Iterator[list[int]]] = {}
-    for with_special in (True, False):
-        texts = [text for is_first, text in pieces if is_first == with_special]
-        encoded = tokenizer(texts, add_special_tokens=with_special, verbose=False).input_ids if texts else []
-        ids[with_special] = iter(encoded)
+    for first in (True, False):
+        texts = [text for is_first, text in pieces if is_first == first]
+        encoded = tokenizer(texts, add_special_tokens=with_special and first, verbose=False).input_ids if texts else []
+        ids[first] = iter(encoded)
     for is_first, _ in pieces:
         yield is_first, next(ids[is_first])
 

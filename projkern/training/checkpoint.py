@@ -49,7 +49,7 @@ def save(folder: Path, step: int, seconds: float, model: nn.Module, optimizers: 
         return
     try:
         with new_folder(target) as partial:
-            write_tensors(partial / "model.safetensors", model.state_dict())
+            write_tensors(partial / "model.safetensors", _model_tensors(model))
             write_tensors(partial / "optimizer.safetensors", _optimizer_tensors(model, optimizers))
             FORMAT.write(partial / "state.json", {"step": step, "seconds": seconds})
     except OSError as error:
@@ -77,7 +77,7 @@ def load(path: Path, model: nn.Module, optimizers: Optimizers = ()) -> tuple[int
         raise CheckpointError(str(error)) from error
     if not isinstance(state.get("step"), int) or not isinstance(state.get("seconds"), (int, float)):
         raise CheckpointError(f"{path}/state.json must name the step and the seconds; it was {state}")
-    _assign(path / "model.safetensors", weights, dict(model.state_dict()))
+    _assign(path / "model.safetensors", weights, _model_tensors(model))
     if optimizers:
         _make_states(model, optimizers, moments.keys())
         _assign(path / "optimizer.safetensors", moments, _optimizer_tensors(model, optimizers))
@@ -93,6 +93,15 @@ def _make_states(model: nn.Module, optimizers: Optimizers, names: Collection[str
             state[_SCALAR] = torch.tensor(0.0, device=parameter.device)
         if state and parameter in owners:
             owners[parameter].state[parameter] = state
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model; a tensor that has two names, such as a tied embedding, once."""
+    names: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), name)
+    return {name: state[name].detach() for name in names.values()}
 
 
 def _optimizer_tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ def write_report(
 ) -> None:
     """Write ``samples.png``, ``curves.png`` and ``report.md`` into a run's folder."""
     _samples(out / "samples.png", models, data)
-    _curves(out / "curves.png", out / "metrics.jsonl")
+    draw_curves(out / "curves.png", out / "metrics.jsonl")
     write_text(out / "report.md", _report(config, summary))
 
 
@@ -101,7 +101,7 @@ def _samples(path: Path, models: list[ImageModel], data: Images) -> None:
     in_rows(path, images, "Each column is one task identifier t")
 
 
-def _curves(path: Path, metrics: Path, smooth: int = 10) -> None:
+def draw_curves(path: Path, metrics: Path, smooth: int = 10) -> None:
     """Training loss of every model against the steps of its stage."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in read_metrics(metrics):

@@ -16,7 +16,7 @@ from ..models.generators import GENERATORS
 from ..models.names import SOURCE, Kind, ModelName
 from ..models.operator import project_and_run
 from ..utils.seeds import seed_of
-from .config import TrainConfig
+from .config import ScheduleConfig, TrainConfig
 from .losses import Predict, nats_from, nats_per_token
 
 
@@ -60,13 +60,18 @@ ImageStage = Stage[ImageModel]
 
 def stage_names(config: TrainConfig) -> list[ModelName]:
     """The run's training jobs, in order."""
+    return names_of(config.operator.scales, config.schedule)
+
+
+def names_of(scales: tuple[Fraction, ...], schedule: ScheduleConfig) -> list[ModelName]:
+    """The training jobs of a source and small models of these scales, in order."""
     names = [SOURCE]
-    for s in config.operator.scales:
-        kinds = [Kind.UNCONDITIONAL] * config.schedule.unconditional + [Kind.CONDITIONAL]
+    for s in scales:
+        kinds = [Kind.UNCONDITIONAL] * schedule.unconditional + [Kind.CONDITIONAL]
         names += [ModelName(kind, s) for kind in kinds]
-    if config.schedule.joint:
+    if schedule.joint:
         return [*names, ModelName(Kind.JOINT)]
-    return names + [ModelName(Kind.PROJECTED, s) for s in config.operator.scales]
+    return names + [ModelName(Kind.PROJECTED, s) for s in scales]
 
 
 def make_stage(name: ModelName, config: TrainConfig, device: torch.device, source: GPT | None = None) -> ImageStage:

@@ -98,12 +98,14 @@ def require_types(settings: Any) -> None:
 def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
     """Add an option for each setting, a group for each section; ``--help`` shows the values of ``settings``.
 
+    An option that is there already, of other settings with one of the same name, is left as it is.
+
     What the user gives is read with ``given_options``; there are no defaults on the command line itself.
     """
     values, hints = flat(settings), _hints(settings)
     groups: dict[str | None, argparse._ArgumentGroup] = {}
     for section, field in fields_of(settings):
-        if field.metadata["option"] is None:
+        if field.metadata["option"] is None or _option(field) in parser._option_string_actions:
             continue
         if section not in groups:
             owner = settings if section is None else getattr(settings, section)

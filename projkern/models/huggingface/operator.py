@@ -208,11 +208,15 @@ def predict(model: PreTrainedModel, tokens: Tensor, weights: Parameters | None =
     Returns:
         (B, T, vocab_size).
     """
-    start = tokens.new_full((len(tokens), 1), start_token(model))
-    inputs = {"input_ids": torch.cat([start, tokens[:, :-1]], 1), "use_cache": False}
+    inputs = {"input_ids": with_start(tokens, start_token(model)), "use_cache": False}
     output: Any = model(**inputs) if weights is None else functional_call(model, weights, (), inputs)
     logits: Tensor = output.logits
     return logits
+
+
+def with_start(tokens: Tensor, start: int) -> Tensor:
+    """The tokens (B, T) that are read to predict ``tokens``: the start token, then all but the last."""
+    return torch.cat([tokens.new_full((len(tokens), 1), start), tokens[:, :-1]], 1)
 
 
 def start_token(model: PreTrainedModel) -> int:

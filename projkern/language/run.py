@@ -1,0 +1,148 @@
+"""A whole run on tasks of text in one folder: every stage, then the evaluation, the table and samples of text."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from ..data.corpora import Corpus, part_of, read_token_files
+from ..kernels.dispatch import available_backends
+from ..models.huggingface.causal import PretrainedFolder
+from ..models.huggingface.grouping import Grouping
+from ..models.names import SOURCE
+from ..training import checkpoint
+from ..training.loop import train
+from ..training.metrics import Metrics
+from ..training.stages import names_of
+from ..training.steps import stage_job
+from ..utils.device import Machine, pick_machine
+from ..utils.errors import InputError
+from ..utils.files import new_folder, open_output, write_json
+from ..utils.version import __version__
+from .config import FROM_SOURCE, NAME, LanguageConfig
+from .folder import FORMAT, SOURCE_CONFIG, TOKENS, VECTORS, Tasks, check_tasks, write_tasks
+from .losses import judge
+from .report import write_report
+from .stages import TaskSpace, TextModel, make_stage, new_source
+from .trained import LanguageRun, open_texts
+from .vectors import TaskVectors, of_file, of_names, of_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_TASK_DIM = 16
+"""Length of t where it comes from the source."""
+
+
+def run(out: Path, config: LanguageConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Train all models of a run, continuing where its folder left off, and report on them.
+
+    The folder is touched only once the device, the tasks and the source are known to be there.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        InputError, OSError: settings that cannot be met, or a folder that cannot be used.
+    """
+    machine = pick_machine(config.run.device, config.run.dtype)
+    corpora = check_tasks(config)
+    for name, path in (("tasks", config.tasks.tasks), ("source", config.model.source)):
+        if overwrite and path is not None and Path(path).resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{name} must not be in the folder that is to be overwritten, {out}; it was {path}")
+    if config.tasks.t not in (NAME, FROM_SOURCE):
+        of_file(Path(config.tasks.t), [corpus.name for corpus in corpora])
+    source, tokenizer = _open_source(config)
+    for scale in config.operator.scales:
+        Grouping.of(source.config, scale, shrink_heads=config.operator.shrink_heads)
+    with open_output(out, FORMAT, config.to_json(), resume=resume, overwrite=overwrite):
+        return _train_all(out, config, machine, corpora, source, tokenizer)
+
+
+def _open_source(config: LanguageConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that M_1 starts from, in float32, and its tokenizer."""
+    if config.model.source is None:
+        # Bytes: a well-known tokenizer that every language goes through, and that loads with the models.
+        tokenizer = transformers.ByT5Tokenizer(extra_ids=0)
+        torch.manual_seed(config.run.seed)
+        return new_source(config, tokenizer), tokenizer
+    folder = PretrainedFolder.open(Path(config.model.source))
+    most = getattr(folder.config, "max_position_embeddings", None) or config.tasks.length
+    if config.tasks.length > most:
+        raise InputError(f"length must be at most the source's {most} positions; it was {config.tasks.length}")
+    return folder.load(torch.device("cpu"), torch.float32).requires_grad_(True), folder.tokenizer()
+
+
+def _train_all(
+    out: Path,
+    config: LanguageConfig,
+    machine: Machine,
+    corpora: list[Corpus],
+    source: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    kernels = [name for name in available_backends() if name != "reference"]
+    print(f"Training on {machine.reason}; projection by {', '.join(kernels) or 'plain torch, which is slow'}.")
+    if not (out / SOURCE_CONFIG).exists():
+        with new_folder(out / SOURCE_CONFIG) as partial:
+            source.config.save_pretrained(partial)
+    tasks = write_tasks(out, config, corpora, tokenizer, source.config.vocab_size)
+    metrics, seconds = Metrics(out), 0.0
+    models: list[TextModel] = []
+    vectors = None
+    for name in names_of(config.operator.scales, config.schedule):
+        if name == SOURCE:
+            data = open_texts(
+                out, config, tasks, tasks.trained, torch.zeros(len(tasks.trained), 1, 1), "train", machine.device
+            )
+            stage = make_stage(name, config, TaskSpace(1, 0, 1), source, machine.device)
+        else:
+            assert vectors is not None
+            data = open_texts(out, config, tasks, tasks.trained, vectors.values, "train", machine.device)
+            stage = make_stage(name, config, TaskSpace.of(vectors), source, machine.device)
+        job = stage_job(stage, data, config.schedule, config.run, machine.dtype, "windows")
+        seconds += train(job, checkpoint.stage_folder(out, name), metrics)
+        stage.module.eval()
+        if name == SOURCE:
+            vectors = _vectors(out, config, tasks, source)
+        models += stage.models
+    start_time = time.monotonic()
+    trained = LanguageRun.open(out, machine.device)
+    summary = judge(trained, models) | {
+        "seconds": round(seconds + time.monotonic() - start_time, 1),
+        "device": machine.reason,
+        "versions": {
+            "projkern": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    write_report(trained, summary, models)
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _vectors(out: Path, config: LanguageConfig, tasks: Tasks, source: PreTrainedModel) -> TaskVectors:
+    """The t of every task, stored in the run's folder; from the source, that is as it is before P_s is trained."""
+    path, settings = out / VECTORS, config.tasks
+    if not path.exists():
+        if settings.t == NAME:
+            vectors = of_names(len(tasks.names))
+        elif settings.t != FROM_SOURCE:
+            vectors = of_file(Path(settings.t), tasks.names)
+        else:
+            tokens = read_token_files(out / TOKENS, len(tasks.names), source.config.vocab_size)
+            trained, held_out = (
+                [part_of(tokens[number], "train") for number in tasks.numbers(names)]
+                for names in (tasks.trained, tasks.held_out)
+            )
+            dim = settings.task_dim or DEFAULT_TASK_DIM
+            vectors = of_source(source, trained, held_out, dim, settings.sample, config.run.seed)
+        vectors.save(path)
+    return TaskVectors.load(path)

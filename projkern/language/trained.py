@@ -1,0 +1,189 @@
+"""A run on tasks of text, read back from its folder: its tasks, its tokenizer and its models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..data.corpora import TaskTexts, read_token_files
+from ..data.digits import Split
+from ..models import TransformersOperator
+from ..models.names import SOURCE, Kind, ModelName
+from ..training import checkpoint
+from ..training.stages import names_of
+from ..training.trained import IncompleteRun
+from ..utils.errors import InputError
+from .config import LanguageConfig
+from .folder import TASK_NAMES, TOKENS, VECTORS, Tasks, read_config, read_source_config, read_tasks, read_tokenizer
+from .stages import TaskSpace, TextModel, TextStage, make_stage
+from .vectors import TaskVectors, read
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EVALUATED_AT_ONCE = 16
+"""Windows."""
+
+
+@dataclass(frozen=True)
+class LanguageRun:
+    """A finished run whose models are read on demand.
+
+    Args:
+        path: its folder.
+        config: its settings.
+        tasks: their names.
+        vectors: their t.
+        tokenizer: of its text.
+        source: the trained M_1, in evaluation mode.
+        device: where its models are.
+    """
+
+    path: Path
+    config: LanguageConfig
+    tasks: Tasks
+    vectors: TaskVectors
+    tokenizer: PreTrainedTokenizerBase
+    source: PreTrainedModel
+    device: torch.device
+
+    @classmethod
+    def open(cls, path: Path, device: torch.device | str = "cpu") -> LanguageRun:
+        """Read a run.
+
+        Raises:
+            InputError: a folder without one, or a damaged one.
+            IncompleteRun: the training of its source has not ended.
+        """
+        config, device = read_config(path), torch.device(device)
+        if not (path / TASK_NAMES).exists() or not (path / VECTORS).exists():
+            raise IncompleteRun(f"{path} must hold a trained run; this one has only begun. {_continue(path)}")
+        tasks, vectors = read_tasks(path), TaskVectors.load(path / VECTORS)
+        stage = make_stage(SOURCE, config, TaskSpace.of(vectors), empty_source(path), device)
+        _load(path, stage)
+        return cls(path, config, tasks, vectors, read_tokenizer(path), stage.module, device)  # type: ignore[arg-type]
+
+    def operator(self, scale: Fraction) -> TransformersOperator:
+        """The trained operator of one scale, in evaluation mode.
+
+        Raises:
+            InputError: a scale that the run does not have.
+            IncompleteRun: its training has not ended.
+            CheckpointError: its checkpoint is damaged.
+        """
+        scales = self.config.operator.scales
+        if scale not in scales:
+            known = ", ".join(map(str, scales))
+            raise InputError(f"scale must be one that {self.path} was trained for ({known}); it was {scale}")
+        operator = self._stage(ModelName(Kind.PROJECTED, scale)).module.get_submodule("operator")
+        assert isinstance(operator, TransformersOperator)
+        return operator
+
+    def models(self) -> list[TextModel]:
+        """Every model of the run, as the paper's tables name them. Raises as ``operator`` does."""
+        names = names_of(self.config.operator.scales, self.config.schedule)
+        return [model for name in names for model in self._stage(name).models]
+
+    def t_of(self, task: str) -> Tensor:
+        """The t of a task by its name: (task_dim,). Raises InputError for an unknown one; the known are listed."""
+        if task in self.tasks.trained:
+            return self.vectors.values[self.tasks.trained.index(task), 0].to(self.device)
+        if task in self.tasks.held_out:
+            return self.vectors.held_out[self.tasks.held_out.index(task)].to(self.device)
+        raise InputError(f"task must be one of {', '.join(self.tasks.names)}; it was {task}")
+
+    def t_like(self, text: str) -> Tensor:
+        """The t (task_dim,) of a sample of text.
+
+        Raises:
+            InputError: a run whose t does not come from the source, or a sample that is too short.
+        """
+        if self.vectors.reader is None:
+            raise InputError(
+                f"like must be left out: in {self.path} t is {self.config.tasks.t}, which no sample of text gives. "
+                "Train with --t source"
+            )
+        tokens = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        if len(tokens) < 16:
+            raise InputError(f"like must be a text of at least 16 tokens; it has {len(tokens)}")
+        return self.vectors.reader(read(self.source, torch.tensor(tokens))).to(self.device)
+
+    def nearest(self, t: Tensor) -> str:
+        """The trained task whose t is nearest to t (task_dim,)."""
+        distances = (self.vectors.values.mean(1).to(t.device) - t).norm(dim=1)
+        return self.tasks.trained[int(distances.argmin())]
+
+    def texts(self, split: Split) -> TaskTexts:
+        """The stream of windows of the trained tasks."""
+        names = self.tasks.trained
+        return open_texts(self.path, self.config, self.tasks, names, self.vectors.values, split, self.device)
+
+    def held_out_texts(self) -> TaskTexts:
+        """The validation stream of the tasks that training left out."""
+        names, values = self.tasks.held_out, self.vectors.held_out[:, None]
+        return open_texts(self.path, self.config, self.tasks, names, values, "validation", self.device)
+
+    def _stage(self, name: ModelName) -> TextStage:
+        stage = make_stage(name, self.config, TaskSpace.of(self.vectors), self.source, self.device)
+        _load(self.path, stage)
+        return stage
+
+
+def open_texts(
+    run: Path,
+    config: LanguageConfig,
+    tasks: Tasks,
+    names: list[str],
+    values: Tensor,
+    split: Split,
+    device: torch.device,
+) -> TaskTexts:
+    """The stream of windows of some tasks of a run.
+
+    Args:
+        names: of the tasks.
+        values: (n, S, task_dim), their t.
+    """
+    vocabulary = read_source_config(run).vocab_size
+    tokens = read_token_files(run / TOKENS, len(tasks.names), vocabulary)
+    return TaskTexts(
+        [tokens[tasks.names.index(name)] for name in names],
+        values,
+        length=config.tasks.length,
+        batch=config.schedule.batch_size if split == "train" else EVALUATED_AT_ONCE,
+        examples_per_task=config.tasks.examples_per_task,
+        split=split,
+        seed=config.run.seed,
+        windows=config.run.eval_windows,
+        vocabulary=vocabulary,
+        device=device,
+        names=names,
+    )
+
+
+def empty_source(run: Path) -> PreTrainedModel:
+    """A model of the source's configuration whose weights mean nothing yet."""
+    from transformers import AutoModelForCausalLM
+
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(read_source_config(run))
+    return model
+
+
+def _load(run: Path, stage: TextStage) -> None:
+    last = checkpoint.latest(checkpoint.stage_folder(run, stage.name))
+    step = checkpoint.load(last, stage.module)[0] if last else -1
+    if step != stage.steps:
+        raise IncompleteRun(
+            f"{run} must hold a trained {stage.name}; it stands at step {max(0, step)} of {stage.steps}. "
+            + _continue(run)
+        )
+    stage.module.eval()
+
+
+def _continue(path: Path) -> str:
+    return f"To go on training: python -m projkern.train --out {path} --resume"
