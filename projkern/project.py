@@ -12,21 +12,25 @@ examples:
   python -m projkern.project runs/quick --scale 1/4 --t task.json --out model
   python -m projkern.project runs/quick --scale 1/4 --t tasks.csv --out models --resume
   python -m projkern.project runs/quick --scale 1/4 --random 1000 --out models
+
+  of a run on tasks of text:
+  python -m projkern.project runs/languages --task de --out german
+  python -m projkern.project runs/languages --task de fr ja --out models
+  python -m projkern.project runs/texts --like sample.txt --out model    a task never seen, from a sample of its text
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command.parser(
-        "project",
-        "Write a standalone model for each task, in Hugging Face's GPT-2 format, read back and checked.",
-        EXAMPLES,
+        "project", "Write a standalone model for each task, in Hugging Face's format, read back and checked.", EXAMPLES
     )
     parser.add_argument("run", type=Path, help="folder of a trained run")
-    command.add_scale_and_tasks(parser, required=True)
+    tasks = command.add_scale_and_tasks(parser, required=True)
+    command.add_text_tasks(tasks, several=True)
     command.add_seed(parser, "of --random")
     parser.add_argument("--out", type=Path, required=True, help="the model's folder; of many tasks, the folder of all")
-    parser.add_argument("--onnx", action="store_true", help="also write model.onnx, checked in onnxruntime")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx, checked in onnxruntime (of images)")
     command.add_device(parser, default="cpu")
     command.add_state(parser, "go on with what is missing in --out", "replace the models in --out")
     return parser
@@ -34,28 +38,57 @@ def parser() -> argparse.ArgumentParser:
 
 def write_models(options: argparse.Namespace) -> str:
     """Generate, write and check the models of the tasks."""
+    from .language.folder import is_language_run
+
+    count = _write_language(options) if is_language_run(options.run) else _write_images(options)
+    return f"Wrote and checked {count} model{'' if count == 1 else 's'} in {options.out}."
+
+
+def _write_images(options: argparse.Namespace) -> int:
     from .export.tasks import project_tasks
     from .training.data import draw_run_tasks, read_run_tasks
-    from .training.trained import TrainedRun
+    from .training.trained import TrainedRun, choose_scale
     from .utils.device import pick_device
 
+    command.refuse(options, ("task", "like"), "left out for a run on images")
     run = TrainedRun.open(options.run, pick_device(options.device))
-    operator = run.operator(options.scale)
+    scale = choose_scale(options.scale, run.config.operator.scales, options.run)
+    operator = run.operator(scale)
     if options.t is not None:
         t = read_run_tasks(run.config.data, options.t)
     else:
         t, _ = draw_run_tasks(run.config.data, options.random, options.seed)
-    count = project_tasks(
+    return project_tasks(
         operator,
         t,
         options.out,
-        origin={"run": options.run.resolve().name, "scale": str(options.scale), "step": run.config.schedule.steps},
+        origin={"run": options.run.resolve().name, "scale": str(scale), "step": run.config.schedule.steps},
         palette=run.palette,
         with_onnx=options.onnx,
         resume=options.resume,
         overwrite=options.overwrite,
     )
-    return f"Wrote and checked {count} model{'' if count == 1 else 's'} in {options.out}."
+
+
+def _write_language(options: argparse.Namespace) -> int:
+    from .language.export import write_models
+    from .language.trained import LanguageRun
+    from .training.trained import choose_scale
+    from .utils.device import pick_device
+
+    command.refuse(options, ("t", "random"), "left out for a run on tasks of text: give --task or --like")
+    command.refuse(options, ("onnx",), "left out for a run on tasks of text")
+    run = LanguageRun.open(options.run, pick_device(options.device))
+    scale = choose_scale(options.scale, run.config.operator.scales, options.run)
+    return write_models(
+        run.operator(scale),
+        run.chosen(options.task, options.like),
+        options.out,
+        run.tokenizer,
+        origin={"run": options.run.resolve().name, "scale": str(scale), "step": run.config.schedule.steps},
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""``python -m projkern.sample``: images drawn by a trained run's models or by one generated model."""
+"""``python -m projkern.sample``: images or text from a trained run's models or from one generated model."""
 
 import argparse
 import sys
@@ -11,38 +11,56 @@ examples:
   python -m projkern.sample runs/quick --scale 1/4 --random 8          one image for each of eight random tasks
   python -m projkern.sample runs/quick --scale 1/4 --t task.json --images 8 --top-p 0.9
   python -m projkern.sample model --images 8 --temperature 0.8         of what projkern.project wrote
+  python -m projkern.sample runs/languages --task de --prompt "Die "   text, of a run on tasks of text
+  python -m projkern.sample runs/texts --like sample.txt --texts 3     of a task never seen, from a sample of its text
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command.parser(
-        "sample", "Draw images, each for its own task, into one picture beside what the tasks mean.", EXAMPLES
+        "sample",
+        "Draw images, each for its own task, into one picture beside what the tasks mean; or let a task's language "
+        "model write text.",
+        EXAMPLES,
     )
-    parser.add_argument("path", type=Path, help="folder of a trained run, or of a model in GPT-2's format")
+    parser.add_argument("path", type=Path, help="folder of a trained run, or of a model that projkern.project wrote")
     run = parser.add_argument_group("of a run")
-    command.add_scale_and_tasks(run, required=False)
+    command.add_text_tasks(command.add_scale_and_tasks(run, required=False), several=False)
     run.add_argument(
         "--form",
         choices=("auto", "materialised", "factored"),
         help="whether to write each task's weights, or read the source at each token (default: auto, by measured time)",
     )
-    parser.add_argument("--images", type=int, metavar="N", help="images of each task (default: 1; of a model: 8)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest colour (default: 1)")
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest colours")
-    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest colours, of probability P")
+    images = parser.add_argument_group("of images")
+    images.add_argument("--images", type=int, metavar="N", help="images of each task (default: 1; of a model: 8)")
+    images.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture (default: samples.png)")
+    images.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
+    text = parser.add_argument_group("of text")
+    text.add_argument("--prompt", default="", metavar="TEXT", help="what the text begins with (default: nothing)")
+    text.add_argument("--tokens", type=int, default=200, metavar="N", help="at most so many (default: %(default)s)")
+    text.add_argument("--texts", type=int, default=1, metavar="N", help="number of texts (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: 1)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens, of probability P")
     command.add_seed(parser, "of the draws and of --random")
     command.add_device(parser)
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture (default: samples.png)")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
     return parser
 
 
 def sample(options: argparse.Namespace) -> str:
-    """Draw images as the options say, and write the picture."""
-    from .exploration.drawing import Draws, draw, require_new_picture
+    """Draw images into a picture, or write text; returns the last line."""
+    from .language.sampling import writes_text
+
+    return _write_text(options) if writes_text(options.path) else _draw_images(options)
+
+
+def _draw_images(options: argparse.Namespace) -> str:
+    from .exploration.drawing import draw, require_new_picture
+    from .models.sampling import Draws
     from .utils.device import pick_device
 
+    command.refuse(options, ("task", "like", "prompt"), "left out for images")
     require_new_picture(options.out, options.overwrite)
     drawing = draw(
         options.path,
@@ -59,6 +77,28 @@ def sample(options: argparse.Namespace) -> str:
         f"Wrote {count} image{'' if count == 1 else 's'} to {options.out}: "
         f"{sampled.tokens_per_second:,.0f} tokens per second, {sampled.seconds:.1f} s."
     )
+
+
+def _write_text(options: argparse.Namespace) -> str:
+    from .language.sampling import write_from
+    from .models.sampling import Draws
+    from .utils.device import pick_device
+
+    command.refuse(options, ("t", "random", "images", "form"), "left out for text: give --task or --like")
+    written = write_from(
+        options.path,
+        pick_device(options.device),
+        Draws(options.temperature, options.top_k, options.top_p, options.seed),
+        prompt=options.prompt,
+        tokens=options.tokens,
+        count=options.texts,
+        scale=options.scale,
+        task=options.task,
+        like=options.like,
+    )
+    for text in written.texts:
+        print(f"{options.prompt}{text}\n")
+    return f"{written.parameters:,} parameters; {written.tokens_per_second:,.0f} tokens per second."
 
 
 def main(argv: list[str] | None = None) -> int:

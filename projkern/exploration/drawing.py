@@ -10,21 +10,12 @@ from torch import Tensor
 
 from ..data import TASK_DIM, texture
 from ..models.decode import Decoder
-from ..models.sampling import Sampled, check_draws, sample
+from ..models.sampling import Draws, Sampled, check_draws, sample
 from ..training.data import draw_run_tasks, read_run_tasks
 from ..training.trained import TrainedRun
 from ..utils.errors import InputError
 from ..utils.files import read_object
 from ..utils.pictures import beside_tasks
-
-
-class Draws(NamedTuple):
-    """How tokens are drawn; see ``models.sampling.sample``."""
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
 
 
 class Drawing(NamedTuple):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..models.names import with_tildes
+from ..models.sampling import Draws
 from ..training.report import draw_curves
 from ..utils import markdown
 from ..utils.files import write_text
 from .config import LanguageConfig
 from .losses import bits_per_byte
-from .sampling import Draws, write
+from .sampling import write
 from .stages import TextModel
 from .trained import LanguageRun
 
@@ -76,8 +77,8 @@ def _report(config: LanguageConfig, summary: dict[str, Any], samples: dict[str, 
         f"{config.run.eval_windows} held-out windows of each task, ± one standard error over windows.",
         table(summary),
         f"M is an unconditional model, M̃ takes the task identifier t {PLACES_OF_T[config.model.conditioning]}, and P "
-        "is generated for each t from the source. The last column shows how much a model uses t: there each task's text "
-        "comes with the t of another task.",
+        "is generated for each t from the source. The last column shows how much a model uses t: there each task's "
+        "text comes with the t of another task.",
         "## By task",
         "Bits per byte of text:",
         table_by_task(summary),
@@ -111,6 +112,6 @@ def _samples(run: LanguageRun, models: list[TextModel]) -> dict[str, dict[str, s
         for model in models:
             if model.name.is_projected or model.name.is_conditional:
                 small = model.standalone(run.t_of(task))
-                (text,) = write(small, run.tokenizer, "", SAMPLED_TOKENS, Draws(temperature=0.8))
-                texts[task][str(model.name)] = text.replace("```", "'''")
+                written = write(small, run.tokenizer, Draws(temperature=0.8), tokens=SAMPLED_TOKENS)
+                texts[task][str(model.name)] = written.texts[0].replace("```", "'''")
     return texts

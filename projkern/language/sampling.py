@@ -1,46 +1,121 @@
-"""Text that a model writes, by transformers' own ``generate``."""
+"""Text that a task's model writes, by transformers' own ``generate``."""
 
 from __future__ import annotations
 
+import time
+from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from ..models.huggingface.causal import PretrainedFolder
 from ..models.huggingface.operator import start_token
+from ..models.sampling import Draws, check_draws
+from ..training.stages import count as count_parameters
+from ..utils.device import wait_for
+from ..utils.errors import InputError
+from ..utils.files import SETTINGS, read_object
+from .folder import is_language_run
+from .trained import LanguageRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Draws(NamedTuple):
-    """How tokens are drawn, as ``generate`` of transformers has it; a temperature of 0 takes the likeliest."""
+class Written(NamedTuple):
+    """Texts that were written, without their prompt."""
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
+    texts: list[str]
+    tokens_per_second: float  # of all texts together
+    parameters: int  # of the model
+
+
+def writes_text(folder: Path) -> bool:
+    """Whether a folder holds a run on tasks of text, or a model with a tokenizer of text."""
+    if is_language_run(folder):
+        return True
+    try:
+        is_model = "model_type" in read_object(folder / SETTINGS, "a model")
+    except InputError:
+        return False
+    return is_model and (folder / "tokenizer_config.json").exists()
+
+
+def write_from(
+    folder: Path,
+    device: torch.device,
+    draws: Draws,
+    *,
+    prompt: str = "",
+    tokens: int = 200,
+    count: int = 1,
+    scale: Fraction | None = None,
+    task: str | None = None,
+    like: Path | None = None,
+) -> Written:
+    """Texts of the model that a run generates for a task, or of a standalone model.
+
+    Args:
+        folder: of a run on tasks of text, or of a model.
+        device: where to compute.
+        draws: how tokens are drawn.
+        prompt: what the text begins with.
+        tokens: at most so many are drawn; a text may end before.
+        count: number of texts.
+        scale: one that the run has. This and the following are for runs alone.
+        task: the name of a task.
+        like: a file with a sample of a task's text.
+
+    Raises:
+        InputError: no such run, model or task, or an argument that it does not take.
+    """
+    for name, value in (("tokens", tokens), ("texts", count)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1; it was {value}")
+    if is_language_run(folder):
+        if task is None and like is None:
+            raise InputError("--task or --like must be given for a run on tasks of text")
+        run = LanguageRun.open(folder, device)
+        (chosen,) = run.chosen([task] if task is not None else None, like)
+        return write(run.operator(scale).generate(chosen.t), run.tokenizer, draws, prompt, tokens, count)
+    unused = [name for name, value in (("scale", scale), ("task", task), ("like", like)) if value is not None]
+    if unused:
+        raise InputError(f"{unused[0]} must be left out for a model, which is of one task already")
+    model = PretrainedFolder.open(folder)
+    return write(model.load(device, None), model.tokenizer(), draws, prompt, tokens, count)
 
 
 @torch.no_grad()
 def write(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int, draws: Draws, count: int = 1
-) -> list[str]:
-    """Texts that a model writes after a prompt, without the prompt.
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    draws: Draws,
+    prompt: str = "",
+    tokens: int = 200,
+    count: int = 1,
+) -> Written:
+    """Texts that a model writes after a prompt; its start token comes first.
 
     Args:
         model: a causal language model, in evaluation mode.
         tokenizer: of its text.
-        prompt: may be empty; the model's start token comes before it.
+        draws: how tokens are drawn.
+        prompt: may be empty.
         tokens: at most so many are drawn; a text may end before.
-        draws: how.
         count: number of texts.
+
+    Raises:
+        InputError: a draw out of its range.
     """
+    check_draws(*draws[:3])
     ids = [start_token(model), *tokenizer(prompt, add_special_tokens=False).input_ids]
     inputs = torch.tensor([ids] * count, device=model.device)
     options: dict[str, Any] = {"do_sample": draws.temperature > 0}
     if draws.temperature > 0:
         options |= {"temperature": draws.temperature, "top_k": draws.top_k or 0, "top_p": draws.top_p or 1.0}
     end = tokenizer.eos_token_id
+    began = time.perf_counter()
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(draws.seed)
         written: Any = model.generate(  # type: ignore[operator]
@@ -51,4 +126,7 @@ def write(
             pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
             **options,
         )
-    return [str(tokenizer.decode(row[len(ids) :], skip_special_tokens=True)) for row in written]
+    wait_for(model.device)
+    rate = (written.shape[1] - len(ids)) * count / (time.perf_counter() - began)
+    texts = [str(tokenizer.decode(row[len(ids) :], skip_special_tokens=True)) for row in written]
+    return Written(texts, rate, count_parameters(model))

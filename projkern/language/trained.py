@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from ..data.corpora import TaskTexts, read_token_files
 from ..data.digits import Split
+from ..data.text import read_pieces
 from ..models import TransformersOperator
 from ..models.names import SOURCE, Kind, ModelName
 from ..training import checkpoint
 from ..training.stages import names_of
-from ..training.trained import IncompleteRun
+from ..training.trained import IncompleteRun, choose_scale
 from ..utils.errors import InputError
 from .config import LanguageConfig
+from .export import Task
 from .folder import TASK_NAMES, TOKENS, VECTORS, Tasks, read_config, read_source_config, read_tasks, read_tokenizer
 from .stages import TaskSpace, TextModel, TextStage, make_stage
 from .vectors import TaskVectors, read
@@ -68,18 +71,15 @@ class LanguageRun:
         _load(path, stage)
         return cls(path, config, tasks, vectors, read_tokenizer(path), stage.module, device)  # type: ignore[arg-type]
 
-    def operator(self, scale: Fraction) -> TransformersOperator:
-        """The trained operator of one scale, in evaluation mode.
+    def operator(self, scale: Fraction | None) -> TransformersOperator:
+        """The trained operator of one scale, in evaluation mode; None is the run's only one.
 
         Raises:
             InputError: a scale that the run does not have.
             IncompleteRun: its training has not ended.
             CheckpointError: its checkpoint is damaged.
         """
-        scales = self.config.operator.scales
-        if scale not in scales:
-            known = ", ".join(map(str, scales))
-            raise InputError(f"scale must be one that {self.path} was trained for ({known}); it was {scale}")
+        scale = choose_scale(scale, self.config.operator.scales, self.path)
         operator = self._stage(ModelName(Kind.PROJECTED, scale)).module.get_submodule("operator")
         assert isinstance(operator, TransformersOperator)
         return operator
@@ -112,6 +112,20 @@ class LanguageRun:
         if len(tokens) < 16:
             raise InputError(f"like must be a text of at least 16 tokens; it has {len(tokens)}")
         return self.vectors.reader(read(self.source, torch.tensor(tokens))).to(self.device)
+
+    def chosen(self, names: Sequence[str] | None, like: Path | None) -> list[Task]:
+        """The tasks of these names, or that of a sample of text in a file.
+
+        Raises:
+            InputError: an unknown name, a name twice, a file that cannot be read, or as ``t_like``.
+        """
+        if like is not None:
+            text = "".join(piece for _, piece in read_pieces(like, at_blank_lines=False))
+            return [Task(like.name, self.t_like(text))]
+        names = names or []
+        if len(set(names)) < len(names):
+            raise InputError(f"task must name each task once; it was {' '.join(names)}")
+        return [Task(name, self.t_of(name)) for name in names]
 
     def nearest(self, t: Tensor) -> str:
         """The trained task whose t is nearest to t (task_dim,)."""

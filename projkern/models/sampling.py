@@ -12,6 +12,15 @@ from ..utils.errors import InputError
 from .decode import Decoder
 
 
+class Draws(NamedTuple):
+    """How tokens are drawn; see ``sample``."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+
 class Sampled(NamedTuple):
     """Sequences that were drawn, and how long that took."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -67,8 +68,8 @@ class TrainedRun:
         """
         return self.coder.decode(tokens)
 
-    def operator(self, scale: Fraction) -> ProjectionOperator:
-        """The trained operator of one scale, in evaluation mode, with its own tuned source.
+    def operator(self, scale: Fraction | None) -> ProjectionOperator:
+        """The trained operator of one scale, in evaluation mode, with its own tuned source; None is the run's only one.
 
         Raises:
             InputError: a scale that the run does not have.
@@ -76,9 +77,7 @@ class TrainedRun:
             CheckpointError: its checkpoint is damaged.
         """
         scales = self.config.operator.scales
-        if scale not in scales:
-            known = ", ".join(map(str, scales))
-            raise InputError(f"scale must be one that {self.path} was trained for ({known}); it was {scale}")
+        scale = choose_scale(scale, scales, self.path)
         if self.config.schedule.joint:
             return self._operators(ModelName(Kind.JOINT))[scales.index(scale)]
         return self._operators(ModelName(Kind.PROJECTED, scale))[0]
@@ -120,6 +119,20 @@ class TrainedRun:
             )
         stage.module.eval()
         return stage
+
+
+def choose_scale(scale: Fraction | None, scales: Sequence[Fraction], run: Path) -> Fraction:
+    """The scale that was asked for, or the only one that a run has.
+
+    Raises:
+        InputError: one that the run does not have, or none where it has several.
+    """
+    if scale is None and len(scales) == 1:
+        return scales[0]
+    if scale is None or scale not in scales:
+        known = ", ".join(map(str, scales))
+        raise InputError(f"scale must be one that {run} was trained for ({known}); it was {scale}")
+    return scale
 
 
 def _continue(path: Path) -> str:

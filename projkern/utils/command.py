@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import ProjkernError
+from .errors import InputError, ProjkernError
 from .settings import scale
 
 
@@ -103,12 +103,31 @@ def add_seed(to: argparse.ArgumentParser, help: str) -> None:
     to.add_argument("--seed", type=seed, default=0, metavar="N", help=f"{help} (default: 0)")
 
 
-def add_scale_and_tasks(to: argparse.ArgumentParser | argparse._ArgumentGroup, *, required: bool) -> None:
-    """Add --scale, and --t or --random: which small models of a run are meant."""
-    to.add_argument("--scale", type=scale, required=required, metavar="1/G", help="scale s, one that the run has")
+def add_scale_and_tasks(
+    to: argparse.ArgumentParser | argparse._ArgumentGroup, *, required: bool
+) -> argparse._MutuallyExclusiveGroup:
+    """Add --scale, and --t or --random: which small models of a run are meant. Returns the group of the latter."""
+    to.add_argument("--scale", type=scale, metavar="1/G", help="scale s, one that the run has (default: its only one)")
     tasks = to.add_mutually_exclusive_group(required=required)
     tasks.add_argument("--t", type=Path, metavar="FILE", help="task identifiers, .json, .npy or .csv")
     tasks.add_argument("--random", type=int, metavar="N", help="N random tasks; of tokenised images, held-out ones")
+    return tasks
+
+
+def add_text_tasks(to: argparse._MutuallyExclusiveGroup, *, several: bool) -> None:
+    """Add --task and --like: which small models of a run on tasks of text are meant."""
+    many = {"nargs": "+"} if several else {}
+    to.add_argument("--task", metavar="NAME", help="of a run on tasks of text: the name of a task", **many)  # type: ignore[arg-type]
+    to.add_argument(
+        "--like", type=Path, metavar="FILE", help="the same, of t from the source: a sample of a task's text"
+    )
+
+
+def refuse(options: argparse.Namespace, names: tuple[str, ...], requirement: str) -> None:
+    """Raise InputError where one of these options was given."""
+    for name in names:
+        if value := getattr(options, name):
+            raise InputError(f"--{name.replace('_', '-')} must be {requirement}; it was {value}")
 
 
 def seed(text: str) -> int:

@@ -30,9 +30,10 @@ def with_part(page: str, name: str, part: str) -> str:
 
 def wrap(text: str, width: int = 120) -> str:
     """A text whose lines of prose are broken at ``width``; tables, headings, pictures and code stay as they are."""
-    lines = []
+    lines, is_code = [], False
     for line in text.split("\n"):
-        if len(line) <= width or line.startswith(("|", "#", "!", " ", "`")):
+        is_code ^= line.startswith("```")
+        if is_code or len(line) <= width or line.startswith(("|", "#", "!", " ", "`")):
             lines.append(line)
             continue
         indent = "  " if line.startswith("- ") else ""
