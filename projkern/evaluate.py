@@ -16,17 +16,21 @@ examples:
   python -m projkern.evaluate runs/mnist                                    on the run's own images, and Figure 4
   python -m projkern.evaluate runs/mnist --sweep angle warp_x --no-speed    losses against two other components of t
   python -m projkern.evaluate runs/mnist --eval-images 4096 --overwrite     smaller errors
+  python -m projkern.evaluate runs/languages                                by task, and each task's model on all text
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = command.parser("evaluate", "Evaluate every model of a run on the same held-out images.", EXAMPLES)
+    parser = command.parser("evaluate", "Evaluate every model of a run on the same held-out images or text.", EXAMPLES)
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument(
         "--eval-images", type=int, metavar="N", help="held-out images (default: as many as the run used)"
     )
     command.add_former(parser, "--images", "eval_images")
+    parser.add_argument(
+        "--eval-windows", type=int, metavar="N", help="of a run on tasks of text: held-out windows of each task"
+    )
     parser.add_argument(
         "--sweep",
         nargs="*",
@@ -43,11 +47,34 @@ def parser() -> argparse.ArgumentParser:
 
 def evaluate(options: argparse.Namespace) -> str:
     """Evaluate the run, and write the report; returns it, with the files that were written."""
+    from .language.folder import is_language_run
+
+    return _evaluate_texts(options) if is_language_run(options.run) else _evaluate_images(options)
+
+
+def _evaluate_texts(options: argparse.Namespace) -> str:
+    from .evaluation.report import open_folder
+    from .evaluation.texts import evaluate_texts
+    from .evaluation.texts_report import write_report
+    from .language.trained import LanguageRun
+    from .utils.device import pick_device
+
+    command.refuse(options, ("eval_images", "sweep", "seed"), "left out for a run on tasks of text")
+    run = LanguageRun.open(options.run, pick_device(options.device))
+    out = options.out or options.run / "evaluation"
+    windows = run.config.run.eval_windows if options.eval_windows is None else options.eval_windows
+    with open_folder(out, overwrite=options.overwrite):
+        files = write_report(out, evaluate_texts(run, windows))
+    return f"\n{files[0].read_text()}\nWrote {', '.join(map(str, files))}."
+
+
+def _evaluate_images(options: argparse.Namespace) -> str:
     from .evaluation.report import open_folder, write_report
     from .evaluation.result import evaluate_run
     from .training.trained import TrainedRun
     from .utils.device import pick_device
 
+    command.refuse(options, ("eval_windows",), "left out for a run on images")
     run = TrainedRun.open(options.run, pick_device(options.device))
     out = options.out or options.run / "evaluation"
     with open_folder(out, overwrite=options.overwrite):

@@ -78,9 +78,9 @@ def evaluate_run(
             name: _row(model, losses[name], with_bits=run.palette is not None) for name, model in models.items()
         },
         "differences": {
-            name: {"to": other, **_mean(losses[name] - losses[other])} for name, other in _pairs(models).items()
+            name: {"to": other, **mean_of(losses[name] - losses[other])} for name, other in pairs(models).items()
         },
-        "equivalent_size": _equivalent_sizes(models, losses, seed),
+        "equivalent_size": equivalent_sizes(models, losses, seed),
         "sweeps": {name: _sweep(models, data, images, name) for name in dict.fromkeys(sweeps)},
         "speed": _speed(run) if speed else None,
         "device": describe(run.device),
@@ -88,25 +88,25 @@ def evaluate_run(
     }
 
 
-def _pairs(models: Mapping[str, Model]) -> dict[str, str]:
+def pairs(models: Mapping[str, Model]) -> dict[str, str]:
     """Each model that is compared to another, and that other (see ``ModelName.counterpart``)."""
     return {name: str(model.name.counterpart) for name, model in models.items() if model.name.counterpart is not None}
 
 
-def _mean(losses: Losses) -> dict[str, float]:
+def mean_of(losses: Losses) -> dict[str, float]:
     return {"loss": losses.mean, "standard_error": losses.standard_error}
 
 
 def _row(model: Model, losses: Losses, *, with_bits: bool) -> dict[str, Any]:
     return {
         "parameters": model.parameters,
-        **_mean(losses),
+        **mean_of(losses),
         **({"bits_per_dimension": bits_per_dimension(losses.mean)} if with_bits else {}),
         "by_position": [round(loss, 5) for loss in losses.by_position.tolist()],
     }
 
 
-def _equivalent_sizes(models: Mapping[str, Model], losses: dict[str, Losses], seed: int) -> dict[str, Any]:
+def equivalent_sizes(models: Mapping[str, Model], losses: dict[str, Losses], seed: int) -> dict[str, Any]:
     """For each projected model its equivalent size, or why there is none."""
     baselines = sorted((m for m in models.values() if m.name.is_conditional), key=lambda m: m.parameters)
     table = np.stack([losses[str(m.name)].by_image.numpy() for m in baselines])
@@ -127,11 +127,11 @@ def _sweep(models: Mapping[str, Model], data: Images, images: int, name: str) ->
     swept = {model: trained for model, trained in models.items() if not trained.name.is_tuned_source}
     curves = sweep(list(swept.values()), data, images, name)
     differences = {
-        model: [_mean(a - b) for a, b in zip(curves[model], curves[other])] for model, other in _pairs(swept).items()
+        model: [mean_of(a - b) for a, b in zip(curves[model], curves[other])] for model, other in pairs(swept).items()
     }
     return {
         "values": list(VALUES),
-        "losses": {model: [_mean(at) for at in losses] for model, losses in curves.items()},
+        "losses": {model: [mean_of(at) for at in losses] for model, losses in curves.items()},
         "differences": differences,
     }
 

@@ -34,7 +34,7 @@ def judge(run: LanguageRun, models: list[TextModel]) -> dict[str, Any]:
         "models": {str(model.name): _row(model, data) for model in models},
     }
     if tasks.held_out:
-        summary["held_out_tasks"] = _held_out(run, models)
+        summary["held_out_tasks"] = judge_held_out(run, models)
     return summary
 
 
@@ -64,7 +64,7 @@ def _row(model: TextModel, data: TaskTexts) -> dict[str, Any]:
     return row
 
 
-def _held_out(run: LanguageRun, models: list[TextModel]) -> dict[str, Any]:
+def judge_held_out(run: LanguageRun, models: list[TextModel]) -> dict[str, Any]:
     """For each task that was left out: the trained task nearest to it, and each model's losses on its text.
 
     A model that takes t is judged with the t of a sample of the task's text, and with that of the nearest task.

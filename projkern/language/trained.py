@@ -132,10 +132,10 @@ class LanguageRun:
         distances = (self.vectors.values.mean(1).to(t.device) - t).norm(dim=1)
         return self.tasks.trained[int(distances.argmin())]
 
-    def texts(self, split: Split) -> TaskTexts:
-        """The stream of windows of the trained tasks."""
-        names = self.tasks.trained
-        return open_texts(self.path, self.config, self.tasks, names, self.vectors.values, split, self.device)
+    def texts(self, split: Split, windows: int | None = None) -> TaskTexts:
+        """The stream of windows of the trained tasks; in validation so many of each, as in the run unless given."""
+        config = self.config if windows is None else self.config.replace(eval_windows=windows)
+        return open_texts(self.path, config, self.tasks, self.tasks.trained, self.vectors.values, split, self.device)
 
     def held_out_texts(self) -> TaskTexts:
         """The validation stream of the tasks that training left out."""
