@@ -1,4 +1,4 @@
-"""``python -m projkern.explore``: a local page to move t by hand, and see the models generated for it."""
+"""``python -m projkern.explore``: a local page to choose t by hand, and see what the models generated for it make."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ def parser() -> argparse.ArgumentParser:
     parser = command.parser(
         "explore",
         "Serve a local page: sliders for the task identifier t, the texture it means, and samples of the "
-        "small models generated for it. Ctrl-C ends it.",
+        "small models generated for it; of a run on tasks of text a list of the tasks and a prompt. Ctrl-C ends it.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run of python -m projkern.train")
     parser.add_argument("--port", type=int, default=7860, help="port of the page (default: %(default)s)")

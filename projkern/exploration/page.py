@@ -121,8 +121,8 @@ def build(specimens: Specimens, seed: int) -> gr.Blocks:
     return page
 
 
-def start(page: gr.Blocks, host: str, port: int) -> str:
-    """Serve a page in the background; returns its address. Raises OSError where the port cannot be had."""
+def start(page: gr.Blocks, host: str, port: int, css: str) -> str:
+    """Serve a page with its style in the background; returns its address. OSError: the port cannot be had."""
     # Gradio first requests the page itself, which a proxy of the user could not answer.
     unproxied = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = f"{unproxied},{host}" if unproxied else host
@@ -135,7 +135,7 @@ def start(page: gr.Blocks, host: str, port: int) -> str:
         ssr_mode=False,
         run_history=False,
         footer_links=[],
-        css=CSS,
+        css=css,
         theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
     return address

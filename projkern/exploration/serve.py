@@ -5,10 +5,13 @@ import sys
 import threading
 from pathlib import Path
 
+from ..language.folder import is_language_run
+from ..language.trained import LanguageRun
 from ..training.trained import TrainedRun
 from ..utils.device import pick_device
 from ..utils.errors import InputError, MissingDependency
 from .specimens import Specimens
+from .writers import Writers
 
 HOST = "127.0.0.1"  # for this machine's user alone
 
@@ -22,7 +25,7 @@ def serve(run: Path, port: int, samples: int, seed: int, device: str = "auto") -
         CheckpointError: the run's checkpoint is damaged.
     """
     try:
-        from . import page
+        from . import page, text_page
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
@@ -31,9 +34,13 @@ def serve(run: Path, port: int, samples: int, seed: int, device: str = "auto") -
         raise InputError(f"port must be from 1 to 65535; it was {port}")
     if not 0 <= seed < 2**32:
         raise InputError(f"seed must be at least 0 and below 2^32; it was {seed}")
-    blocks = page.build(Specimens(TrainedRun.open(run, pick_device(device)), samples), seed)
+    if is_language_run(run):
+        blocks, css = text_page.build(Writers(LanguageRun.open(run, pick_device(device))), seed), text_page.CSS
+    else:
+        blocks = page.build(Specimens(TrainedRun.open(run, pick_device(device)), samples), seed)
+        css = page.CSS
     try:
-        address = page.start(blocks, HOST, port)
+        address = page.start(blocks, HOST, port, css)
     except OSError as error:
         raise InputError(f"port must be a free one; it was {port}, which is in use ({error})") from None
     print(f"Serving {run} at {address} (Ctrl-C ends it)", flush=True)
