@@ -119,6 +119,6 @@ def draw_curves(path: Path, metrics: Path, smooth: int = 10) -> None:
     if curves:
         top = max(float(np.median([loss for _, loss in points])) for points in curves.values())
         axis.set_ylim(top=1.3 * top)
+        axis.legend(fontsize=9)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=9)
     save_figure(path, figure)

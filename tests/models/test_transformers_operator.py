@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as hf
+from decoders import FAMILIES, config_of, decoder
 
 import projkern as pk
 from projkern.models.huggingface.grouping import Grouping
 from projkern.models.huggingface.operator import TransformersOperator, predict, start_token
 from projkern.models.layout import LINEARS
 from projkern.utils.errors import InputError
-from tests.helpers.decoders import FAMILIES, config_of, decoder
 
 SHRINKING = ("gpt2", "gpt_neox", "bloom")
 """Families whose heads follow the hidden size: compression refuses that, an operator does it."""
