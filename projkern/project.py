@@ -76,13 +76,12 @@ def _write_language(options: argparse.Namespace) -> int:
     from .training.trained import choose_scale
     from .utils.device import pick_device
 
-    command.refuse(options, ("t", "random"), "left out for a run on tasks of text: give --task or --like")
-    command.refuse(options, ("onnx",), "left out for a run on tasks of text")
+    command.refuse(options, ("random", "onnx"), "left out for a run on tasks of text")
     run = LanguageRun.open(options.run, pick_device(options.device))
     scale = choose_scale(options.scale, run.config.operator.scales, options.run)
     return write_models(
         run.operator(scale),
-        run.chosen(options.task, options.like),
+        run.chosen(options.task, options.like, options.t),
         options.out,
         run.tokenizer,
         origin={"run": options.run.resolve().name, "scale": str(scale), "step": run.config.schedule.steps},

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import task_texts
 import text_models
 from PIL import Image
 
@@ -38,6 +39,8 @@ ELSEWHERE = {
 }
 """Commands that are not run here, and why."""
 
+TINY_TASKS = ["--preset", "tiny", "--length", "16", "--source-steps", "2", "--steps", "2", "--eval-windows", "2"]
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -60,6 +63,11 @@ def workplace(tmp_path, monkeypatch):
     Path("task.json").write_text(json.dumps([0.5] * 18))
     text_models.write_model(Path("stories260K"))
     text_models.write_text(Path("stories.txt"))
+    Path("texts").mkdir()
+    for name in ("de", "fr", "ja"):
+        Path("texts", f"{name}.txt").write_text(task_texts.text_of(name))
+    Path("sample.txt").write_text(task_texts.text_of("fr", 200))
+    np.savetxt("new.csv", np.eye(3)[:1], delimiter=",")
     rng = np.random.default_rng(0)
     for path in (Path("imagenet") / split / wnid for split in ("train", "val") for wnid in ("n01440764", "n01443537")):
         path.mkdir(parents=True)
@@ -80,7 +88,9 @@ def test_a_page_runs_from_top_to_bottom(page, workplace, tiny_run, tiny_settings
         words = shlex.split(command)
         if words[:2] == ["python", "-m"] and words[2].startswith("projkern."):
             verb, arguments = words[2].removeprefix("projkern."), words[3:]
-            if verb == "train" and "--resume" not in arguments:
+            if verb == "train" and "--tasks" in arguments:
+                arguments = [*arguments, *TINY_TASKS]
+            elif verb == "train" and "--resume" not in arguments:
                 arguments = [*tiny_settings, *arguments]
             if verb == "tokenize" and "--resume" not in arguments:
                 arguments = ["--codes", "8", "--steps", "2", *arguments]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.corpora import TaskTexts, read_token_files
 from ..data.digits import Split
+from ..data.tasks import read_tasks as read_tasks_file
 from ..data.text import read_pieces
 from ..models import TransformersOperator
 from ..models.names import SOURCE, Kind, ModelName
@@ -113,12 +114,16 @@ class LanguageRun:
             raise InputError(f"like must be a text of at least 16 tokens; it has {len(tokens)}")
         return self.vectors.reader(read(self.source, torch.tensor(tokens))).to(self.device)
 
-    def chosen(self, names: Sequence[str] | None, like: Path | None) -> list[Task]:
-        """The tasks of these names, or that of a sample of text in a file.
+    def chosen(self, names: Sequence[str] | None, like: Path | None, vectors: Path | None = None) -> list[Task]:
+        """The tasks of these names, that of a sample of text in a file, or those of vectors in a file.
 
         Raises:
             InputError: an unknown name, a name twice, a file that cannot be read, or as ``t_like``.
         """
+        if vectors is not None:
+            rows = read_tasks_file(vectors, self.vectors.values.shape[2])
+            rows = rows.view(-1, rows.shape[-1]).to(self.device)
+            return [Task(f"task-{number:05}", t) for number, t in enumerate(rows)]
         if like is not None:
             text = "".join(piece for _, piece in read_pieces(like, at_blank_lines=False))
             return [Task(like.name, self.t_like(text))]

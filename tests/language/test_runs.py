@@ -260,7 +260,8 @@ def test_options_of_the_other_kind_are_refused(tasks, named, tmp_path, capsys):
     with pytest.raises(SystemExit):
         verb("train", "--tasks", tasks, "--preset", "debug", "--out", out, capsys=capsys)
     for arguments, words in (
-        (("--t", "t.json"), "--t must be left out"),
+        (("--random", 2), "--random must be left out"),
+        (("--t", __file__), "t must be a .json"),
         (("--task", "pink"), "one of blue, green, red, white"),
         (("--like", __file__), "like must be left out"),
         (("--task", "red", "red"), "each task once"),
