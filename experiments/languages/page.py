@@ -1,0 +1,132 @@
+"""The tables of docs/tasks.md, written from the stored results."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from experiments.compression.sweep import summary
+from projkern.models.names import Kind, with_tildes
+from projkern.utils import markdown
+from projkern.utils.files import write_text
+
+from .arms import ARMS, Arm
+
+PAGE = Path("docs/tasks.md")
+RESULTS = Path("experiments/results/languages/languages.json")
+STEP_COST = "step_cost.json"
+Result = dict[str, Any]
+
+
+def read_results(path: Path) -> list[Result]:
+    """The stored results, none where there is no file."""
+    return list(json.loads(path.read_text())["results"]) if path.exists() else []
+
+
+def write_tables(results: Path, page: Path = PAGE) -> None:
+    """Write the tables of the page anew."""
+    stored = read_results(results)
+    text = markdown.with_part(page.read_text(), "languages", _arms(stored) if stored else "Not measured yet.")
+    cost = results.parent / STEP_COST
+    text = markdown.with_part(text, "step cost", _cost(json.loads(cost.read_text())) if cost.exists() else "Not yet.")
+    write_text(page, text)
+
+
+def losses_of(results: list[Result], arm: Arm) -> dict[tuple[int, int], float]:
+    """Losses of an arm by exponent and seed."""
+    return {
+        (r["exponent"], r["seed"]): r["models"][str(arm.model)]["loss"]
+        for r in results
+        if (r["arm"], r["steps"]) == (arm.name, arm.steps)
+    }
+
+
+def _of(results: list[Result], arm: Arm) -> list[Result]:
+    """The results of an arm at its best learning rate, by seed."""
+    cell = summary(losses_of(results, arm))
+    if cell is None:
+        return []
+    chosen = [r for r in results if (r["arm"], r["steps"], r["exponent"]) == (arm.name, arm.steps, cell[0])]
+    return sorted(chosen, key=lambda r: int(r["seed"]))
+
+
+def _arms(results: list[Result]) -> str:
+    projected = _of(results, ARMS[0])
+    rows = []
+    for arm in ARMS:
+        chosen = _of(results, arm)
+        if not chosen:
+            continue
+        model = str(arm.model)
+        losses = [r["models"][model]["loss"] for r in chosen]
+        other = [r["models"][model]["loss_with_another_t"] for r in chosen if arm.kind is not Kind.UNCONDITIONAL]
+        seconds = mean(r["seconds"] for r in chosen)
+        rows.append(
+            (
+                with_tildes(arm.name),
+                f"{arm.steps:,}",
+                f"{arm.total:,}",
+                f"{chosen[0]['models'][model]['parameters']:,}",
+                _spread(losses),
+                _difference(projected, chosen, str(ARMS[0].model), model) if arm is not ARMS[0] else "",
+                f"{mean(other):.3f}" if other else "",
+                f"2^{chosen[0]['exponent']}",
+                f"{seconds:.0f}",
+            )
+        )
+    head = (
+        *("model", "steps", "with its source's", "parameters", "nats per byte"),
+        *(f"{with_tildes(ARMS[0].name)} minus it", "with another language's t", "rate", "seconds of its steps"),
+    )
+    sources = {r["seed"]: r["source"] for r in projected}
+    tuned = [r["models"]["source after co-training"]["loss"] for r in projected]
+    note = f"The source: {_spread(list(sources.values()))} before, {_spread(tuned)} after co-training." if tuned else ""
+    return "\n\n".join([markdown.table(head, rows), note])
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
+
+
+def _difference(ours: list[Result], theirs: list[Result], our_model: str, their_model: str) -> str:
+    """Mean over the seeds that both have, with its standard error."""
+    by_seed = {r["seed"]: r["models"][their_model]["loss"] for r in theirs}
+    values = [r["models"][our_model]["loss"] - by_seed[r["seed"]] for r in ours if r["seed"] in by_seed]
+    if not values:
+        return ""
+    error = f" ± {stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
+    return f"{mean(values):+.3f}{error}"
+
+
+def _cost(stored: dict[str, Any]) -> str:
+    rows = []
+    for row in stored["rows"]:
+        seconds, ours = row["seconds"], ("generation and projection", "their backward")
+        total = sum(seconds.values())
+        share = sum(seconds[name] for name in ours) / total
+        frozen = sum(seconds[name] for name in ours) / (total - seconds["source"])
+        rows.append(
+            (
+                f"{row['group']}",
+                f"{row['parameters']:,}",
+                f"{row['rank']}",
+                *(f"{seconds[name]:.2f}" for name in (*ours, "small models", "source")),
+                f"{share:.1%}",
+                f"{frozen:.1%}",
+            )
+        )
+    head = (
+        *("g", "parameters of a small model", "r", "generation and projection, s", "their backward, s"),
+        *("small models, s", "source, s", "share of a step", "with the source frozen, without distillation"),
+    )
+    first = stored["rows"][0]
+    return "\n\n".join(
+        [
+            f"{stored['model']}, {stored['tasks']} tasks of {stored['tokens']:,} tokens; seconds of the processor, one "
+            f"thread; {first['device']}; torch {first['versions']['torch']}.",
+            markdown.table(head, rows),
+        ]
+    )

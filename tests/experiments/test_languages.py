@@ -1,0 +1,60 @@
+"""The experiment on tasks of text: a tiny one from its trainings to its table."""
+
+import json
+
+import pytest
+from task_texts import write_folder
+from text_models import write_model
+
+from experiments.languages import __main__ as experiment
+from experiments.languages import arms, page, step_cost, training
+from projkern.language.presets import TINY
+from projkern.models.names import Kind
+
+TINY_CHANGES = {
+    **{name: getattr(TINY.model, name) for name in ("n_layer", "n_head", "n_embd")},
+    **{"batch_size": 8, "length": 16, "rank": 2, "log_every": 2},
+}
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "BASE", {"source_steps": 2, "eval_windows": 2, "unconditional": True} | TINY_CHANGES)
+    return write_folder(tmp_path / "tasks")
+
+
+def test_arms_are_trained_and_compared(tiny, tmp_path):
+    projected, conditional, plain = arms.ARMS[0], arms.ARMS[3], arms.ARMS[6]
+    assert projected.kind is Kind.PROJECTED and projected.total == conditional.total == plain.total
+    training.train_base(tmp_path / "out", tiny, 0, {})
+    results = []
+    for arm in (projected, conditional, plain):
+        for exponent in (-8, -7):
+            results.append(training.train_arm(arm, exponent, 0, tmp_path / "out", {"steps": 2}))
+    assert {r["source"] for r in results} == {results[0]["source"]}
+    assert set(results[0]["models"]) == {"P_1/4", "source after co-training"}
+    path = tmp_path / "results" / "languages.json"
+    path.parent.mkdir()
+    experiment._write(path, results)
+    assert len(page.read_results(path)) == 6 and json.loads(path.read_text())["format"] == "projkern language results"
+    document = tmp_path / "tasks.md"
+    document.write_text(
+        "<!-- languages -->\n<!-- end of languages -->\n<!-- step cost -->\n<!-- end of step cost -->\n"
+    )
+    page.write_tables(path, document)
+    rows = [line for line in document.read_text().splitlines() if line.startswith("| ")][1:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == ["P_1/4", "M̃_1/4, norms", "M_1/4"]
+    best = min(r["models"]["P_1/4"]["loss"] for r in results[:2])
+    assert f"{best:.3f}" in rows[0]
+
+
+def test_the_cost_of_a_step_is_measured_in_parts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(step_cost, "TOKENS", 64)
+    monkeypatch.setattr(step_cost, "write_tables", lambda results: None)
+    write_model(tmp_path / "model")
+    assert step_cost.main([str(tmp_path / "model"), "--rounds", "1"]) == 0
+    stored = json.loads((tmp_path / page.RESULTS.parent / page.STEP_COST).read_text())
+    assert [row["group"] for row in stored["rows"]] == [2, 4]
+    assert all(seconds > 0 for row in stored["rows"] for seconds in row["seconds"].values())
+    assert "| 2 |" in page._cost(stored)
