@@ -53,8 +53,8 @@ class Arm:
 
 PLAIN = {"distill": 0.0, "vectors_of_t": False}
 ARMS = (
-    Arm("P_1/4", Kind.PROJECTED, STEPS, -8),
-    Arm("P_1/4, the paper's plain recipe", Kind.PROJECTED, STEPS, -8, PLAIN),
+    Arm("P_1/4", Kind.PROJECTED, STEPS, -7),
+    Arm("P_1/4, the paper's plain recipe", Kind.PROJECTED, STEPS, -7, PLAIN, SEEDS[:1]),
     Arm("M~_1/4, norms", Kind.CONDITIONAL, STEPS, -7, {"conditioning": "norms"}),
     Arm("M~_1/4, norms", Kind.CONDITIONAL, TOTAL, -7, {"conditioning": "norms"}),
     Arm("M~_1/4, every", Kind.CONDITIONAL, TOTAL, -7, {"conditioning": "every"}, SEEDS[:1]),
