@@ -17,7 +17,7 @@ from .arms import ARMS, Arm
 
 PAGE = Path("docs/tasks.md")
 RESULTS = Path("experiments/results/languages/languages.json")
-STEP_COST = "step_cost.json"
+STEP_COST, NOT_MEASURED = "step_cost.json", "Not measured yet."
 Result = dict[str, Any]
 
 
@@ -28,11 +28,19 @@ def read_results(path: Path) -> list[Result]:
 
 def write_tables(results: Path, page: Path = PAGE) -> None:
     """Write the tables of the page anew."""
-    stored = read_results(results)
-    text = markdown.with_part(page.read_text(), "languages", _arms(stored) if stored else "Not measured yet.")
-    cost = results.parent / STEP_COST
-    text = markdown.with_part(text, "step cost", _cost(json.loads(cost.read_text())) if cost.exists() else "Not yet.")
-    write_text(page, text)
+    write_text(page, render(results, page.read_text()))
+
+
+def render(results: Path, text: str) -> str:
+    """The page's text with its tables as the stored results have them."""
+    stored, cost = read_results(results), results.parent / STEP_COST
+    parts = {
+        "languages": _arms(stored) if stored else NOT_MEASURED,
+        "step cost": _cost(json.loads(cost.read_text())) if cost.exists() else NOT_MEASURED,
+    }
+    for name, part in parts.items():
+        text = markdown.with_part(text, name, part)
+    return text
 
 
 def losses_of(results: list[Result], arm: Arm) -> dict[tuple[int, int], float]:

@@ -1,6 +1,7 @@
 """The experiment on tasks of text: a tiny one from its trainings to its table."""
 
 import json
+from pathlib import Path
 
 import pytest
 from task_texts import write_folder
@@ -11,6 +12,7 @@ from experiments.languages import arms, page, step_cost, training
 from projkern.language.presets import TINY
 from projkern.models.names import Kind
 
+ROOT = Path(__file__).parents[2]
 TINY_CHANGES = {
     **{name: getattr(TINY.model, name) for name in ("n_layer", "n_head", "n_embd")},
     **{"batch_size": 8, "length": 16, "rank": 2, "log_every": 2},
@@ -46,6 +48,11 @@ def test_arms_are_trained_and_compared(tiny, tmp_path):
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == ["P_1/4", "M̃_1/4, norms", "M_1/4"]
     best = min(r["models"]["P_1/4"]["loss"] for r in results[:2])
     assert f"{best:.3f}" in rows[0]
+
+
+def test_the_page_has_the_stored_results():
+    text = (ROOT / page.PAGE).read_text()
+    assert page.render(ROOT / page.RESULTS, text) == text
 
 
 def test_the_cost_of_a_step_is_measured_in_parts(tmp_path, monkeypatch):

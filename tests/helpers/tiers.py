@@ -28,6 +28,7 @@ THOROUGH = (
     "tests/kernels/test_projection.py::test_opcheck",
     "tests/kernels/test_projection.py::test_results_larger_than_the_caches",
     "tests/kernels/test_triton.py",
+    "tests/language",
     "tests/models/test_huggingface.py",
     "tests/models/test_sampling.py::test_samples_of",
     "tests/test_docs.py::test_a_page_runs_from_top_to_bottom",
