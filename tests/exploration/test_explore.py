@@ -5,17 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from browsing import served, watched_page
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -54,20 +52,6 @@ def make_t_matter(checkpoint):
 @pytest.fixture(scope="module")
 def specimens(run):
     return Specimens(TrainedRun.open(run), samples=3)
-
-
-@pytest.fixture
-def page():
-    pytest.importorskip("gradio", reason="the page needs Gradio")
-    from projkern.exploration import page
-
-    return page
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_specimens_are_the_models_of_their_t(specimens):
@@ -172,45 +156,15 @@ def test_without_gradio(monkeypatch, tmp_path, capsys):
 
 
 @pytest.fixture
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("there is no Chromium to show the page")
-    with playwright.sync_playwright() as driver:
-        shown = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield shown
-        shown.close()
-
-
-@pytest.fixture
 def address(page, run):
-    """Of the page, served by the command as a user starts it; Ctrl-C ends it with status 0."""
-    command = [sys.executable, "-m", "projkern.explore", str(run), "--port", str(free_port()), "--samples", "8"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    try:
-        line = server.stdout.readline()
-        assert line.startswith(f"Serving {run} at http://127.0.0.1:")
-        yield line.split(" at ")[1].split()[0]
-        server.send_signal(signal.SIGINT)
-        assert server.wait(10) == 0
-    finally:
-        server.kill()
-        server.communicate()
+    with served(run, "--samples", "8") as address:
+        yield address
 
 
 @pytest.mark.parametrize("run", ["joint"], indirect=True)
 def test_a_slider_moved_in_a_browser(browser, address):
     """Texture and samples change, nothing goes wrong, and nothing is asked of another machine."""
-    shown = browser.new_page()
-    trouble = []
-    shown.on("console", lambda said: said.type in ("error", "warning") and trouble.append(said.text))
-    shown.on("pageerror", lambda error: trouble.append(str(error)))
-    shown.on("response", lambda answer: answer.status >= 400 and trouble.append(f"{answer.status} {answer.url}"))
-    shown.on("request", lambda asked: asked.url.startswith((address, "data:")) or trouble.append(asked.url))
-    # Gradio's page closes the stream of answers by itself once it has them all.
-    shown.on("requestfailed", lambda asked: "/queue/data" in asked.url or trouble.append(asked.url))
-    shown.set_default_timeout(60_000)
+    shown, trouble = watched_page(browser, address)
 
     def pictures(box):
         return [image.get_attribute("src") for image in shown.locator(f"#{box} img").all()]
