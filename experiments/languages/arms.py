@@ -51,7 +51,7 @@ class Arm:
         return self.steps + (SOURCE_STEPS if self.kind is Kind.PROJECTED else 0)
 
 
-PLAIN = {"distill": 0.0, "vectors_of_t": False}
+PLAIN = {"distill": 0.0, "match": 0.0, "vectors_of_t": False}
 ARMS = (
     Arm("P_1/4", Kind.PROJECTED, STEPS, -7),
     Arm("P_1/4, the paper's plain recipe", Kind.PROJECTED, STEPS, -7, PLAIN, SEEDS[:1]),

@@ -39,7 +39,7 @@ class TasksConfig:
         (), "tasks that training leaves out; they are judged with a t from a sample of their text"
     )
     length: int = setting(128, "tokens of a window")
-    examples_per_task: int = setting(4, "windows of a batch that share a task, hence their weights")
+    examples_per_task: int = setting(2, "windows of a batch that share a task, hence their weights")
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -100,10 +100,12 @@ class LanguageScheduleConfig(ScheduleConfig):
     source_lr: float = setting(3e-3, "peak learning rate of these steps")
     small_lr: float = setting(1e-2, "peak learning rate of M_s and M~_s")
     source_batch: int | None = setting(None, "windows of a batch that the source's own loss sees", option=None)
+    match: float = setting(1.0, "weight of the difference of P_s's hidden states from the source's, projected")
     freeze_source: bool = setting(False, "leave the source as it is while P_s is trained")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self, "match", self.match >= 0, "at least 0")
         require(self, "joint", not self.joint, "False for tasks of text")
 
 

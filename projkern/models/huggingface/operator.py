@@ -116,17 +116,25 @@ class TransformersOperator(ProjectionOperator):
         Returns:
             (B, T, vocab_size) logits; those at position i predict token i. The start token comes first (``predict``).
         """
+        return self.run_tasks(tokens, t)[0]
+
+    def run_tasks(self, tokens: Tensor, t: Tensor, *, with_states: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """As ``forward``; and, where they are asked for, the hidden states (B, T, d_s) after each layer."""
         check_task(t, len(tokens), self.task_dim)
         distinct, which = distinct_tasks(t)
-        models = self.weights(distinct)
-        small = self._small_on(tokens.device)
+        models, small = self.weights(distinct), self._small_on(tokens.device)
         if which is None:
-            parts = tokens.view(len(distinct), -1, tokens.shape[1])
-            return torch.cat([predict(small, part, weights) for part, weights in zip(parts, models)])
-        order = which.argsort(stable=True)
-        sizes = which.bincount().tolist()
-        logits = [predict(small, part, weights) for part, weights in zip(tokens[order].split(sizes), models)]
-        return torch.cat(logits)[order.argsort()]
+            order = None
+            parts = list(tokens.view(len(distinct), -1, tokens.shape[1]))
+        else:
+            order = which.argsort(stable=True)
+            parts = list(tokens[order].split(which.bincount().tolist()))
+        outputs = [run(small, part, weights, with_states=with_states) for part, weights in zip(parts, models)]
+        logits, *states = (torch.cat(rows) for rows in zip(*((logits, *states) for logits, states in outputs)))
+        if order is not None:
+            back = order.argsort()
+            logits, states = logits[back], [state[back] for state in states]
+        return logits, states
 
     def weights(self, t: Tensor) -> list[Parameters]:
         """The parameters of the small models of U tasks, t (U, task_dim)."""
@@ -208,10 +216,17 @@ def predict(model: PreTrainedModel, tokens: Tensor, weights: Parameters | None =
     Returns:
         (B, T, vocab_size).
     """
+    return run(model, tokens, weights)[0]
+
+
+def run(
+    model: PreTrainedModel, tokens: Tensor, weights: Parameters | None = None, *, with_states: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """As ``predict``; and, where they are asked for, the hidden states (B, T, d) after each layer."""
     inputs = {"input_ids": with_start(tokens, start_token(model)), "use_cache": False}
+    inputs |= {"output_hidden_states": True} if with_states else {}
     output: Any = model(**inputs) if weights is None else functional_call(model, weights, (), inputs)
-    logits: Tensor = output.logits
-    return logits
+    return output.logits, list(output.hidden_states[1:]) if with_states else []
 
 
 def with_start(tokens: Tensor, start: int) -> Tensor:
