@@ -6,14 +6,32 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from projkern.language.presets import LANGUAGES
 from projkern.models.names import Kind, ModelName
 
 SCALE = Fraction(1, 4)
 SEEDS = (0, 1, 2)
-SOURCE_STEPS, STEPS = 1000, 3000
+TASKS, TUNED = 21, 150
+"""Languages, and the steps of fine-tuning a model for one of them."""
+UNTUNED_RATE = 2.0**-7
+"""Of the model that is fine-tuned then."""
+SOURCE_STEPS, STEPS = LANGUAGES.schedule.source_steps, LANGUAGES.schedule.steps
 TOTAL = SOURCE_STEPS + STEPS
-BASE: dict[str, Any] = {"source_steps": SOURCE_STEPS, "eval_windows": 32, "unconditional": True}
+BASE: dict[str, Any] = {"eval_windows": 32}
 """Settings of all arms."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Fine-tuning of a copy for each task.
+
+    Args:
+        steps: of each.
+        adapter_rank: of LoRA; None to tune all parameters.
+    """
+
+    steps: int
+    adapter_rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +45,7 @@ class Arm:
         exponent: of the learning rate 2^exponent that the sweep begins with.
         settings: of ``LanguageConfig``.
         seeds: the first sweeps the learning rate; the others run at the best.
+        tuning: then a copy is fine-tuned for each task; the sweep is of its learning rate.
     """
 
     name: str
@@ -35,6 +54,7 @@ class Arm:
     exponent: int
     settings: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = SEEDS
+    tuning: Tuning | None = None
 
     @property
     def model(self) -> ModelName:
@@ -47,8 +67,9 @@ class Arm:
 
     @property
     def total(self) -> int:
-        """Steps in all, those of its source among them."""
-        return self.steps + (SOURCE_STEPS if self.kind is Kind.PROJECTED else 0)
+        """Steps in all: those of its source, and of fine-tuning all tasks, among them."""
+        tuning = TASKS * self.tuning.steps if self.tuning is not None else 0
+        return self.steps + tuning + (SOURCE_STEPS if self.kind is Kind.PROJECTED else 0)
 
 
 PLAIN = {"distill": 0.0, "match": 0.0, "vectors_of_t": False}
@@ -60,4 +81,6 @@ ARMS = (
     Arm("M~_1/4, every", Kind.CONDITIONAL, TOTAL, -7, {"conditioning": "every"}, SEEDS[:1]),
     Arm("M~_1/4, first", Kind.CONDITIONAL, TOTAL, -7, {"conditioning": "first"}, SEEDS[:1]),
     Arm("M_1/4", Kind.UNCONDITIONAL, TOTAL, -7, {}, SEEDS[:1]),
+    Arm("M_1/4, fine-tuned for each task", Kind.UNCONDITIONAL, STEPS, -9, {}, SEEDS[:1], Tuning(TUNED)),
+    Arm("M_1/4, with LoRA for each task", Kind.UNCONDITIONAL, STEPS, -7, {}, SEEDS[:1], Tuning(TUNED, 8)),
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -21,7 +23,8 @@ from projkern.training.steps import stage_job
 from projkern.utils.files import SETTINGS
 from projkern.utils.version import __version__
 
-from .arms import BASE, Arm
+from .arms import BASE, UNTUNED_RATE, Arm
+from .fine_tuning import fine_tune
 
 Result = dict[str, Any]
 
@@ -50,12 +53,14 @@ def train_arm(arm: Arm, exponent: int, seed: int, out: Path, changes: dict[str, 
     """
     torch.set_num_threads(1)
     base = LanguageRun.open(base_folder(out, seed))
-    settings = {"steps": arm.steps, arm.rate: 2.0**exponent} | arm.settings | changes
+    rate = 2.0**exponent if arm.tuning is None else UNTUNED_RATE
+    settings = {"steps": arm.steps, arm.rate: rate} | arm.settings | changes
     config = base.config.replace(**settings)
     stage = make_stage(arm.model, config, TaskSpace.of(base.vectors), base.source, base.device)
     tasks = base.tasks
     data = open_texts(base.path, config, tasks, tasks.trained, base.vectors.values, "train", base.device)
-    folder = out / f"{arm.name} {arm.steps} 2^{exponent} {seed}".replace("/", "-").replace(" ", "_")
+    name = f"{arm.name} {arm.steps} {rate} {seed}" if arm.tuning is None else f"{arm.model} {arm.steps} {rate} {seed}"
+    folder = out / name.replace("/", "-").replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
     job = stage_job(stage, data, config.schedule, config.run, torch.float32, "windows")
     seconds = train(job, stage_folder(folder, arm.model), Metrics(folder), on_step=lambda step: False)
@@ -72,6 +77,12 @@ def train_arm(arm: Arm, exponent: int, seed: int, out: Path, changes: dict[str, 
         if model.takes_task:
             row["loss_with_another_t"] = evaluate(model.predict, held_out, held_out.count, another_task).mean
         models[str(model.name)] = row
+    if arm.tuning is not None:
+        began = time.monotonic()
+        small = stage.models[0].standalone(torch.empty(0))
+        losses_by_task = fine_tune(base, small, arm.tuning.steps, 2.0**exponent, arm.tuning.adapter_rank)
+        models[str(arm.model)] |= {"loss": mean(losses_by_task), "by_task": losses_by_task}
+        seconds += time.monotonic() - began
     source = evaluate(base.models()[0].predict, held_out, held_out.count).mean
     return {
         "arm": arm.name,

@@ -96,11 +96,13 @@ class LanguageScheduleConfig(ScheduleConfig):
 
     joint: bool = setting(False, "co-train all scales on one source", option=None)
     batch_size: int = setting(16, "windows a step")
-    source_steps: int = setting(2500, "steps that train the source before; with --source 0 unless given")
+    steps: int = setting(3000, "steps of every small model, baseline and projected")
+    source_steps: int = setting(1000, "steps that train the source before; with --source 0 unless given")
     source_lr: float = setting(3e-3, "peak learning rate of these steps")
     small_lr: float = setting(1e-2, "peak learning rate of M_s and M~_s")
     source_batch: int | None = setting(None, "windows of a batch that the source's own loss sees", option=None)
     match: float = setting(1.0, "weight of the difference of P_s's hidden states from the source's, projected")
+    operator_lr: float = setting(8e-3, "peak learning rate of the projection operator")
     freeze_source: bool = setting(False, "leave the source as it is while P_s is trained")
 
     def __post_init__(self) -> None:

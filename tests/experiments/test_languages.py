@@ -1,5 +1,6 @@
 """The experiment on tasks of text: a tiny one from its trainings to its table."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -21,7 +22,7 @@ TINY_CHANGES = {
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "BASE", {"source_steps": 2, "eval_windows": 2, "unconditional": True} | TINY_CHANGES)
+    monkeypatch.setattr(training, "BASE", {"source_steps": 2, "eval_windows": 2} | TINY_CHANGES)
     return write_folder(tmp_path / "tasks")
 
 
@@ -48,6 +49,20 @@ def test_arms_are_trained_and_compared(tiny, tmp_path):
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == ["P_1/4", "M̃_1/4, norms", "M_1/4"]
     best = min(r["models"]["P_1/4"]["loss"] for r in results[:2])
     assert f"{best:.3f}" in rows[0]
+
+
+@pytest.mark.parametrize("adapter_rank", [None, 2])
+def test_a_copy_is_fine_tuned_for_each_task(tiny, tmp_path, adapter_rank):
+    if adapter_rank is not None:
+        pytest.importorskip("peft", reason="LoRA is peft's")
+    training.train_base(tmp_path / "out", tiny, 0, {})
+    arm = dataclasses.replace(arms.ARMS[-2], tuning=arms.Tuning(20, adapter_rank))
+    losses = [
+        training.train_arm(arm, exponent, 0, tmp_path / "out", {"steps": 2})["models"]["M_1/4"]
+        for exponent in (-40, -6)
+    ]
+    assert len(losses[0]["by_task"]) == 4
+    assert losses[1]["loss"] < losses[0]["loss"] - 0.05  # at the first rate nothing is learnt
 
 
 def test_the_page_has_the_stored_results():
