@@ -33,6 +33,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--optimizer", choices=OPTIMIZERS, default=TuningConfig.optimizer, help="of both (default: %(default)s)"
     )
+    for method in METHODS:
+        parser.add_argument(f"--{method}-lr", type=float, help=f"peak rate of {method} (default: the method's own)")
     parser.add_argument("--out", type=Path, default=Path("runs/larger"), help="of both runs (default: %(default)s)")
     return parser
 
@@ -46,7 +48,8 @@ def work(options: argparse.Namespace) -> str:
     for method in METHODS:
         source = {"generate": options.generate} if method == METHODS[0] else {"generate": None, "text": (str(text),)}
         folder = options.out / method
-        rows.append(run(folder, base.replace(method=method, **source), resume=(folder / SETTINGS).exists()))
+        config = base.replace(method=method, lr=getattr(options, f"{method}_lr"), **source)
+        rows.append(run(folder, config, resume=(folder / SETTINGS).exists()))
         write_json(RESULTS / LARGER, {"model": options.model.name, "optimizer": options.optimizer, "rows": rows})
     write_tables(RESULTS / "stories.json")
     return f"Wrote {RESULTS / LARGER} and its table in {PAGE}."

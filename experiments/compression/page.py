@@ -137,6 +137,7 @@ def _larger(stored: dict[str, Any]) -> str:
             f"{row['result']['parameters']:,}",
             f"{row['start']['loss']:.3f}",
             f"{row['result']['loss']:.3f} ± {row['result']['standard_error']:.3f}",
+            f"{row['lr']:.1e}",
             f"{row['seconds']:.0f}",
         )
         for row in stored["rows"]
@@ -148,6 +149,6 @@ def _larger(stored: dict[str, Any]) -> str:
             f"{source['standard_error']:.3f} nats per token on the held-out part; {first['tokens']:,} tokens with "
             f"{OPTIMIZERS[stored['optimizer']]} and distillation; "
             f"{first['device']}; torch {first['versions']['torch']}.",
-            markdown.table(("method", "parameters", "before training", "loss", "seconds"), rows),
+            markdown.table(("method", "parameters", "before training", "loss", "peak rate", "seconds"), rows),
         ]
     )
