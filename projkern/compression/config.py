@@ -24,7 +24,8 @@ RATES = {
     ("prune", "muon"): 1.0,
     ("group", "muon"): 1.0,
 }
-"""Peak learning rates times the source's hidden size (docs/compression.md, "Learning rates")."""
+"""Peak learning rates times the source's hidden size, for 5 layers (docs/compression.md, "Learning rates")."""
+TUNED_LAYERS = 5
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,12 @@ class CompressConfig:
         most = min(8192, (1 << 27) // vocab_size)
         return self.tuning.micro_batch or min(self.tuning.batch_size, max(1, most // self.text.length))
 
-    def rate(self, hidden: int) -> float:
-        """Peak learning rate of the matrices, for a source of this hidden size."""
-        return self.tuning.lr or RATES[self.method.method, self.tuning.optimizer] / hidden
+    def rate(self, hidden: int, layers: int) -> float:
+        """Peak learning rate of the matrices, for a source of this hidden size and so many layers."""
+        method = self.method.method
+        # Steps of P move all of a product, in all layers at once: with 30 layers the rate of 5 diverges.
+        deeper = math.sqrt(TUNED_LAYERS / layers) if method == "project" and layers > TUNED_LAYERS else 1.0
+        return self.tuning.lr or RATES[method, self.tuning.optimizer] / hidden * deeper
 
     def replace(self, **changes: Any) -> CompressConfig:
         """A copy with other values, by the settings' own names; raises InputError for a value that is not taken."""

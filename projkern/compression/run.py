@@ -123,7 +123,7 @@ def _compress(
         "tokens": job.steps * job.batch_size,
         "seconds": round(seconds, 1),
         "sizes": {"hidden": sizes.hidden, "intermediate": sizes.intermediate, "layers": sizes.layers},
-        "lr": config.rate(source.config.hidden_size),
+        "lr": config.rate(source.config.hidden_size, source.config.num_hidden_layers),
         "trained_parameters": count(projected),
         "device": machine.reason,
         "versions": _versions(),

@@ -52,7 +52,7 @@ def compression_job(
         teacher: the source, for the divergence; it is run where ``distill`` is above 0.
         dtype: of autocast; float32 for none.
     """
-    lr = config.rate(teacher.config.hidden_size)
+    lr = config.rate(teacher.config.hidden_size, teacher.config.num_hidden_layers)
     optimizers = make_optimizers(projected, config, lr)
     weight, micro = config.tuning.distill, config.micro_batch(teacher.config.vocab_size)
     small, device = projected.small, teacher.device
