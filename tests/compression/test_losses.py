@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from projkern.compression import losses
+from projkern.compression.config import CompressConfig
 from projkern.compression.losses import next_token_losses
 
 
@@ -35,3 +36,11 @@ def test_bfloat16_logits_keep_their_type():
     loss, *_ = next_token_losses(logits, torch.zeros(2, 4, dtype=torch.int64), None, 0.0)
     loss.backward()
     assert loss.dtype == torch.float32 and logits.grad.dtype == torch.bfloat16
+
+
+def test_default_rates_fall_with_width_and_projection_with_depth():
+    project, prune = (CompressConfig().replace(method=method, optimizer="adamw") for method in ("project", "prune"))
+    assert (project.rate(64, 5), prune.rate(64, 5)) == (2**-8, 2**-7)  # the best of the sweep
+    assert project.rate(128, 5) == project.rate(128, 3) == project.rate(64, 5) / 2
+    assert project.rate(64, 20) == project.rate(64, 5) / 2 and prune.rate(64, 20) == prune.rate(64, 5)
+    assert project.replace(lr=0.3).rate(64, 20) == 0.3
