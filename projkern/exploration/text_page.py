@@ -88,4 +88,4 @@ def text_html(text: Text, prompt: str) -> str:
     words.append(f"{text.tokens_per_second:,.0f} tokens/s")
     title = "M_1, the source, which knows no task" if text.name == SOURCE else text.name.title
     body = f"<b>{html.escape(prompt)}</b>{html.escape(text.text)}"
-    return f"<h3>{title}<span>{', '.join(words)}</span></h3><p>{body}</p>"
+    return f'<h3>{title}<span>{", ".join(words)}</span></h3><p dir="auto">{body}</p>'

@@ -9,18 +9,18 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import TransformersOperator
 from ..models.huggingface.conditional import ConditionalModel
 from ..models.huggingface.grouping import Grouping
-from ..models.huggingface.operator import predict, run
+from ..models.huggingface.operator import predict
 from ..models.names import SOURCE, Kind, ModelName
-from ..training.losses import nats_from, nats_per_token
-from ..training.stages import Model, Stage, count, divergence
+from ..training.losses import nats_per_token
+from ..training.stages import Model, Stage, count
 from ..utils.seeds import seed_of
 from .config import LanguageConfig
+from .projected import ProjectedLosses
 from .vectors import TaskVectors
 
 if TYPE_CHECKING:
@@ -108,25 +108,6 @@ def make_operator(
     )
 
 
-def mismatch(name: str) -> str:
-    """What a log calls the difference between the hidden states of a projected model and its source's."""
-    return f"mismatch of {name} with the source"
-
-
-def state_mismatch(states: list[Tensor], of_source: list[Tensor]) -> Tensor:
-    """Mean squared difference of hidden states (B, T, d_s) from the source's (B, T, d), which it does not train.
-
-    Of each layer, on the subspace that the width is projected to (see ``project_own``); both are normalised first, so
-    that neither their scale nor their mean over coordinates counts.
-    """
-    layers = []
-    for small, large in zip(states, of_source):
-        width = small.shape[-1]
-        target = large.detach().float().unflatten(-1, (width, -1)).sum(-1)
-        layers.append(F.mse_loss(F.layer_norm(small.float(), (width,)), F.layer_norm(target, (width,))))
-    return torch.stack(layers).mean()
-
-
 def _source(config: LanguageConfig, model: PreTrainedModel) -> TextStage:
     schedule = config.schedule
     return Stage(
@@ -210,23 +191,7 @@ def _projected(
     operator = make_operator(source, name.scale, config, space).to(device)
     is_only_one = len(config.operator.scales) == 1
     label, source_name = str(name), ModelName(Kind.TUNED_SOURCE, partner=None if is_only_one else name)
-    w_src = 0.0 if schedule.freeze_source else schedule.w_src
-
-    def losses(tokens: Tensor, t: Tensor) -> dict[str, Tensor]:
-        matches = schedule.match > 0
-        logits, states = operator.run_tasks(tokens, t, with_states=matches)
-        parts = {label: nats_per_token(logits, tokens)}
-        if w_src > 0 or schedule.distill > 0 or matches:
-            with torch.set_grad_enabled(w_src > 0 and torch.is_grad_enabled()):
-                teacher, of_source = run(source, tokens, with_states=matches)
-            if w_src > 0:
-                parts[str(source_name)] = nats_per_token(teacher, tokens)
-            if schedule.distill > 0:
-                parts[divergence(label)] = nats_from(teacher, logits)
-            if matches:
-                parts[mismatch(label)] = state_mismatch(states, of_source)
-        return parts
-
+    losses = ProjectedLosses(operator, source, schedule, label, str(source_name))
     groups: list[dict[str, object]] = [
         {"params": operator.parameters_of_t(), "lr": schedule.operator_lr},
         {"params": operator.parameters_of_its_own(), "lr": schedule.tables_lr or schedule.operator_lr},
@@ -251,13 +216,9 @@ def _projected(
         steps=schedule.steps,
         first_batch=schedule.source_steps,
         module=nn.ModuleDict(modules),
-        losses=losses,
-        loss_weights={
-            label: 1.0,
-            str(source_name): w_src,
-            divergence(label): schedule.distill,
-            mismatch(label): schedule.match,
-        },
+        losses=losses.losses,
+        backward=losses.backward,
+        loss_weights=losses.weights,
         groups=groups,
         models=models,
     )

@@ -53,6 +53,7 @@ class Stage(Generic[AnyModel]):
     loss_weights: dict[str, float]
     groups: list[dict[str, object]]  # of the optimizer: params, lr
     models: Sequence[AnyModel]
+    backward: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None  # the losses, their gradient taken too
 
 
 ImageStage = Stage[ImageModel]

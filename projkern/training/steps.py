@@ -48,11 +48,12 @@ def forward_backward_step(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """One update; returns the losses and the norm of the gradient before clipping. Profilers see its parts by name."""
     with record_function("forward"), torch.autocast(tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        losses = stage.losses(tokens, t)
+        losses = (stage.backward or stage.losses)(tokens, t)
         total = sum(stage.loss_weights[name] * loss for name, loss in losses.items())
     assert isinstance(total, Tensor)
-    with record_function("backward"):
-        total.backward()
+    if stage.backward is None:
+        with record_function("backward"):
+            total.backward()
     with record_function("optimiser"):
         norm = nn.utils.clip_grad_norm_(stage.module.parameters(), clip)
         optimizer.step()

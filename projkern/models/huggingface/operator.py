@@ -95,8 +95,14 @@ class TransformersOperator(ProjectionOperator):
 
     @property
     def small(self) -> PreTrainedModel:
-        """A model of the generated ones' shape, whose code runs them; its own parameters mean nothing."""
-        return self._models[1]
+        """A model of the generated ones' shape, whose code runs them; its own parameters mean nothing.
+
+        It is on the operator's device.
+        """
+        small = self._models[1]
+        if small.device != self.own[0].device:
+            nn.Module.to(small, self.own[0].device)
+        return small
 
     def parameters_of_t(self) -> list[nn.Parameter]:
         functions = (self.generator, self.vectors)
@@ -120,21 +126,32 @@ class TransformersOperator(ProjectionOperator):
 
     def run_tasks(self, tokens: Tensor, t: Tensor, *, with_states: bool = False) -> tuple[Tensor, list[Tensor]]:
         """As ``forward``; and, where they are asked for, the hidden states (B, T, d_s) after each layer."""
-        check_task(t, len(tokens), self.task_dim)
-        distinct, which = distinct_tasks(t)
-        models, small = self.weights(distinct), self._small_on(tokens.device)
-        if which is None:
-            order = None
-            parts = list(tokens.view(len(distinct), -1, tokens.shape[1]))
-        else:
-            order = which.argsort(stable=True)
-            parts = list(tokens[order].split(which.bincount().tolist()))
-        outputs = [run(small, part, weights, with_states=with_states) for part, weights in zip(parts, models)]
+        parts, distinct, order = self.by_task(tokens, t)
+        models = zip(parts, self.weights(distinct))
+        outputs = [run(self.small, part, weights, with_states=with_states) for part, weights in models]
         logits, *states = (torch.cat(rows) for rows in zip(*((logits, *states) for logits, states in outputs)))
         if order is not None:
             back = order.argsort()
             logits, states = logits[back], [state[back] for state in states]
         return logits, states
+
+    def by_task(self, tokens: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """The sequences of each task of a batch.
+
+        Args:
+            tokens: (B, T).
+            t: (B, task_dim).
+
+        Returns:
+            (k_u, T) of each of U tasks; their t (U, task_dim); and the order (B,) in which the parts, end to end, hold
+            the sequences, None where that is the batch's own.
+        """
+        check_task(t, len(tokens), self.task_dim)
+        distinct, which = distinct_tasks(t)
+        if which is None:
+            return list(tokens.view(len(distinct), -1, tokens.shape[1])), distinct, None
+        order = which.argsort(stable=True)
+        return list(tokens[order].split(which.bincount().tolist())), distinct, order
 
     def weights(self, t: Tensor) -> list[Parameters]:
         """The parameters of the small models of U tasks, t (U, task_dim)."""
@@ -160,7 +177,7 @@ class TransformersOperator(ProjectionOperator):
         if t.shape != (self.task_dim,):
             raise InputError(f"t must be ({self.task_dim},), one task identifier; it was {tuple(t.shape)}")
         (weights,) = self.weights(t[None])
-        model: PreTrainedModel = copy.deepcopy(self._small_on(t.device))
+        model: PreTrainedModel = copy.deepcopy(self.small)
         for name, parameter in model.named_parameters():
             parameter.data = weights[name].to(parameter.dtype, copy=True)
         return model.eval()
@@ -168,11 +185,6 @@ class TransformersOperator(ProjectionOperator):
     def decoder(self, t: Tensor, *, form: str = "auto") -> Any:
         """Not of this class: a generated model has transformers' own ``generate``."""
         raise InputError("decoder must be asked of an operator on a GPT; use generate(t).generate(...) here")
-
-    def _small_on(self, device: torch.device) -> PreTrainedModel:
-        """The small model with its buffers on that device."""
-        nn.Module.to(self.small, device)
-        return self.small
 
     def _factors(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
         """p (L, U, N) and q (L, U, M) of each stack."""
