@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of the images (default: the run's, which gives those that it used)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: RUN/evaluation)")
     parser.add_argument("--overwrite", action="store_true", help="replace an evaluation in --out")
-    parser.add_argument("--no-speed", dest="speed", action="store_false", help="do not measure inference")
+    parser.add_argument("--no-speed", action="store_true", help="do not measure inference")
     command.add_device(parser)
     return parser
 
@@ -49,6 +49,7 @@ def evaluate(options: argparse.Namespace) -> str:
     """Evaluate the run, and write the report; returns it, with the files that were written."""
     from .language.folder import is_language_run
 
+    command.require_folder("run", options.run)
     return _evaluate_texts(options) if is_language_run(options.run) else _evaluate_images(options)
 
 
@@ -59,7 +60,7 @@ def _evaluate_texts(options: argparse.Namespace) -> str:
     from .language.trained import LanguageRun
     from .utils.device import pick_device
 
-    command.refuse(options, ("eval_images", "sweep", "seed"), "left out for a run on tasks of text")
+    command.refuse(options, ("eval_images", "sweep", "seed", "no_speed"), "left out for a run on tasks of text")
     run = LanguageRun.open(options.run, pick_device(options.device))
     out = options.out or options.run / "evaluation"
     windows = run.config.run.eval_windows if options.eval_windows is None else options.eval_windows
@@ -83,7 +84,7 @@ def _evaluate_images(options: argparse.Namespace) -> str:
             run.config.run.eval_images if options.eval_images is None else options.eval_images,
             seed=run.config.run.seed if options.seed is None else options.seed,
             sweeps=options.sweep,
-            speed=options.speed,
+            speed=not options.no_speed,
         )
         files = write_report(out, result)
     return f"\n{files[0].read_text()}\nWrote {', '.join(map(str, files))}."

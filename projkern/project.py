@@ -40,6 +40,7 @@ def write_models(options: argparse.Namespace) -> str:
     """Generate, write and check the models of the tasks."""
     from .language.folder import is_language_run
 
+    command.require_folder("run", options.run)
     count = _write_language(options) if is_language_run(options.run) else _write_images(options)
     return f"Wrote and checked {count} model{'' if count == 1 else 's'} in {options.out}."
 

@@ -34,12 +34,12 @@ def parser() -> argparse.ArgumentParser:
     )
     images = parser.add_argument_group("of images")
     images.add_argument("--images", type=int, metavar="N", help="images of each task (default: 1; of a model: 8)")
-    images.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture (default: samples.png)")
+    images.add_argument("--out", type=Path, help="the picture (default: samples.png)")
     images.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
     text = parser.add_argument_group("of text")
-    text.add_argument("--prompt", default="", metavar="TEXT", help="what the text begins with (default: nothing)")
-    text.add_argument("--tokens", type=int, default=200, metavar="N", help="at most so many (default: %(default)s)")
-    text.add_argument("--texts", type=int, default=1, metavar="N", help="number of texts (default: %(default)s)")
+    text.add_argument("--prompt", metavar="TEXT", help="what the text begins with (default: nothing)")
+    text.add_argument("--tokens", type=int, metavar="N", help="at most so many (default: 200)")
+    text.add_argument("--texts", type=int, metavar="N", help="number of texts (default: 1)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: 1)")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens, of probability P")
@@ -52,6 +52,7 @@ def sample(options: argparse.Namespace) -> str:
     """Draw images into a picture, or write text; returns the last line."""
     from .language.sampling import writes_text
 
+    command.require_folder("path", options.path)
     return _write_text(options) if writes_text(options.path) else _draw_images(options)
 
 
@@ -60,8 +61,9 @@ def _draw_images(options: argparse.Namespace) -> str:
     from .models.sampling import Draws
     from .utils.device import pick_device
 
-    command.refuse(options, ("task", "like", "prompt"), "left out for images")
-    require_new_picture(options.out, options.overwrite)
+    command.refuse(options, ("task", "like", "prompt", "tokens", "texts"), "left out for images")
+    out = options.out or Path("samples.png")
+    require_new_picture(out, options.overwrite)
     drawing = draw(
         options.path,
         pick_device(options.device),
@@ -71,33 +73,34 @@ def _draw_images(options: argparse.Namespace) -> str:
         tasks=options.random if options.t is None else options.t,
         form=options.form,
     )
-    drawing.write(options.out)
+    drawing.write(out)
     count, sampled = drawing.images.shape[:2].numel(), drawing.sampled
     return (
-        f"Wrote {count} image{'' if count == 1 else 's'} to {options.out}: "
+        f"Wrote {count} image{'' if count == 1 else 's'} to {out}: "
         f"{sampled.tokens_per_second:,.0f} tokens per second, {sampled.seconds:.1f} s."
     )
 
 
 def _write_text(options: argparse.Namespace) -> str:
-    from .language.sampling import write_from
+    from .language.sampling import printable, write_from
     from .models.sampling import Draws
     from .utils.device import pick_device
 
-    command.refuse(options, ("t", "random", "images", "form"), "left out for text: give --task or --like")
+    command.refuse(options, ("random", "images", "form", "out", "overwrite"), "left out for text")
     written = write_from(
         options.path,
         pick_device(options.device),
         Draws(options.temperature, options.top_k, options.top_p, options.seed),
-        prompt=options.prompt,
-        tokens=options.tokens,
-        count=options.texts,
+        prompt=options.prompt or "",
+        tokens=200 if options.tokens is None else options.tokens,
+        count=1 if options.texts is None else options.texts,
         scale=options.scale,
         task=options.task,
         like=options.like,
+        vectors=options.t,
     )
     for text in written.texts:
-        print(f"{options.prompt}{text}\n")
+        print(f"{printable((options.prompt or '') + text)}\n")
     return f"{written.parameters:,} parameters; {written.tokens_per_second:,.0f} tokens per second."
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .language.config import LanguageConfig
+from .language.config import FROM_SOURCE, NAME, LanguageConfig
 from .language.presets import PRESETS as LANGUAGE_PRESETS
 from .training.folder import SETTINGS
 from .training.presets import PRESETS, QUICK
@@ -47,10 +47,10 @@ def parser() -> argparse.ArgumentParser:
         "--tasks",
         metavar="PATH",
         help="train on tasks of text: a folder with a text file, plain or .gz, or a folder of them for each task; or a "
-        "file of JSON lines with task and text. Options of images are left out then, and those shown last are taken",
+        "file of JSON lines with task and text. Options of images alone are left out then",
     )
     add_options(parser, QUICK)
-    add_options(parser, LanguageConfig())
+    add_options(parser, LanguageConfig(), "with --tasks")
     return parser
 
 
@@ -58,6 +58,8 @@ def train(options: argparse.Namespace) -> str:
     """Train what the options ask for; returns the table of losses, and where the files are."""
     from .language.folder import is_language_run
 
+    if options.resume:
+        command.require_folder("--out", options.out)
     is_language = is_language_run(options.out) if options.resume else options.tasks is not None
     return _train_language(options) if is_language else _train_images(options)
 
@@ -84,8 +86,8 @@ def _train_language(options: argparse.Namespace) -> str:
 
     _refuse(options, QUICK, LanguageConfig(), "left out with --tasks")
     changes = given_options(options, LanguageConfig())
-    for name in ("tasks", "source"):
-        if changes.get(name) is not None:
+    for name in ("tasks", "source", "t"):
+        if changes.get(name) not in (None, NAME, FROM_SOURCE):
             changes[name] = str(Path(changes[name]).resolve())
     changes = {name: value for name, value in changes.items() if value is not None}
     if options.resume:

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
-from projkern.language.losses import another_task, by_task
+from projkern.data.corpora import TaskTexts
+from projkern.language.losses import by_task
 from projkern.language.presets import LANGUAGES
 from projkern.language.run import run
 from projkern.language.stages import TaskSpace, make_stage
 from projkern.language.trained import LanguageRun, open_texts
+from projkern.models.huggingface.operator import predict
 from projkern.training.checkpoint import stage_folder
 from projkern.training.loop import train
 from projkern.training.losses import evaluate
@@ -75,7 +77,9 @@ def train_arm(arm: Arm, exponent: int, seed: int, out: Path, changes: dict[str, 
             "by_task": by_task(losses, held_out),
         }
         if model.takes_task:
-            row["loss_with_another_t"] = evaluate(model.predict, held_out, held_out.count, another_task).mean
+            row["loss_with_another_t"] = evaluate(
+                model.predict, held_out, held_out.count, TaskTexts.with_other_tasks
+            ).mean
         models[str(model.name)] = row
     if arm.tuning is not None:
         began = time.monotonic()
@@ -83,7 +87,7 @@ def train_arm(arm: Arm, exponent: int, seed: int, out: Path, changes: dict[str, 
         losses_by_task = fine_tune(base, small, arm.tuning.steps, 2.0**exponent, arm.tuning.adapter_rank)
         models[str(arm.model)] |= {"loss": mean(losses_by_task), "by_task": losses_by_task}
         seconds += time.monotonic() - began
-    source = evaluate(base.models()[0].predict, held_out, held_out.count).mean
+    source = evaluate(lambda tokens, t: predict(base.source, tokens), held_out, held_out.count).mean
     return {
         "arm": arm.name,
         "steps": arm.steps,

@@ -47,14 +47,18 @@ def find_corpora(path: Path) -> list[Corpus]:
         InputError: nothing is there, fewer than two tasks, or lines of another form.
     """
     if path.is_dir():
-        corpora = [_corpus(entry) for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+        corpora = [_corpus(entry) for entry in path.iterdir() if not entry.name.startswith(".")]
     elif path.is_file():
         corpora = _from_lines(path)
     else:
         raise InputError(f"tasks must be a folder, or a file of JSON lines; {path} is not there")
     if len(corpora) < 2:
         raise InputError(f"tasks must be at least two; {path} has {len(corpora)}")
+    corpora.sort(key=lambda corpus: corpus.name)
     names = [corpus.name for corpus in corpora]
+    for name in names:
+        if not name or name != Path(name).name or name.startswith("."):  # folders of models are named so
+            raise InputError(f"tasks must have names that a folder may have; {path} has {name!r}")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"tasks must have a name each; {path} has {twice} twice")
@@ -89,7 +93,7 @@ def _from_lines(path: Path) -> list[Corpus]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"tasks must be a file of JSON lines; {path} is not: {error}") from error
-    return [Corpus(name, [], texts[name]) for name in sorted(texts)]
+    return [Corpus(name, [], parts) for name, parts in texts.items()]
 
 
 def tokenise_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, vocab_size: int, out: Path) -> None:
@@ -112,7 +116,7 @@ class TaskTexts:
         examples_per_task: k, windows of a batch that share a task; divides B.
         split: "train" or "validation".
         seed: of what training draws.
-        windows: of each task, in validation.
+        windows: of each task, in validation; fewer where the shortest held-out part has not as many side by side.
         vocabulary: K.
         device: where tensors are returned.
         names: of the tasks, for errors.
@@ -145,11 +149,12 @@ class TaskTexts:
                     f"{len(ids)}"
                 )
         self.split, self.seed, self.batch_size, self.examples_per_task = split, seed, batch, examples_per_task
-        self.windows, self.vocabulary, self.device = windows, vocabulary, torch.device(device)
+        self.vocabulary, self.device = vocabulary, torch.device(device)
         self.task_dim = vectors.shape[2]
         self._length = length
         self._vectors = vectors.to(self.device)
         self._tokens = [part_of(ids, split) for ids in tokens]
+        self.windows = min(windows, *(len(ids) // length for ids in self._tokens))
 
     @property
     def positions(self) -> int:
@@ -178,7 +183,7 @@ class TaskTexts:
         return torch.tensor([task for task, _, _ in self._places(step)])
 
     def with_other_tasks(self, step: int) -> tuple[Tensor, Tensor]:
-        """``batch`` with each task's t in place of that of the one before it."""
+        """``batch`` with the t of the next task in place of each task's own, to see how much a model uses it."""
         others = (self.labels(step) + 1) % len(self._tokens)
         return self.batch(step)[0], self._vectors[others.to(self.device), 0]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.corpora import TaskTexts
-from ..language.losses import another_task, bits_per_byte, by_task, judge_held_out
+from ..language.losses import bits_per_byte, by_task, judge_held_out
 from ..language.stages import TextModel
 from ..language.trained import LanguageRun
 from ..training.losses import Losses, evaluate
@@ -47,7 +47,7 @@ def evaluate_texts(run: LanguageRun, windows: int) -> dict[str, Any]:
     for name, model in tqdm(models.items(), desc="losses", unit=" models"):
         losses[name] = evaluate(model.predict, data, data.count)
         if model.takes_task:
-            with_another[name] = evaluate(model.predict, data, data.count, another_task).mean
+            with_another[name] = evaluate(model.predict, data, data.count, TaskTexts.with_other_tasks).mean
     ratios = dict(zip(run.tasks.names, run.tasks.bytes_per_token))
     result = FORMAT.head | {
         "run": run.path.resolve().name,
@@ -74,7 +74,7 @@ def evaluate_texts(run: LanguageRun, windows: int) -> dict[str, Any]:
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
     if run.tasks.held_out:
-        result["held_out_tasks"] = judge_held_out(run, list(models.values()))
+        result["held_out_tasks"] = judge_held_out(run, list(models.values()), windows)
     return result
 
 

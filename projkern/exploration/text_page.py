@@ -65,7 +65,8 @@ def build(writers: Writers, seed: int) -> gr.Blocks:
             "trigger_mode": "always_last",
             "concurrency_limit": 1,  # so that what is timed has the machine to itself
         }
-        gr.on([page.load, task.input, prompt.submit], **written)
+        gr.on([page.load, prompt.submit], **written)
+        task.input(lambda: "", None, sample, show_progress="hidden").then(**written)  # the task that was chosen counts
         counted = gr.on([button.click], lambda seed: seed + 1, number, number, show_progress="hidden")
         counted.then(**written)
     return page

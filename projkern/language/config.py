@@ -32,11 +32,12 @@ class TasksConfig:
         NAME,
         "name: t has a number for each task; source: what the source makes of a sample of a task's text; or a .npy or "
         ".csv file with a vector for each task, in the order of their names",
+        metavar="name|source|FILE",
     )
     task_dim: int | None = setting(None, "length of t where it comes from the source (default: 16)")
     sample: int = setting(1024, "tokens of the sample of text that t is made from, where it comes from the source")
     held_out_tasks: tuple[str, ...] = setting(
-        (), "tasks that training leaves out; they are judged with a t from a sample of their text"
+        (), "tasks that training leaves out; they are judged with a t from a sample of their text", metavar="NAME"
     )
     length: int = setting(128, "tokens of a window")
     examples_per_task: int = setting(2, "windows of a batch that share a task, hence their weights")
@@ -46,6 +47,8 @@ class TasksConfig:
         require(self, "length", self.length >= 2, "at least 2")
         require(self, "sample", self.sample >= 1, "at least 1")
         require(self, "examples_per_task", self.examples_per_task >= 1, "at least 1")
+        names = self.held_out_tasks
+        require(self, "held_out_tasks", len(set(names)) == len(names), "named once each")
         if self.t == FROM_SOURCE:
             require(self, "task_dim", self.task_dim is None or self.task_dim >= 1, "at least 1")
         else:
@@ -58,7 +61,7 @@ class LanguageModelConfig:
     """The source, and how a conditional model takes t."""
 
     source: str | None = setting(
-        None, "folder of a dense decoder in Hugging Face's format; without it a Llama of the shape below is trained"
+        None, "folder of a dense decoder in Hugging Face's format; without it a Llama of the shape here is trained"
     )
     n_layer: int = setting(4, "layers of every model")
     n_head: int = setting(4, "attention heads of every model")
@@ -161,6 +164,8 @@ class LanguageConfig:
         """Read what ``to_json`` wrote; raises InputError where a setting is missing, unknown or has no such value."""
         try:
             settings = {name: value for f in dataclasses.fields(cls) for name, value in values[f.name].items()}
+            if differing := settings.keys() ^ cls().flat().keys():
+                raise KeyError(", ".join(sorted(differing)))
             settings["scales"] = tuple(map(Fraction, settings["scales"]))
             settings["held_out_tasks"] = tuple(settings["held_out_tasks"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ..export.checked import TOLERANCE, WrongModel, compare_logits
+from ..export.tasks import digest
 from ..models import TransformersOperator
 from ..models.huggingface.causal import quiet_transformers
-from ..models.huggingface.operator import predict, start_token
+from ..models.huggingface.operator import positions_of, predict, start_token
 from ..training.stages import count
 from ..utils.errors import InputError
 from ..utils.files import is_nonempty, new_folder, read_object, write_text
+from .trained import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,21 +38,20 @@ Generated in one shot, without fine-tuning, by a projection operator
 transformers reads from this folder gives the logits of the training-time forward.
 
 ```python
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 
-A text begins with the token {start}, `bos_token_id`.
+A text begins with the token {start}, `bos_token_id`:
+
+```python
+prompt = [{start}, *tokenizer("...", add_special_tokens=False).input_ids]
+print(tokenizer.decode(model.generate(torch.tensor([prompt]), do_sample=True, top_k=0)[0]))
+```
 """
-
-
-class Task(NamedTuple):
-    """What a model is generated for."""
-
-    name: str
-    t: Tensor  # (task_dim,)
 
 
 @torch.no_grad()
@@ -85,10 +85,11 @@ def write_models(
         WrongModel: a model failed its check. It is removed.
         OSError: something could not be written; the models that are there are whole.
     """
+    of_operator = digest(operator)
     folders = [out] if len(tasks) == 1 else [out / task.name for task in tasks]
     missing = []
     for folder, task in zip(folders, tasks):
-        provenance = origin | {"task": task.name, "t": task.t.tolist()}
+        provenance = origin | {"task": task.name, "t": task.t.tolist(), "digest": of_operator}
         if not is_nonempty(folder):
             missing.append((folder, task, provenance))
             continue
@@ -119,7 +120,8 @@ def _write(
 
     generator = torch.Generator().manual_seed(0)
     config = operator.small.config
-    tokens = torch.randint(config.vocab_size, (1, _PROBE), generator=generator).to(task.t.device)
+    length = min(_PROBE, positions_of(operator.small))
+    tokens = torch.randint(config.vocab_size, (1, length), generator=generator).to(task.t.device)
     expected = operator(tokens, task.t[None])[0].float().cpu()
     if not expected.isfinite().all():
         raise WrongModel(f"t must give a model of finite logits; that of {task.name} does not")

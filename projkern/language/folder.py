@@ -1,11 +1,12 @@
 """The folder of a run on tasks of text: opened for writing, and its settings and tasks read back.
 
 RUN/config.json          the settings
-RUN/tasks.json           names of the tasks, which are held out, bytes and tokens of each
+RUN/tasks.json           names of the tasks, which are held out, bytes per token of each
 RUN/tokens/00000.npy     their tokens
 RUN/tasks.safetensors    their t
 RUN/tokenizer/           the tokenizer, in Hugging Face's format
 RUN/source/config.json   the configuration of the source
+RUN/checkpoint/          of every training
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.corpora import Corpus, find_corpora, token_file, tokenise_corpus
-from ..data.text import open_tokens, read_pieces
+from ..data.corpora import Corpus, find_corpora, part_of, token_file, tokenise_corpus
+from ..data.text import open_tokens
 from ..utils.errors import InputError
 from ..utils.files import SETTINGS, Format, new_folder
 from ..utils.settings import require_unchanged
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
 
 FORMAT = Format("projkern language run", 1, "the settings of a run on tasks of text")
 TASKS = Format("projkern tasks", 1, "the tasks of a run")
-TASK_NAMES, VECTORS, TOKENS, TOKENIZER, SOURCE_CONFIG = (
+TASKS_FILE, VECTORS, TOKENS, TOKENIZER, SOURCE_CONFIG = (
     "tasks.json",
     "tasks.safetensors",
     "tokens",
     "tokenizer",
     "source",
 )
+
+RATIO_TOKENS = 1 << 20
+"""Most tokens of a task's held-out part that its bytes per token are counted on."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Tasks:
     Args:
         names: sorted.
         held_out: those of ``names`` that training leaves out.
-        bytes_per_token: of each task's text.
+        bytes_per_token: of the held-out part of each task's text.
     """
 
     names: list[str]
@@ -96,14 +100,16 @@ def write_tasks(
     out: Path, config: LanguageConfig, corpora: list[Corpus], tokenizer: PreTrainedTokenizerBase, vocab_size: int
 ) -> Tasks:
     """Tokenise the texts of all tasks into a run's folder, once; raises InputError as ``data.text.tokenise``."""
-    description = out / TASK_NAMES
+    description = out / TASKS_FILE
     if not description.exists():
         (out / TOKENS).mkdir(exist_ok=True)
         ratios = []
         for number, corpus in enumerate(corpora):
             path = token_file(out / TOKENS, number)
             tokenise_corpus(corpus, tokenizer, vocab_size, path)
-            ratios.append(_bytes(corpus) / len(open_tokens(path)))
+            held_out = part_of(open_tokens(path), "validation")[:RATIO_TOKENS]
+            text = tokenizer.decode(held_out.tolist(), skip_special_tokens=True)
+            ratios.append(len(str(text).encode()) / max(1, len(held_out)))
         values = {
             "names": [corpus.name for corpus in corpora],
             "held_out": sorted(config.tasks.held_out_tasks),
@@ -118,7 +124,7 @@ def write_tasks(
 
 def read_tasks(run: Path) -> Tasks:
     """The tasks of a run; raises InputError where it has none yet."""
-    values = TASKS.read(run / TASK_NAMES)
+    values = TASKS.read(run / TASKS_FILE)
     return Tasks(values["names"], values["held_out"], values["bytes_per_token"])
 
 
@@ -138,8 +144,3 @@ def read_source_config(run: Path) -> PreTrainedConfig:
         run / SOURCE_CONFIG, local_files_only=True, trust_remote_code=False
     )
     return config
-
-
-def _bytes(corpus: Corpus) -> int:
-    documents = corpus.files or corpus.texts
-    return sum(len(text.encode()) for path in documents for _, text in read_pieces(path, at_blank_lines=False))

@@ -14,11 +14,6 @@ from .stages import TextModel
 from .trained import LanguageRun
 
 
-def another_task(data: TaskTexts, step: int) -> tuple[Tensor, Tensor]:
-    """Each window with the t of another task, to see how much a model uses its t."""
-    return data.with_other_tasks(step)
-
-
 def judge(run: LanguageRun, models: list[TextModel]) -> dict[str, Any]:
     """Losses of all models of a run, in nats per token.
 
@@ -58,18 +53,21 @@ def _row(model: TextModel, data: TaskTexts) -> dict[str, Any]:
         "by_task": [round(loss, 5) for loss in by_task(losses, data)],
     }
     if model.takes_task:
-        row["loss_with_another_t"] = round(evaluate(model.predict, data, data.count, another_task).mean, 5)
+        row["loss_with_another_t"] = round(
+            evaluate(model.predict, data, data.count, TaskTexts.with_other_tasks).mean, 5
+        )
     if model.operator_parameters is not None:
         row["operator_parameters"] = model.operator_parameters
     return row
 
 
-def judge_held_out(run: LanguageRun, models: list[TextModel]) -> dict[str, Any]:
+def judge_held_out(run: LanguageRun, models: list[TextModel], windows: int | None = None) -> dict[str, Any]:
     """For each task that was left out: the trained task nearest to it, and each model's losses on its text.
 
-    A model that takes t is judged with the t of a sample of the task's text, and with that of the nearest task.
+    A model that takes t is judged with the t of a sample of the task's text, and with that of the nearest task; on so
+    many windows of each, as in the run unless given.
     """
-    data = run.held_out_texts()
+    data = run.held_out_texts(windows)
     nearest = [run.nearest(run.t_of(task)) for task in run.tasks.held_out]
     of_nearest = torch.stack([run.t_of(name) for name in nearest])
 

@@ -3,6 +3,7 @@
 from fractions import Fraction
 from typing import Any
 
+from ..utils.errors import InputError
 from .config import LanguageConfig
 
 LANGUAGES = LanguageConfig()
@@ -37,5 +38,9 @@ def new_config(preset: str, changes: dict[str, Any]) -> LanguageConfig:
     Raises:
         InputError: a value that is not taken.
     """
-    before = {"source_steps": 0} if changes.get("source") is not None else {}
-    return PRESETS[preset][1].replace(**before | changes)
+    if changes.get("source") is None:
+        return PRESETS[preset][1].replace(**changes)
+    for name in ("n_layer", "n_head", "n_embd"):
+        if name in changes:
+            raise InputError(f"{name} must be left out with source, which has its own; it was {changes[name]}")
+    return PRESETS[preset][1].replace(**{"source_steps": 0} | changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from ..data.corpora import Corpus, part_of, read_token_files
 from ..kernels.dispatch import available_backends
 from ..models.huggingface.causal import PretrainedFolder
 from ..models.huggingface.grouping import Grouping
+from ..models.huggingface.operator import positions_of
 from ..models.names import SOURCE
 from ..training import checkpoint
 from ..training.loop import train
@@ -22,15 +24,26 @@ from ..training.stages import names_of
 from ..training.steps import stage_job
 from ..utils.device import Machine, pick_machine
 from ..utils.errors import InputError
-from ..utils.files import new_folder, open_output, write_json
+from ..utils.files import SETTINGS, new_folder, open_output, write_json
 from ..utils.version import __version__
 from .config import FROM_SOURCE, NAME, LanguageConfig
-from .folder import FORMAT, SOURCE_CONFIG, TOKENS, VECTORS, Tasks, check_tasks, write_tasks
+from .folder import (
+    FORMAT,
+    SOURCE_CONFIG,
+    TASKS_FILE,
+    TOKENIZER,
+    TOKENS,
+    VECTORS,
+    Tasks,
+    check_tasks,
+    read_tokenizer,
+    write_tasks,
+)
 from .losses import judge
 from .report import write_report
 from .stages import TaskSpace, TextModel, make_stage, new_source
-from .trained import LanguageRun, open_texts
-from .vectors import TaskVectors, of_file, of_names, of_source
+from .trained import LanguageRun, empty_source, open_texts
+from .vectors import TaskVectors, check_task_dim, of_file, of_names, of_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,60 +64,90 @@ def run(out: Path, config: LanguageConfig, *, resume: bool = False, overwrite: b
         InputError, OSError: settings that cannot be met, or a folder that cannot be used.
     """
     machine = pick_machine(config.run.device, config.run.dtype)
-    corpora = check_tasks(config)
-    for name, path in (("tasks", config.tasks.tasks), ("source", config.model.source)):
-        if overwrite and path is not None and Path(path).resolve().is_relative_to(out.resolve()):
+    for name, path in (("tasks", config.tasks.tasks), ("source", config.model.source), ("t", config.tasks.t)):
+        is_inside = path is not None and Path(path).resolve().is_relative_to(out.resolve())
+        if overwrite and is_inside and path not in (NAME, FROM_SOURCE):
             raise InputError(f"{name} must not be in the folder that is to be overwritten, {out}; it was {path}")
-    if config.tasks.t not in (NAME, FROM_SOURCE):
-        of_file(Path(config.tasks.t), [corpus.name for corpus in corpora])
-    source, tokenizer = _open_source(config)
+    has_tasks = resume and (out / TASKS_FILE).exists()  # then the run no longer needs the texts themselves
+    corpora = [] if has_tasks else check_tasks(config)
+    source, tokenizer = _open_source(out, config, resume)
     for scale in config.operator.scales:
         Grouping.of(source.config, scale, shrink_heads=config.operator.shrink_heads)
+    if not has_tasks:
+        _check_t(config, [corpus.name for corpus in corpora], source)
     with open_output(out, FORMAT, config.to_json(), resume=resume, overwrite=overwrite):
-        return _train_all(out, config, machine, corpora, source, tokenizer)
+        tasks = _prepare(out, config, corpora, source, tokenizer)
+        return _train_all(out, config, machine, tasks, source)
 
 
-def _open_source(config: LanguageConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model that M_1 starts from, in float32, and its tokenizer."""
+def _check_t(config: LanguageConfig, names: list[str], source: PreTrainedModel) -> None:
+    """Raises InputError where t cannot be had as the settings say."""
+    if config.tasks.t == FROM_SOURCE:
+        trained = len(names) - len(config.tasks.held_out_tasks)
+        check_task_dim(config.tasks.task_dim or DEFAULT_TASK_DIM, trained, source.config.hidden_size)
+    elif config.tasks.t != NAME:
+        of_file(Path(config.tasks.t), names)
+
+
+def _open_source(out: Path, config: LanguageConfig, resume: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that M_1 starts from, in float32, and its tokenizer.
+
+    Once a run has a checkpoint of M_1 it no longer needs the source itself.
+    """
+    if resume and checkpoint.latest(checkpoint.stage_folder(out, SOURCE)) is not None:
+        return empty_source(out), read_tokenizer(out)
     if config.model.source is None:
         # Bytes: a well-known tokenizer that every language goes through, and that loads with the models.
         tokenizer = transformers.ByT5Tokenizer(extra_ids=0)
         torch.manual_seed(config.run.seed)
         return new_source(config, tokenizer), tokenizer
     folder = PretrainedFolder.open(Path(config.model.source))
-    most = getattr(folder.config, "max_position_embeddings", None) or config.tasks.length
-    if config.tasks.length > most:
-        raise InputError(f"length must be at most the source's {most} positions; it was {config.tasks.length}")
-    return folder.load(torch.device("cpu"), torch.float32).requires_grad_(True), folder.tokenizer()
+    model = folder.load(torch.device("cpu"), torch.float32).requires_grad_(True)
+    if config.tasks.length > positions_of(model):
+        raise InputError(
+            f"length must be at most the source's {positions_of(model)} positions; it was {config.tasks.length}"
+        )
+    return model, folder.tokenizer()
 
 
-def _train_all(
+def _prepare(
     out: Path,
     config: LanguageConfig,
-    machine: Machine,
     corpora: list[Corpus],
     source: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+) -> Tasks:
+    """What training reads, in the run's folder. Texts that do not serve leave it as it was, for others to be tried."""
+    try:
+        if not (out / SOURCE_CONFIG).exists():
+            with new_folder(out / SOURCE_CONFIG) as partial:
+                source.config.save_pretrained(partial)
+        tasks = write_tasks(out, config, corpora, tokenizer, source.config.vocab_size)
+        values = torch.zeros(len(tasks.names), 1, 1)
+        open_texts(out, config, tasks, tasks.names, values, "train", torch.device("cpu"))  # all are long enough
+        if config.tasks.t != FROM_SOURCE:
+            _vectors(out, config, tasks, source)
+        return tasks
+    except InputError:
+        for folder in (TOKENS, TOKENIZER, SOURCE_CONFIG):
+            shutil.rmtree(out / folder, ignore_errors=True)
+        for name in (SETTINGS, TASKS_FILE, VECTORS):
+            (out / name).unlink(missing_ok=True)
+        raise
+
+
+def _train_all(
+    out: Path, config: LanguageConfig, machine: Machine, tasks: Tasks, source: PreTrainedModel
 ) -> dict[str, Any]:
     kernels = [name for name in available_backends() if name != "reference"]
     print(f"Training on {machine.reason}; projection by {', '.join(kernels) or 'plain torch, which is slow'}.")
-    if not (out / SOURCE_CONFIG).exists():
-        with new_folder(out / SOURCE_CONFIG) as partial:
-            source.config.save_pretrained(partial)
-    tasks = write_tasks(out, config, corpora, tokenizer, source.config.vocab_size)
     metrics, seconds = Metrics(out), 0.0
     models: list[TextModel] = []
-    vectors = None
+    # M_1 takes no t, which may come from it.
+    vectors = TaskVectors(torch.zeros(len(tasks.trained), 1, 1), torch.empty(0, 1), None)
     for name in names_of(config.operator.scales, config.schedule):
-        if name == SOURCE:
-            data = open_texts(
-                out, config, tasks, tasks.trained, torch.zeros(len(tasks.trained), 1, 1), "train", machine.device
-            )
-            stage = make_stage(name, config, TaskSpace(1, 0, 1), source, machine.device)
-        else:
-            assert vectors is not None
-            data = open_texts(out, config, tasks, tasks.trained, vectors.values, "train", machine.device)
-            stage = make_stage(name, config, TaskSpace.of(vectors), source, machine.device)
+        data = open_texts(out, config, tasks, tasks.trained, vectors.values, "train", machine.device)
+        stage = make_stage(name, config, TaskSpace.of(vectors), source, machine.device)
         job = stage_job(stage, data, config.schedule, config.run, machine.dtype, "windows")
         seconds += train(job, checkpoint.stage_folder(out, name), metrics)
         stage.module.eval()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..models.huggingface.causal import PretrainedFolder
-from ..models.huggingface.operator import start_token
+from ..models.huggingface.operator import positions_of, start_token
 from ..models.sampling import Draws, check_draws
 from ..training.stages import count as count_parameters
 from ..utils.device import wait_for
@@ -53,6 +53,7 @@ def write_from(
     scale: Fraction | None = None,
     task: str | None = None,
     like: Path | None = None,
+    vectors: Path | None = None,
 ) -> Written:
     """Texts of the model that a run generates for a task, or of a standalone model.
 
@@ -66,6 +67,7 @@ def write_from(
         scale: one that the run has. This and the following are for runs alone.
         task: the name of a task.
         like: a file with a sample of a task's text.
+        vectors: a file with one t.
 
     Raises:
         InputError: no such run, model or task, or an argument that it does not take.
@@ -74,12 +76,15 @@ def write_from(
         if value < 1:
             raise InputError(f"{name} must be at least 1; it was {value}")
     if is_language_run(folder):
-        if task is None and like is None:
-            raise InputError("--task or --like must be given for a run on tasks of text")
+        if task is None and like is None and vectors is None:
+            raise InputError("--task, --like or --t must be given for a run on tasks of text")
         run = LanguageRun.open(folder, device)
-        (chosen,) = run.chosen([task] if task is not None else None, like)
-        return write(run.operator(scale).generate(chosen.t), run.tokenizer, draws, prompt, tokens, count)
-    unused = [name for name, value in (("scale", scale), ("task", task), ("like", like)) if value is not None]
+        chosen = run.chosen([task] if task is not None else None, like, vectors)
+        if len(chosen) > 1:
+            raise InputError(f"t must be one task identifier; {vectors} has {len(chosen)}")
+        return write(run.operator(scale).generate(chosen[0].t), run.tokenizer, draws, prompt, tokens, count)
+    of_runs = {"scale": scale, "task": task, "like": like, "t": vectors}
+    unused = [name for name, value in of_runs.items() if value is not None]
     if unused:
         raise InputError(f"{unused[0]} must be left out for a model, which is of one task already")
     model = PretrainedFolder.open(folder)
@@ -102,14 +107,18 @@ def write(
         tokenizer: of its text.
         draws: how tokens are drawn.
         prompt: may be empty.
-        tokens: at most so many are drawn; a text may end before.
+        tokens: at most so many are drawn; a text may end before, and ends where the model's positions do.
         count: number of texts.
 
     Raises:
-        InputError: a draw out of its range.
+        InputError: a draw out of its range, or a prompt that leaves no position.
     """
     check_draws(*draws[:3])
     ids = [start_token(model), *tokenizer(prompt, add_special_tokens=False).input_ids]
+    positions = positions_of(model)
+    if len(ids) >= positions:
+        raise InputError(f"prompt must have fewer than the model's {positions - 1} tokens; it has {len(ids) - 1}")
+    tokens = min(tokens, positions - len(ids))
     inputs = torch.tensor([ids] * count, device=model.device)
     options: dict[str, Any] = {"do_sample": draws.temperature > 0}
     if draws.temperature > 0:
@@ -128,5 +137,17 @@ def write(
         )
     wait_for(model.device)
     rate = (written.shape[1] - len(ids)) * count / (time.perf_counter() - began)
-    texts = [str(tokenizer.decode(row[len(ids) :], skip_special_tokens=True)) for row in written]
-    return Written(texts, rate, count_parameters(model))
+    return Written([_continuation(tokenizer, ids, row.tolist()) for row in written], rate, count_parameters(model))
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, ids: list[int], row: list[int]) -> str:
+    """What a text has after its prompt: decoded with it, because some tokenizers drop a space at a beginning."""
+    prompt, whole = (str(tokenizer.decode(part[1:], skip_special_tokens=True)) for part in (ids, row))
+    if whole.startswith(prompt):
+        return whole[len(prompt) :]
+    return str(tokenizer.decode(row[len(ids) :], skip_special_tokens=True))
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: without control characters, which a model of bytes may write."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

@@ -64,7 +64,7 @@ def new_source(config: LanguageConfig, tokenizer: PreTrainedTokenizerBase) -> Pr
             num_hidden_layers=shape.n_layer,
             num_attention_heads=shape.n_head,
             head_dim=shape.n_embd // shape.n_head,
-            max_position_embeddings=max(512, config.tasks.length),
+            max_position_embeddings=config.tasks.length,
             initializer_range=0.5 / shape.n_embd**0.5,
             bos_token_id=tokenizer.eos_token_id,  # a text begins as after the end of another
             eos_token_id=tokenizer.eos_token_id,

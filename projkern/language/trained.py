@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ from ..training.stages import names_of
 from ..training.trained import IncompleteRun, choose_scale
 from ..utils.errors import InputError
 from .config import LanguageConfig
-from .export import Task
-from .folder import TASK_NAMES, TOKENS, VECTORS, Tasks, read_config, read_source_config, read_tasks, read_tokenizer
+from .folder import TASKS_FILE, TOKENS, VECTORS, Tasks, read_config, read_source_config, read_tasks, read_tokenizer
 from .stages import TaskSpace, TextModel, TextStage, make_stage
 from .vectors import TaskVectors, read
 
@@ -32,6 +31,13 @@ if TYPE_CHECKING:
 
 EVALUATED_AT_ONCE = 16
 """Windows."""
+
+
+class Task(NamedTuple):
+    """What a model is generated for."""
+
+    name: str
+    t: Tensor  # (task_dim,)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class LanguageRun:
             IncompleteRun: the training of its source has not ended.
         """
         config, device = read_config(path), torch.device(device)
-        if not (path / TASK_NAMES).exists() or not (path / VECTORS).exists():
+        if not (path / TASKS_FILE).exists() or not (path / VECTORS).exists():
             raise IncompleteRun(f"{path} must hold a trained run; this one has only begun. {_continue(path)}")
         tasks, vectors = read_tasks(path), TaskVectors.load(path / VECTORS)
         stage = make_stage(SOURCE, config, TaskSpace.of(vectors), empty_source(path), device)
@@ -139,13 +145,15 @@ class LanguageRun:
 
     def texts(self, split: Split, windows: int | None = None) -> TaskTexts:
         """The stream of windows of the trained tasks; in validation so many of each, as in the run unless given."""
-        config = self.config if windows is None else self.config.replace(eval_windows=windows)
-        return open_texts(self.path, config, self.tasks, self.tasks.trained, self.vectors.values, split, self.device)
+        return self._texts(self.tasks.trained, self.vectors.values, split, windows)
 
-    def held_out_texts(self) -> TaskTexts:
+    def held_out_texts(self, windows: int | None = None) -> TaskTexts:
         """The validation stream of the tasks that training left out."""
-        names, values = self.tasks.held_out, self.vectors.held_out[:, None]
-        return open_texts(self.path, self.config, self.tasks, names, values, "validation", self.device)
+        return self._texts(self.tasks.held_out, self.vectors.held_out[:, None], "validation", windows)
+
+    def _texts(self, names: list[str], values: Tensor, split: Split, windows: int | None) -> TaskTexts:
+        config = self.config if windows is None else self.config.replace(eval_windows=windows)
+        return open_texts(self.path, config, self.tasks, names, values, split, self.device)
 
     def _stage(self, name: ModelName) -> TextStage:
         stage = make_stage(name, self.config, TaskSpace.of(self.vectors), self.source, self.device)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.huggingface.operator import positions_of
 from ..utils.errors import InputError
 from ..utils.tensors import read_tensors, write_tensors
 
@@ -128,28 +129,31 @@ def of_source(
         task_dim: number of principal axes.
         sample: tokens of a sample.
         seed: of the samples' places.
-
-    Raises:
-        InputError: more axes than there are samples or coordinates.
     """
     from sklearn.decomposition import PCA
 
     random = np.random.default_rng(seed)
-    states = torch.stack([_read_samples(source, ids, sample, random) for ids in tokens])  # [n, S, d]
-    most = min(states.shape[0] * states.shape[1] - 1, states.shape[2])
-    if task_dim > most:
-        raise InputError(f"task_dim must be at most {most}, of {len(tokens)} tasks; it was {task_dim}")
+    states = torch.stack([_read_samples(source, ids, sample, random, SAMPLES) for ids in tokens])  # [n, S, d]
     flat = states.flatten(0, 1).double()
     pca = PCA(task_dim, random_state=0).fit(flat.numpy())
     mean, components = (torch.from_numpy(np.asarray(a)).float() for a in (pca.mean_, pca.components_))
     deviation = ((states - mean) @ components.T).std()
     reader = Reader(mean, components, deviation)
-    others = [reader(_read_samples(source, ids, sample, random)[0]) for ids in held_out]
+    others = [reader(_read_samples(source, ids, sample, random, 1)[0]) for ids in held_out]
     return TaskVectors(reader(states), torch.stack(others) if others else torch.empty(0, task_dim), reader)
 
 
-def _read_samples(source: PreTrainedModel, ids: np.ndarray, sample: int, random: np.random.Generator) -> Tensor:
-    starts = random.integers(max(1, len(ids) - sample + 1), size=SAMPLES)
+def check_task_dim(task_dim: int, tasks: int, hidden_size: int) -> None:
+    """Raises InputError where t from the source would have more numbers than there are principal axes."""
+    most = min(tasks * SAMPLES - 1, hidden_size)
+    if task_dim > most:
+        raise InputError(f"task_dim must be at most {most}, for {tasks} tasks and this source; it was {task_dim}")
+
+
+def _read_samples(
+    source: PreTrainedModel, ids: np.ndarray, sample: int, random: np.random.Generator, count: int
+) -> Tensor:
+    starts = random.integers(max(1, len(ids) - sample + 1), size=count)
     return torch.stack([read(source, torch.from_numpy(ids[i : i + sample].astype(np.int64))) for i in starts])
 
 
@@ -165,10 +169,12 @@ def read(source: PreTrainedModel, tokens: Tensor) -> Tensor:
         (d,) float32, on the CPU.
     """
     config: Any = source.config
-    length = min(512, getattr(config, "max_position_embeddings", None) or 512, len(tokens))
-    windows = tokens[: len(tokens) // length * length].view(-1, length).to(source.device)
+    length = min(512, positions_of(source))
+    whole = len(tokens) // length * length
+    parts = [*tokens[:whole].view(-1, length).split(max(1, _AT_ONCE // length)), tokens[whole:][None]]
     total = torch.zeros(config.hidden_size)
-    for part in windows.split(max(1, _AT_ONCE // length)):
-        states = source(part, use_cache=False, output_hidden_states=True).hidden_states[-1]
-        total += states.float().sum((0, 1)).cpu()
+    for part in parts:
+        if part.numel():
+            states = source(part.to(source.device), use_cache=False, output_hidden_states=True).hidden_states[-1]
+            total += states.float().sum((0, 1)).cpu()
     return F.normalize(total, dim=0)

@@ -4,3 +4,5 @@ from .gpt import GPT
 from .huggingface.operator import TransformersOperator
 from .layout import GPTConfig
 from .operator import ProjectionOperator
+
+ProjectionOperator.of_transformers = TransformersOperator

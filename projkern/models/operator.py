@@ -56,15 +56,13 @@ class ProjectionOperator(nn.Module):
             source; an unknown generator, or an option that is not its own; a source too large for the general one.
     """
 
-    _of_transformers: type[ProjectionOperator] | None = None
-
-    def __init_subclass__(cls) -> None:
-        ProjectionOperator._of_transformers = cls
+    of_transformers: type[ProjectionOperator] | None = None
+    """The class for a transformers model; ``models/__init__.py`` puts it in."""
 
     def __new__(cls, source: object = None, *arguments: object, **options: object) -> ProjectionOperator:
         """Of a GPT this class, of a transformers model that of ``models/huggingface/operator.py``."""
         is_ours = source is None or isinstance(source, GPT) or cls is not ProjectionOperator
-        return super().__new__(cls if is_ours or cls._of_transformers is None else cls._of_transformers)
+        return super().__new__(cls if is_ours or cls.of_transformers is None else cls.of_transformers)
 
     def __init__(
         self,

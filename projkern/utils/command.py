@@ -126,8 +126,16 @@ def add_text_tasks(to: argparse._MutuallyExclusiveGroup, *, several: bool) -> No
 def refuse(options: argparse.Namespace, names: tuple[str, ...], requirement: str) -> None:
     """Raise InputError where one of these options was given."""
     for name in names:
-        if value := getattr(options, name):
-            raise InputError(f"--{name.replace('_', '-')} must be {requirement}; it was {value}")
+        value = getattr(options, name)
+        if value is not None and value is not False:
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+            raise InputError(f"--{name.replace('_', '-')} must be {requirement}; it was {shown}")
+
+
+def require_folder(name: str, path: Path) -> None:
+    """Raise InputError where a folder that a command reads is not there."""
+    if not path.is_dir():
+        raise InputError(f"{name} must be a folder that exists; it was {path}")
 
 
 def seed(text: str) -> int:

@@ -26,6 +26,7 @@ def setting(
     option: str | None = "",
     former: str | None = None,
     parse: Callable[[str], Any] | None = None,
+    metavar: str | None = None,
 ) -> Any:
     """A field of a dataclass of settings.
 
@@ -35,8 +36,9 @@ def setting(
         option: its name on the command line, by default that of the field; None for no option.
         former: an earlier name, still understood on the command line and in files.
         parse: reads its value on the command line, where its type alone does not say how.
+        metavar: what ``--help`` shows for a value, where the type's own word does not say it.
     """
-    metadata = {"help": help, "option": option, "former": former, "parse": parse}
+    metadata = {"help": help, "option": option, "former": former, "parse": parse, "metavar": metavar}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -95,17 +97,26 @@ def require_types(settings: Any) -> None:
         require(settings, name, isinstance(getattr(settings, name), kind), f"of type {getattr(hint, '__name__', hint)}")
 
 
-def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
+def add_options(parser: argparse.ArgumentParser, settings: Any, where: str = "") -> None:
     """Add an option for each setting, a group for each section; ``--help`` shows the values of ``settings``.
 
-    An option that is there already, of other settings with one of the same name, is left as it is.
+    Args:
+        parser: of the command.
+        settings: a dataclass of settings, or an instance whose values are shown.
+        where: of an option that is there already, of other settings with one of the same name, the help then says after
+            this what its default is with these.
 
     What the user gives is read with ``given_options``; there are no defaults on the command line itself.
     """
     values, hints = flat(settings), _hints(settings)
     groups: dict[str | None, argparse._ArgumentGroup] = {}
     for section, field in fields_of(settings):
-        if field.metadata["option"] is None or _option(field) in parser._option_string_actions:
+        if field.metadata["option"] is None:
+            continue
+        if (action := parser._option_string_actions.get(_option(field))) is not None:
+            shown = _shown(values[field.name])
+            if shown and f"default: {shown})" not in str(action.help):
+                action.help = f"{action.help} ({where}: {shown})"
             continue
         if section not in groups:
             owner = settings if section is None else getattr(settings, section)
@@ -114,9 +125,11 @@ def add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
         kind: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, **_kind(hints[field.name])}
         if (parse := field.metadata["parse"]) is not None:
             kind["type"] = parse
+        if field.metadata["metavar"] is not None:
+            kind["metavar"] = field.metadata["metavar"]
         default = values[field.name]
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        text = field.metadata["help"] + ("" if shown in (None, "") else f" (default: {_rounded(shown)})")
+        shown = _shown(default)
+        text = field.metadata["help"] + (f" (default: {shown})" if shown else "")
         groups[section].add_argument(_option(field), help=text, **kind)
         former = field.metadata["former"]
         if former is not None and _dashed(former) != _option(field):
@@ -161,7 +174,12 @@ def _option(field: dataclasses.Field[Any]) -> str:
     return _dashed(field.metadata["option"] or field.name)
 
 
-def _rounded(value: Any) -> str:
+def _shown(value: Any) -> str:
+    """A default as ``--help`` shows it; empty for none."""
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

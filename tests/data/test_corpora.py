@@ -1,5 +1,7 @@
 """Tasks as texts: how they are found, and the stream of windows over them."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,22 @@ def stream(split="train", count=3, samples=2, seed=0, **changes):
     return TaskTexts(tokens, vectors, split=split, seed=seed, **options)
 
 
+def test_tasks_are_sorted_by_name(tmp_path):
+    """And not by the name of the file, in which a space or a hyphen goes before a dot."""
+    names = ["en", "en gb", "en-gb", "en.us"]
+    for name in names:
+        (tmp_path / f"{name}.txt").write_text("x")
+    assert [corpus.name for corpus in find_corpora(tmp_path)] == names
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", "", ".a"])
+def test_names_that_no_folder_may_have(tmp_path, name):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("".join(json.dumps({"task": task, "text": "x"}) + "\n" for task in (name, "b")))
+    with pytest.raises(InputError, match="names that a folder may have"):
+        find_corpora(path)
+
+
 def test_training_batches_hold_several_windows_of_few_tasks():
     data = stream()
     seen = set()
@@ -83,10 +101,11 @@ def test_more_groups_than_tasks_repeat_tasks():
 
 
 def test_validation_is_balanced_over_the_held_out_part():
-    data = stream("validation", batch=4)
+    data = stream("validation", batch=4, length=6)
     rows = torch.cat([data.batch(step)[0] for step in range(3)])[: data.count]
     assert data.count == 9 and (rows[:, 0] // 1000).tolist() == [0] * 3 + [1] * 3 + [2] * 3
-    assert rows[:3, 0].tolist() == [180, 186, 192] and rows.max() == 2199
+    assert rows[:3, 0].tolist() == [180, 187, 194] and rows.max() == 2199
+    assert stream("validation", windows=9).windows == 2  # of 20 tokens no more lie side by side
     assert torch.equal(data.batch(0)[1][:, 1], torch.zeros(4))  # the first vector of each
     others = data.with_other_tasks(0)
     assert torch.equal(others[0], data.batch(0)[0]) and others[1][:, 0].tolist() == [1, 1, 1, 2]

@@ -153,12 +153,64 @@ def test_scales_that_do_not_fit(scale, options, name):
 
 
 def test_rotary_pairs_stay_pairs():
-    """Under the start, the small head's pair j sums the source's pairs jg to jg + g - 1, halves apart."""
-    grouping = Grouping.of(config_of("llama"), 1 / 2, shrink_heads=True)
-    width, half = 16, 8  # of a head of the source; its pairs are (i, i + 8)
-    group_of = [i // grouping.group for i in range(width)]
-    small_half = width // grouping.group // 2
-    assert all(group_of[i + half] == group_of[i] + small_half for i in range(half))
+    """A head that turns only the first pair of each group, projected, is the small head turned."""
+    source = decoder("llama")
+    operator = pk.ProjectionOperator(source, 1 / 2, task_dim=3, shrink_heads=True)
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    x = torch.zeros(1, 1, 5, 16)
+    x[..., ::2] = torch.randn(1, 1, 5, 8)  # the first coordinate of each group of two
+    positions = torch.arange(5)[None]
+    turned = []
+    for model, head in ((source, x), (operator.small, x[..., ::2])):
+        cos, sin = model.model.rotary_emb(head, positions)
+        turned.append(apply_rotary_pos_emb(head, head, cos, sin)[0])
+    large, small = turned
+    torch.testing.assert_close(large.unflatten(-1, (8, 2)).sum(-1), small, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_partly_rotary_heads_keep_whole_pairs(share):
+    config = config_of("phi", partial_rotary_factor=share)
+    width = int(16 * share)
+    Grouping.of(config, 1 / (width // 2), shrink_heads=True)
+    with pytest.raises(InputError, match=f"{width} coordinates of a head that rotate"):
+        Grouping.of(config, 1 / width, shrink_heads=True)
+
+
+def test_a_source_in_half_precision():
+    source = decoder("llama").bfloat16()
+    operator = pk.ProjectionOperator(source, 1 / 2, task_dim=3)
+    tokens, t = tokens_and_tasks(source.config.vocab_size)
+    logits = operator(tokens, t)
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    assert source.model.layers[0].mlp.up_proj.weight.grad.any()
+    with torch.no_grad():
+        torch.testing.assert_close(predict(operator.generate(t[0]), tokens[:1]), logits[:1], atol=1e-4, rtol=1e-4)
+
+
+def test_generated_models_have_the_dropout_of_their_class():
+    source = decoder("gpt2")
+    operator = pk.ProjectionOperator(source, 1 / 2, task_dim=3)
+    tokens, t = tokens_and_tasks(source.config.vocab_size)
+    assert not torch.equal(operator.train()(tokens, t), operator(tokens, t))
+    assert torch.equal(operator.eval()(tokens, t), operator(tokens, t))
+
+
+def test_what_is_no_language_model_is_refused():
+    for source in (hf.LlamaModel(config_of("llama")), torch.nn.Linear(2, 2)):
+        with pytest.raises(InputError, match="source must be a GPT or a causal language model"):
+            pk.ProjectionOperator(source, 1 / 2, task_dim=3)
+
+
+def test_a_subclass_of_the_operator_changes_nothing():
+    class Mine(pk.ProjectionOperator):
+        pass
+
+    assert type(pk.ProjectionOperator(decoder("llama"), 1 / 2, 3)) is TransformersOperator
+    gpt = pk.GPT(pk.GPTConfig(vocab_size=8, n_positions=6, n_embd=8, n_layer=1, n_head=2))
+    assert type(Mine(gpt, 1 / 2, 3)) is Mine
 
 
 def test_without_change_it_is_a_pruning_free_projection_at_g_1():

@@ -83,12 +83,18 @@ def unstack(stacks: list[Tensor]) -> list[Tensor]:
 
 def group_of(scale: float | Fraction, n_embd: int, n_head: int) -> int:
     """The group g = 1/s of a scale s, checked against the source's width and heads."""
-    group = round(1 / scale) if 0 < scale <= 1 else 0
-    if group < 1 or abs(group * scale - 1) > 1e-6:
-        raise InputError(f"scale must be 1/g for an integer g >= 1, such as 1/2 or 1/4; it was {scale}")
+    group = group_of_scale(scale)
     if n_embd % (group * n_head):
         raise InputError(
             f"scale must leave each of the source's {n_head} heads of width {n_embd // n_head} a whole width; "
             f"it was 1/{group}"
         )
+    return group
+
+
+def group_of_scale(scale: float | Fraction) -> int:
+    """The group g = 1/s of a scale s; raises InputError where that is no integer."""
+    group = round(1 / scale) if 0 < scale <= 1 else 0
+    if group < 1 or abs(group * scale - 1) > 1e-6:
+        raise InputError(f"scale must be 1/g for an integer g >= 1, such as 1/2 or 1/4; it was {scale}")
     return group

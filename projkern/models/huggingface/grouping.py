@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ...utils.errors import InputError
+from ..generators.base import group_of_scale
 from .axes import Sizes, build_empty, head_width, kind_of, layer_of, require_dense, resized, shapes_of, sizes_of
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Grouping:
             InputError: a scale that is not 1/g, sizes that g does not divide, or an architecture that cannot be divided
                 so; the parameter that is in the way is named.
         """
-        group = _group_of(scale)
+        group = group_of_scale(scale)
         require_dense(config)
         source = build_empty(config)
         small = _small_config(config, group, shrink_heads)
@@ -97,24 +98,34 @@ class Grouping:
         return cls(group, small, list(stacks.values()), own, norms)
 
 
-def _group_of(scale: float | Fraction) -> int:
-    group = round(1 / scale) if 0 < scale <= 1 else 0
-    if group < 1 or abs(group * scale - 1) > 1e-6:
-        raise InputError(f"scale must be 1/g for an integer g >= 1, such as 1/2 or 1/4; it was {scale}")
-    return group
-
-
 def _small_config(config: PreTrainedConfig, group: int, shrink_heads: bool) -> PreTrainedConfig:
     sizes, width = sizes_of(config), head_width(config)
     for name, size in (("hidden_size", sizes.hidden), ("intermediate_size", sizes.intermediate)):
         if size % group:
             raise InputError(f"scale must divide the source's {name}, {size}; it was 1/{group}")
-    if shrink_heads:
-        unit = "pairs" if getattr(config, "rope_parameters", None) is not None else "coordinates"
-        if width % (group * (2 if unit == "pairs" else 1)):
-            raise InputError(f"scale must leave each head of width {width} whole {unit}; it was 1/{group}")
-        width //= group
-    return resized(config, Sizes(sizes.hidden // group, sizes.intermediate // group, sizes.layers), width)
+    if shrink_heads and width % group:
+        raise InputError(f"scale must divide the width of a head, {width}; it was 1/{group}")
+    width = width // group if shrink_heads else width
+    small = resized(config, Sizes(sizes.hidden // group, sizes.intermediate // group, sizes.layers), width)
+    if head_width(small) != head_width(config):
+        _require_whole_pairs(config, group)
+    return small
+
+
+def _require_whole_pairs(config: PreTrainedConfig, group: int) -> None:
+    """Raises InputError where narrower heads would break their rotary pairs, or have lists of factors for each."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for rope in [parameters] if "rope_type" in parameters else [p for p in parameters.values() if isinstance(p, dict)]:
+        if any(isinstance(value, (list, tuple)) for value in rope.values()):
+            raise InputError(
+                f"shrink_heads must be left out for {config.model_type}: it has a rotary factor for each pair"
+            )
+        share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
+        width = int(head_width(config) * share)
+        if width % (2 * group):
+            raise InputError(
+                f"scale must leave whole pairs of the {width} coordinates of a head that rotate; it was 1/{group}"
+            )
 
 
 def _groups(

@@ -52,6 +52,7 @@ class TransformersOperator(ProjectionOperator):
         InputError: a scale or an architecture that cannot be done.
     """
 
+    kind = "diagonal"
     generator: MLPGenerator
 
     def __init__(
@@ -67,6 +68,7 @@ class TransformersOperator(ProjectionOperator):
         t_std: float = 1.0,
     ) -> None:
         nn.Module.__init__(self)
+        _require_language_model(source)
         check_normalisation(task_dim, rank, t_mean, t_std)
         self.task_dim, self.t_mean, self.t_std = task_dim, t_mean, t_std
         self.grouping = Grouping.of(source.config, scale, shrink_heads=shrink_heads)
@@ -103,6 +105,12 @@ class TransformersOperator(ProjectionOperator):
         if small.device != self.own[0].device:
             nn.Module.to(small, self.own[0].device)
         return small
+
+    def train(self, mode: bool = True) -> TransformersOperator:
+        """As of any module; the generated models then have the dropout of their class."""
+        super().train(mode)
+        self.small.train(mode)
+        return self
 
     def parameters_of_t(self) -> list[nn.Parameter]:
         functions = (self.generator, self.vectors)
@@ -156,7 +164,7 @@ class TransformersOperator(ProjectionOperator):
     def weights(self, t: Tensor) -> list[Parameters]:
         """The parameters of the small models of U tasks, t (U, task_dim)."""
         device = t.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.own[0].dtype
         with torch.autocast(device, enabled=False):
             with record_function("generation"):
                 factors = self._factors(self.normalised(t))
@@ -179,7 +187,7 @@ class TransformersOperator(ProjectionOperator):
         (weights,) = self.weights(t[None])
         model: PreTrainedModel = copy.deepcopy(self.small)
         for name, parameter in model.named_parameters():
-            parameter.data = weights[name].to(parameter.dtype, copy=True)
+            parameter.data = weights[name].clone()
         return model.eval()
 
     def decoder(self, t: Tensor, *, form: str = "auto") -> Any:
@@ -201,7 +209,7 @@ class TransformersOperator(ProjectionOperator):
         return [shared | {name: rows[u] for name, rows in vectors.items()} for u in range(len(t))]
 
     def _project(
-        self, factors: list[tuple[Tensor, Tensor]], own: list[Parameters], dtype: torch.dtype | None
+        self, factors: list[tuple[Tensor, Tensor]], own: list[Parameters], dtype: torch.dtype
     ) -> list[Parameters]:
         stacks = self.grouping.stacks
         names = [name for stack in stacks for name in stack.names]
@@ -215,6 +223,14 @@ class TransformersOperator(ProjectionOperator):
                 projected = (factor * bias).unflatten(1, (-1, size)).sum(2)
                 generated[name] = tuple(b + parameters[name] for b, parameters in zip(projected, own))
         return [parameters | {name: rows[u] for name, rows in generated.items()} for u, parameters in enumerate(own)]
+
+
+def _require_language_model(source: PreTrainedModel) -> None:
+    head = getattr(source, "get_output_embeddings", lambda: None)()
+    if head is None:
+        raise InputError(
+            f"source must be a GPT or a causal language model of transformers; it was {type(source).__name__}"
+        )
 
 
 def predict(model: PreTrainedModel, tokens: Tensor, weights: Parameters | None = None) -> Tensor:
@@ -254,6 +270,12 @@ def start_token(model: PreTrainedModel) -> int:
         if isinstance(token, int):
             return token
     return 0
+
+
+def positions_of(model: PreTrainedModel) -> int:
+    """The longest sequence that a model was made for."""
+    positions: int = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    return positions
 
 
 @torch.no_grad()
