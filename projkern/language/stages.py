@@ -56,7 +56,7 @@ def new_source(config: LanguageConfig, tokenizer: PreTrainedTokenizerBase) -> Pr
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = config.model
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=shape.n_embd,
@@ -71,6 +71,8 @@ def new_source(config: LanguageConfig, tokenizer: PreTrainedTokenizerBase) -> Pr
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    model.generation_config.max_length = config.tasks.length
+    return model
 
 
 def make_stage(
