@@ -71,7 +71,8 @@ def _arms(results: list[Result]) -> str:
         model = str(arm.model)
         losses = [r["models"][model]["loss"] for r in chosen]
         other = [r["models"][model]["loss_with_another_t"] for r in chosen if arm.kind is not Kind.UNCONDITIONAL]
-        seconds = mean(r["seconds"] for r in chosen)
+        with_source = arm.kind is Kind.PROJECTED
+        seconds = mean(r["seconds"] + (r["source_seconds"] if with_source else 0) for r in chosen)
         rows.append(
             (
                 with_tildes(arm.name),
@@ -87,7 +88,7 @@ def _arms(results: list[Result]) -> str:
         )
     head = (
         *("model", "steps", "with its source's", "parameters", "nats per byte"),
-        *(f"{with_tildes(ARMS[0].name)} minus it", "with another language's t", "rate", "seconds of its steps"),
+        *(f"{with_tildes(ARMS[0].name)} minus it", "with another language's t", "rate", "seconds"),
     )
     sources = {r["seed"]: r["source"] for r in projected}
     tuned = [r["models"]["source after co-training"]["loss"] for r in projected]

@@ -17,12 +17,13 @@ from projkern.language.run import run
 from projkern.language.stages import TaskSpace, make_stage
 from projkern.language.trained import LanguageRun, open_texts
 from projkern.models.huggingface.operator import predict
-from projkern.training.checkpoint import stage_folder
+from projkern.models.names import SOURCE
+from projkern.training.checkpoint import latest, stage_folder
 from projkern.training.loop import train
 from projkern.training.losses import evaluate
 from projkern.training.metrics import Metrics
 from projkern.training.steps import stage_job
-from projkern.utils.files import SETTINGS
+from projkern.utils.files import SETTINGS, read_object
 from projkern.utils.version import __version__
 
 from .arms import BASE, UNTUNED_RATE, Arm
@@ -94,7 +95,14 @@ def train_arm(arm: Arm, exponent: int, seed: int, out: Path, changes: dict[str, 
         "exponent": exponent,
         "seed": seed,
         "seconds": round(seconds, 1),
+        "source_seconds": round(_seconds_of_source(base), 1),
         "source": source,
         "models": models,
         "versions": {"projkern": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+
+
+def _seconds_of_source(base: LanguageRun) -> float:
+    last = latest(stage_folder(base.path, SOURCE))
+    assert last is not None
+    return float(read_object(last / "state.json", "the state of a checkpoint")["seconds"])
