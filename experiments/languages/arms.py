@@ -45,6 +45,7 @@ class Arm:
         exponent: of the learning rate 2^exponent that the sweep begins with.
         settings: of ``LanguageConfig``.
         seeds: the first sweeps the learning rate; the others run at the best.
+        is_compressed: it is the source, compressed without t.
         tuning: then a copy is fine-tuned for each task; the sweep is of its learning rate.
     """
 
@@ -55,6 +56,7 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = SEEDS
     tuning: Tuning | None = None
+    is_compressed: bool = False
 
     @property
     def model(self) -> ModelName:
@@ -66,10 +68,15 @@ class Arm:
         return "operator_lr" if self.kind is Kind.PROJECTED else "small_lr"
 
     @property
+    def needs_source(self) -> bool:
+        """Whether it starts from the source."""
+        return self.kind is Kind.PROJECTED or self.is_compressed
+
+    @property
     def total(self) -> int:
         """Steps in all: those of its source, and of fine-tuning all tasks, among them."""
         tuning = TASKS * self.tuning.steps if self.tuning is not None else 0
-        return self.steps + tuning + (SOURCE_STEPS if self.kind is Kind.PROJECTED else 0)
+        return self.steps + tuning + (SOURCE_STEPS if self.needs_source else 0)
 
 
 PLAIN = {"distill": 0.0, "match": 0.0, "vectors_of_t": False}
@@ -81,6 +88,7 @@ ARMS = (
     Arm("M~_1/4, every", Kind.CONDITIONAL, TOTAL, -7, {"conditioning": "every"}, SEEDS[:1]),
     Arm("M~_1/4, first", Kind.CONDITIONAL, TOTAL, -7, {"conditioning": "first"}, SEEDS[:1]),
     Arm("M_1/4", Kind.UNCONDITIONAL, TOTAL, -7, {}, SEEDS[:1]),
+    Arm("the source compressed, without t", Kind.UNCONDITIONAL, STEPS, -7, {}, SEEDS[:1], is_compressed=True),
     Arm("M_1/4, fine-tuned for each task", Kind.UNCONDITIONAL, STEPS, -9, {}, SEEDS[:1], Tuning(TUNED)),
     Arm("M_1/4, with LoRA for each task", Kind.UNCONDITIONAL, STEPS, -7, {}, SEEDS[:1], Tuning(TUNED, 8)),
 )

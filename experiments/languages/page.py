@@ -71,8 +71,7 @@ def _arms(results: list[Result]) -> str:
         model = str(arm.model)
         losses = [r["models"][model]["loss"] for r in chosen]
         other = [r["models"][model]["loss_with_another_t"] for r in chosen if arm.kind is not Kind.UNCONDITIONAL]
-        with_source = arm.kind is Kind.PROJECTED
-        seconds = mean(r["seconds"] + (r["source_seconds"] if with_source else 0) for r in chosen)
+        seconds = mean(r["seconds"] + (r["source_seconds"] if arm.needs_source else 0) for r in chosen)
         rows.append(
             (
                 with_tildes(arm.name),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 
 from projkern.data.corpora import TaskTexts
+from projkern.language.config import LanguageConfig
 from projkern.language.losses import by_task
 from projkern.language.presets import LANGUAGES
 from projkern.language.run import run
-from projkern.language.stages import TaskSpace, make_stage
+from projkern.language.stages import TaskSpace, TextModel, make_stage, plain_model
 from projkern.language.trained import LanguageRun, open_texts
 from projkern.models.huggingface.operator import predict
 from projkern.models.names import SOURCE
@@ -27,6 +29,7 @@ from projkern.utils.files import SETTINGS, read_object
 from projkern.utils.version import __version__
 
 from .arms import BASE, UNTUNED_RATE, Arm
+from .compressing import compressed
 from .fine_tuning import fine_tune
 
 Result = dict[str, Any]
@@ -59,34 +62,18 @@ def train_arm(arm: Arm, exponent: int, seed: int, out: Path, changes: dict[str, 
     rate = 2.0**exponent if arm.tuning is None else UNTUNED_RATE
     settings = {"steps": arm.steps, arm.rate: rate} | arm.settings | changes
     config = base.config.replace(**settings)
-    stage = make_stage(arm.model, config, TaskSpace.of(base.vectors), base.source, base.device)
-    tasks = base.tasks
-    data = open_texts(base.path, config, tasks, tasks.trained, base.vectors.values, "train", base.device)
-    name = f"{arm.name} {arm.steps} {rate} {seed}" if arm.tuning is None else f"{arm.model} {arm.steps} {rate} {seed}"
-    folder = out / name.replace("/", "-").replace(" ", "_")
-    folder.mkdir(parents=True, exist_ok=True)
-    job = stage_job(stage, data, config.schedule, config.run, torch.float32, "windows")
-    seconds = train(job, stage_folder(folder, arm.model), Metrics(folder), on_step=lambda step: False)
-    stage.module.eval()
+    if arm.is_compressed:
+        small, seconds = compressed(base, config, 2.0**exponent, out / f"compressed-{seed}-{arm.steps}")
+        models: Sequence[TextModel] = [plain_model(arm.model, small)]
+    else:
+        models, seconds = _train_stage(arm, base, config, out, rate)
     held_out = base.texts("validation")
-    models = {}
-    for model in stage.models:
-        losses = evaluate(model.predict, held_out, held_out.count)
-        row: dict[str, Any] = {
-            "loss": losses.mean,
-            "parameters": model.parameters,
-            "by_task": by_task(losses, held_out),
-        }
-        if model.takes_task:
-            row["loss_with_another_t"] = evaluate(
-                model.predict, held_out, held_out.count, TaskTexts.with_other_tasks
-            ).mean
-        models[str(model.name)] = row
+    rows = {str(model.name): _row(model, held_out) for model in models}
     if arm.tuning is not None:
         began = time.monotonic()
-        small = stage.models[0].standalone(torch.empty(0))
-        losses_by_task = fine_tune(base, small, arm.tuning.steps, 2.0**exponent, arm.tuning.adapter_rank)
-        models[str(arm.model)] |= {"loss": mean(losses_by_task), "by_task": losses_by_task}
+        small = models[0].standalone(torch.empty(0))
+        losses = fine_tune(base, small, arm.tuning.steps, 2.0**exponent, arm.tuning.adapter_rank)
+        rows[str(arm.model)] |= {"loss": mean(losses), "by_task": losses}
         seconds += time.monotonic() - began
     source = evaluate(lambda tokens, t: predict(base.source, tokens), held_out, held_out.count).mean
     return {
@@ -97,9 +84,34 @@ def train_arm(arm: Arm, exponent: int, seed: int, out: Path, changes: dict[str, 
         "seconds": round(seconds, 1),
         "source_seconds": round(_seconds_of_source(base), 1),
         "source": source,
-        "models": models,
+        "models": rows,
         "versions": {"projkern": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+
+
+def _train_stage(
+    arm: Arm, base: LanguageRun, config: LanguageConfig, out: Path, rate: float
+) -> tuple[Sequence[TextModel], float]:
+    """The models of an arm's training, and its seconds."""
+    stage = make_stage(arm.model, config, TaskSpace.of(base.vectors), base.source, base.device)
+    tasks = base.tasks
+    data = open_texts(base.path, config, tasks, tasks.trained, base.vectors.values, "train", base.device)
+    name = arm.name if arm.tuning is None else str(arm.model)
+    folder = out / f"{name} {arm.steps} {rate} {config.run.seed}".replace("/", "-").replace(" ", "_")
+    folder.mkdir(parents=True, exist_ok=True)
+    job = stage_job(stage, data, config.schedule, config.run, torch.float32, "windows")
+    seconds = train(job, stage_folder(folder, arm.model), Metrics(folder), on_step=lambda step: False)
+    stage.module.eval()
+    return stage.models, seconds
+
+
+def _row(model: TextModel, held_out: TaskTexts) -> dict[str, Any]:
+    losses = evaluate(model.predict, held_out, held_out.count)
+    row = {"loss": losses.mean, "parameters": model.parameters, "by_task": by_task(losses, held_out)}
+    if model.takes_task:
+        other = evaluate(model.predict, held_out, held_out.count, TaskTexts.with_other_tasks)
+        row["loss_with_another_t"] = other.mean
+    return row
 
 
 def _seconds_of_source(base: LanguageRun) -> float:

@@ -49,7 +49,7 @@ A text begins with the token {start}, `bos_token_id`:
 
 ```python
 prompt = [{start}, *tokenizer("...", add_special_tokens=False).input_ids]
-print(tokenizer.decode(model.generate(torch.tensor([prompt]), do_sample=True, top_k=0)[0]))
+print(tokenizer.decode(model.generate(torch.tensor([prompt]), do_sample=True, top_k=0, max_new_tokens=100)[0]))
 ```
 """
 

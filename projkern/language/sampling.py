@@ -113,6 +113,8 @@ def write(
     Raises:
         InputError: a draw out of its range, or a prompt that leaves no position.
     """
+    from transformers import GenerationConfig
+
     check_draws(*draws[:3])
     ids = [start_token(model), *tokenizer(prompt, add_special_tokens=False).input_ids]
     positions = positions_of(model)
@@ -120,20 +122,20 @@ def write(
         raise InputError(f"prompt must have fewer than the model's {positions - 1} tokens; it has {len(ids) - 1}")
     tokens = min(tokens, positions - len(ids))
     inputs = torch.tensor([ids] * count, device=model.device)
-    options: dict[str, Any] = {"do_sample": draws.temperature > 0}
-    if draws.temperature > 0:
-        options |= {"temperature": draws.temperature, "top_k": draws.top_k or 0, "top_p": draws.top_p or 1.0}
     end = tokenizer.eos_token_id
+    settings = GenerationConfig(  # and none of the model's own, so that models compare
+        max_new_tokens=tokens,
+        eos_token_id=end,
+        pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        do_sample=draws.temperature > 0,
+    )
+    if draws.temperature > 0:
+        settings.update(temperature=draws.temperature, top_k=draws.top_k or 0, top_p=draws.top_p or 1.0)
     began = time.perf_counter()
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(draws.seed)
         written: Any = model.generate(  # type: ignore[operator]
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=tokens,
-            eos_token_id=end,
-            pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            **options,
+            inputs, attention_mask=torch.ones_like(inputs), generation_config=settings
         )
     wait_for(model.device)
     rate = (written.shape[1] - len(ids)) * count / (time.perf_counter() - began)

@@ -56,7 +56,7 @@ def new_source(config: LanguageConfig, tokenizer: PreTrainedTokenizerBase) -> Pr
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = config.model
-    model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=shape.n_embd,
@@ -64,15 +64,13 @@ def new_source(config: LanguageConfig, tokenizer: PreTrainedTokenizerBase) -> Pr
             num_hidden_layers=shape.n_layer,
             num_attention_heads=shape.n_head,
             head_dim=shape.n_embd // shape.n_head,
-            max_position_embeddings=config.tasks.length,
+            max_position_embeddings=config.tasks.length + 1,  # of a window after its start token
             initializer_range=0.5 / shape.n_embd**0.5,
             bos_token_id=tokenizer.eos_token_id,  # a text begins as after the end of another
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    model.generation_config.max_length = config.tasks.length
-    return model
 
 
 def make_stage(
@@ -120,11 +118,12 @@ def _source(config: LanguageConfig, model: PreTrainedModel) -> TextStage:
         losses=lambda tokens, t: {str(SOURCE): nats_per_token(predict(model, tokens), tokens)},
         loss_weights={str(SOURCE): 1.0},
         groups=[{"params": list(model.parameters()), "lr": schedule.source_lr}],
-        models=[_plain_model(SOURCE, model)],
+        models=[plain_model(SOURCE, model)],
     )
 
 
-def _plain_model(name: ModelName, model: PreTrainedModel) -> TextModel:
+def plain_model(name: ModelName, model: PreTrainedModel) -> TextModel:
+    """A model that takes no t."""
     return TextModel(
         name=name,
         predict=lambda tokens, t: predict(model, tokens),
@@ -156,7 +155,7 @@ def _baseline(
     schedule = config.schedule
     small = small_model(source, name.scale, config)
     module: nn.Module = small
-    model = _plain_model(name, small)
+    model = plain_model(name, small)
     if name.is_conditional:
         conditional = ConditionalModel(
             small, space.task_dim, config.model.conditioning, t_mean=space.mean, t_std=space.std
@@ -212,7 +211,7 @@ def _projected(
     if not schedule.freeze_source:
         groups.insert(0, {"params": list(source.parameters()), "lr": schedule.tuning_lr})
         modules["source"] = source
-        models.append(_plain_model(source_name, source))
+        models.append(plain_model(source_name, source))
     return Stage(
         name=name,
         steps=schedule.steps,

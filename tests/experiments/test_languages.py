@@ -51,6 +51,17 @@ def test_arms_are_trained_and_compared(tiny, tmp_path):
     assert f"{best:.3f}" in rows[0]
 
 
+def test_the_source_is_compressed_on_the_same_windows(tiny, tmp_path, monkeypatch):
+    training.train_base(tmp_path / "out", tiny, 0, {})
+    arm = next(arm for arm in arms.ARMS if arm.is_compressed)
+    result = training.train_arm(arm, -7, 0, tmp_path / "out", {"steps": 2})
+    row = result["models"]["M_1/4"]
+    folder = tmp_path / "out" / f"compressed-0-{arm.steps}"
+    summary = json.loads((folder / "rate-0.0078125" / "summary.json").read_text())
+    assert row["parameters"] == summary["result"]["parameters"] and summary["sizes"]["hidden"] == 8
+    assert row["loss"] == pytest.approx(summary["result"]["loss"], abs=1e-4)  # of the same windows
+
+
 @pytest.mark.parametrize("adapter_rank", [None, 2])
 def test_a_copy_is_fine_tuned_for_each_task(tiny, tmp_path, adapter_rank):
     if adapter_rank is not None:

@@ -120,7 +120,7 @@ def test_text_is_sampled_from_runs_and_models(named, tmp_path, capsys):
     greedy = [verb("sample", named, "--task", "red", "--temperature", 0, "--seed", s, capsys=capsys)[1] for s in (0, 1)]
     assert texts_in(greedy[0]) == texts_in(greedy[1])
     status, _, err = verb("sample", named, "--task", "blue", "--prompt", "x" * 16, capsys=capsys)
-    assert status == 1 and "prompt must have fewer than the model's 15 tokens; it has 16" in err
+    assert status == 1 and "prompt must have fewer than the model's 16 tokens; it has 16" in err
 
 
 def texts_in(printed):
