@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from experiments.compression.sweep import summary
+from projkern.language.report import table_of_held_out
 from projkern.models.names import Kind, with_tildes
 from projkern.utils import markdown
 from projkern.utils.files import write_text
@@ -17,7 +18,7 @@ from .arms import ARMS, Arm
 
 PAGE = Path("docs/tasks.md")
 RESULTS = Path("experiments/results/languages/languages.json")
-STEP_COST, NOT_MEASURED = "step_cost.json", "Not measured yet."
+HELD_OUT, STEP_COST, NOT_MEASURED = "held_out.json", "step_cost.json", "Not measured yet."
 Result = dict[str, Any]
 
 
@@ -33,11 +34,11 @@ def write_tables(results: Path, page: Path = PAGE) -> None:
 
 def render(results: Path, text: str) -> str:
     """The page's text with its tables as the stored results have them."""
-    stored, cost = read_results(results), results.parent / STEP_COST
-    parts = {
-        "languages": _arms(stored) if stored else NOT_MEASURED,
-        "step cost": _cost(json.loads(cost.read_text())) if cost.exists() else NOT_MEASURED,
-    }
+    stored = read_results(results)
+    parts = {"languages": _arms(stored) if stored else NOT_MEASURED}
+    for name, file, table in (("held out", HELD_OUT, table_of_held_out), ("step cost", STEP_COST, _cost)):
+        path = results.parent / file
+        parts[name] = table(json.loads(path.read_text())) if path.exists() else NOT_MEASURED
     for name, part in parts.items():
         text = markdown.with_part(text, name, part)
     return text

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-from task_texts import write_folder
+from task_texts import SETTINGS, write_folder
 from text_models import write_model
 
 from experiments.languages import __main__ as experiment
-from experiments.languages import arms, page, step_cost, training
+from experiments.languages import arms, held_out, page, step_cost, training
 from projkern.language.presets import TINY
 from projkern.models.names import Kind
 
@@ -42,7 +42,7 @@ def test_arms_are_trained_and_compared(tiny, tmp_path):
     assert len(page.read_results(path)) == 6 and json.loads(path.read_text())["format"] == "projkern language results"
     document = tmp_path / "tasks.md"
     document.write_text(
-        "<!-- languages -->\n<!-- end of languages -->\n<!-- step cost -->\n<!-- end of step cost -->\n"
+        "".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in ("languages", "held out", "step cost"))
     )
     page.write_tables(path, document)
     rows = [line for line in document.read_text().splitlines() if line.startswith("| ")][1:]
@@ -79,6 +79,18 @@ def test_a_copy_is_fine_tuned_for_each_task(tiny, tmp_path, adapter_rank):
 def test_the_page_has_the_stored_results():
     text = (ROOT / page.PAGE).read_text()
     assert page.render(ROOT / page.RESULTS, text) == text
+
+
+def test_languages_left_out_are_judged(tmp_path, monkeypatch):
+    tasks = write_folder(tmp_path / "tasks")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(held_out, "LANGUAGES", SETTINGS)
+    monkeypatch.setattr(held_out, "LEFT_OUT", ("red",))
+    monkeypatch.setattr(held_out, "write_tables", lambda results: None)
+    assert held_out.main(["--tasks", str(tasks), "--out", str(tmp_path / "run")]) == 0
+    stored = json.loads((tmp_path / page.RESULTS.parent / page.HELD_OUT).read_text())
+    row = stored["held_out_tasks"]["red"]
+    assert f"{row['P_1/2']['loss']:.3f}" in page.table_of_held_out(stored)
 
 
 def test_the_cost_of_a_step_is_measured_in_parts(tmp_path, monkeypatch):
