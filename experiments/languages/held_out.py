@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
 def work(options: argparse.Namespace) -> str:
     config = LANGUAGES.replace(tasks=str(options.tasks.resolve()), t="source", held_out_tasks=LEFT_OUT, eval_windows=32)
     summary = run(options.out, config, resume=(options.out / SETTINGS).exists())
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS.parent / HELD_OUT, summary)
     write_tables(RESULTS)
     return f"Wrote {RESULTS.parent / HELD_OUT} and its table in {PAGE}."
