@@ -301,7 +301,8 @@ def test_bad_arguments(tiny_run, tmp_path, capsys):
         message = fails(capsys, tiny_run, "--out", out, "--eval-images", images)
         assert re.search(f"error: (eval_)?images .* {images}$", message.strip())
     assert re.search("error: seed .* -1$", fails(capsys, tiny_run, "--out", out, "--seed", "-1").strip())
-    assert f"error: {tmp_path / 'nowhere'}/config.json" in fails(capsys, tmp_path / "nowhere")
+    message = fails(capsys, tmp_path / "nowhere")
+    assert f"error: run must be a folder that exists; it was {tmp_path / 'nowhere'}" in message
     assert not (tmp_path / "nowhere").exists()
 
 

@@ -374,7 +374,7 @@ def test_bad_options(run, tmp_path, capsys, arguments, pattern):
 def test_runs_that_cannot_be_used(run, tmp_path, capsys):
     arguments = ("--scale", "1/4", "--random", 1, "--out", tmp_path / "out")
     assert project(tmp_path / "none", *arguments) == 1
-    assert f"{tmp_path / 'none'}/config.json" in capsys.readouterr().err
+    assert f"run must be a folder that exists; it was {tmp_path / 'none'}" in capsys.readouterr().err
     copied = tmp_path / "copied"
     copied.mkdir()
     (copied / "config.json").write_bytes((run / "config.json").read_bytes())

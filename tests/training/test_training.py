@@ -327,7 +327,8 @@ def test_folder_that_cannot_be_written(capsys):
 
 
 def test_resume_needs_a_run_and_its_own_settings(finished, tmp_path, capsys):
-    assert f"{tmp_path}/none/config.json must hold" in fails(capsys, "--out", tmp_path / "none", "--resume")
+    message = fails(capsys, "--out", tmp_path / "none", "--resume")
+    assert f"--out must be a folder that exists; it was {tmp_path}/none" in message
     for arguments, name in (
         (["--resume"], "--out"),
         (["--resume", "--out", str(finished), "--preset", "paper"], "--preset"),
