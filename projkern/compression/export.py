@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data.text import Windows
-from ..export.checked import TOLERANCE, WrongModel, compare_logits
-from ..models.huggingface.causal import quiet_transformers
+from ..export.checked import TOLERANCE, compare_logits, read_back, save_pretrained
 from ..utils.files import new_folder, write_text
 
 if TYPE_CHECKING:
@@ -85,22 +84,11 @@ def write_model(
     expected = trained.eval()(tokens, use_cache=False).logits.float().cpu()
     notes = notes_of(model.config)
     with new_folder(folder) as partial:
-        with quiet_transformers():
-            model.save_pretrained(partial)
-        for path in partial.glob("*.safetensors"):
-            path.chmod((partial / "config.json").stat().st_mode)  # safetensors leaves files to their owner alone
+        save_pretrained(model, partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         write_text(partial / "README.md", _card(model.config, source, summary, notes))
-        with quiet_transformers():
-            read: Any = AutoModelForCausalLM.from_pretrained(
-                partial, local_files_only=True, dtype="auto", output_loading_info=True
-            )
-        loaded, loading = read
-        wrong = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
-        if wrong:
-            raise WrongModel(f"{folder} does not hold the tensors that transformers looks for: {wrong}")
-        logits = loaded.to(model.device)(tokens, use_cache=False).logits.float().cpu()
+        logits = read_back(AutoModelForCausalLM, partial).to(model.device)(tokens, use_cache=False).logits.float().cpu()
         compare_logits("transformers", folder, logits, expected, TOLERANCE)
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped between this and its summary
     return notes

@@ -6,11 +6,13 @@ is told once to put all it holds onto the disk, so that this is true after a pow
 costs far less than doing it file by file.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,9 @@ from ..models.operator import TaskWeights, generate_weights
 from ..utils.errors import ProjkernError
 from ..utils.files import hidden_name, sync
 from . import onnx
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOLERANCE = 1e-5
 """Largest difference of the logits, beside the largest logit (or 1, if that is more)."""
@@ -116,14 +121,8 @@ class CheckedWriter:
     def _check(self, folder: Path, expected: Tensor) -> None:
         from transformers import GPT2LMHeadModel
 
-        loaded: Any
-        with quiet_transformers():
-            loaded = GPT2LMHeadModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-        model, loading = loaded
-        wrong = {kind: sorted(names) for kind, names in loading.items() if names}
-        if wrong:
-            raise WrongModel(f"{folder} does not hold the tensors that transformers looks for: {wrong}")
-        logits = model.eval()(self._input_ids).logits[0, :, : self.operator.config.vocab_size]
+        model = read_back(GPT2LMHeadModel, folder)
+        logits = model(self._input_ids).logits[0, :, : self.operator.config.vocab_size]
         compare_logits("transformers", folder, logits, expected, TOLERANCE)
 
     def _write_onnx(self, path: Path, state: dict[str, Tensor], expected: Tensor) -> None:
@@ -131,6 +130,28 @@ class CheckedWriter:
             self._onnx = onnx.OnnxWriter(self.operator.config, state)
         self._onnx.write(path, state)
         compare_logits("onnxruntime", path, onnx.run(path, self._input_ids)[0], expected, ONNX_TOLERANCE)
+
+
+def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
+    """Write a transformers model, readable by whoever may read its configuration."""
+    with quiet_transformers():
+        model.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        path.chmod((folder / "config.json").stat().st_mode)  # safetensors leaves files to their owner alone
+
+
+def read_back(kind: Any, folder: Path) -> Any:
+    """A model, in evaluation mode, as a class of transformers reads it from a folder that has just been written.
+
+    Raises:
+        WrongModel: the folder does not hold exactly the tensors that the class looks for.
+    """
+    with quiet_transformers():
+        model, loading = kind.from_pretrained(folder, local_files_only=True, dtype="auto", output_loading_info=True)
+    wrong = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
+    if wrong:
+        raise WrongModel(f"{folder} does not hold the tensors that transformers looks for: {wrong}")
+    return model.eval()
 
 
 def compare_logits(library: str, path: Path, logits: Tensor, expected: Tensor, tolerance: float) -> None:

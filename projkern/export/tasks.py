@@ -88,7 +88,7 @@ def _one(writer: CheckedWriter, t: Tensor, out: Path, resume: bool, overwrite: b
     out = out.resolve()
     is_taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if is_taken:
-        origin = _model_origin(out)
+        origin = model_origin(out)
         if origin is None:
             raise InputError(f"out must be a new folder or one that holds a projected model; {out} holds other files")
         if resume:
@@ -178,7 +178,7 @@ def _remove_models(folder: Path) -> None:
     _remove_partials(folder)
 
 
-def _model_origin(folder: Path) -> dict[str, Any] | None:
+def model_origin(folder: Path) -> dict[str, Any] | None:
     """The origin that a projected model records; None for anything else."""
     try:
         origin = read_object(folder / "config.json", "a model").get("projkern")

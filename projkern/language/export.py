@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from ..export.checked import TOLERANCE, WrongModel, compare_logits
-from ..export.tasks import digest
+from ..export.checked import TOLERANCE, WrongModel, compare_logits, read_back, save_pretrained
+from ..export.tasks import digest, model_origin
 from ..models import TransformersOperator
-from ..models.huggingface.causal import quiet_transformers
 from ..models.huggingface.operator import positions_of, predict, start_token
 from ..training.stages import count
 from ..utils.errors import InputError
-from ..utils.files import is_nonempty, new_folder, read_object, write_text
+from ..utils.files import is_nonempty, new_folder, write_text
 from .trained import Task
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def write_models(
         if not is_nonempty(folder):
             missing.append((folder, task, provenance))
             continue
-        stored = _origin(folder)
+        stored = model_origin(folder)
         if stored is None:
             raise InputError(f"out must be new, or hold projected models; {folder} holds other files")
         if not resume and not overwrite:
@@ -128,8 +127,7 @@ def _write(
     model = operator.generate(task.t)
     model.config.projkern = provenance
     with new_folder(folder.resolve()) as partial:
-        with quiet_transformers():
-            model.save_pretrained(partial)
+        save_pretrained(model, partial)
         tokenizer.save_pretrained(partial)
         card = _CARD.format(
             kind=config.model_type,
@@ -140,22 +138,7 @@ def _write(
             start=start_token(model),
         )
         write_text(partial / "README.md", card)
-        with quiet_transformers():
-            read: Any = AutoModelForCausalLM.from_pretrained(partial, local_files_only=True, output_loading_info=True)
-        loaded, loading = read
-        wrong = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
-        if wrong:
-            raise WrongModel(f"{folder} does not hold the tensors that transformers looks for: {wrong}")
-        logits = predict(loaded.eval(), tokens.cpu())[0].float()
+        logits = predict(read_back(AutoModelForCausalLM, partial), tokens.cpu())[0].float()
         compare_logits("transformers", folder, logits, expected, TOLERANCE)
         if folder.exists():
             shutil.rmtree(folder)
-
-
-def _origin(folder: Path) -> dict[str, Any] | None:
-    """The origin that a projected model records; None for anything else."""
-    try:
-        origin = read_object(folder / "config.json", "a model").get("projkern")
-    except InputError:
-        return None
-    return origin if isinstance(origin, dict) else None
