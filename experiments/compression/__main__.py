@@ -12,7 +12,7 @@ from projkern.utils import command
 from .arms import BUDGETS, COMMON
 from .larger import RESULTS as FOLDER
 from .page import PAGE, write_tables
-from .sweep import run_sweeps
+from .sweep import run_arms
 
 RESULTS = FOLDER / "stories.json"
 
@@ -36,7 +36,7 @@ def work(options: argparse.Namespace) -> str:
     if options.source is not None:
         tokens, held_out = _tokens(options)
         head = {"source": options.source.name, "held_out": held_out, "common": COMMON}
-        run_sweeps(
+        run_arms(
             options.results,
             head,
             options.source,

@@ -7,12 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from experiments.sweeps import Result, read_results, summary
 from projkern.utils import markdown
 from projkern.utils.files import write_text
 
 from .arms import ARMS, BUDGETS, DETAIL
 from .step_cost import PARTS, share
-from .sweep import Result, of_cell, read_results, summary
+from .sweep import FORMAT, of_cell
 
 PAGE = Path("docs/compression.md")
 STEP_COST, LARGER = "step_cost.json", "smollm2.json"
@@ -30,7 +31,7 @@ def write_tables(results: Path, page: Path = PAGE) -> None:
 
 def render(results: Path, text: str) -> str:
     """The page's text with its tables as the stored results have them."""
-    arms = read_results(results)
+    arms = read_results(results, FORMAT)
     parts = {"arms": _arms(arms), "differences": _differences(arms), "changes": _changes(arms)}
     for name, file, table in (("step cost", STEP_COST, _step_cost), ("larger model", LARGER, _larger)):
         path = results.parent / file

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
-from experiments.compression.sweep import next_training
+from experiments.sweeps import Store, Sweep, run_sweeps
 from projkern.utils import command
-from projkern.utils.files import Format, locked, write_text
 
-from .arms import ARMS, Arm
-from .page import PAGE, RESULTS, losses_of, read_results, write_tables
-from .training import Result, train_arm, train_base
-
-FORMAT = Format("projkern language results", 1, "results on tasks of text")
+from .arms import ARMS
+from .page import FORMAT, PAGE, RESULTS, losses_of, write_tables
+from .training import train_arm, train_base
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,42 +31,25 @@ def work(options: argparse.Namespace) -> str:
     if options.tasks is not None:
         for seed in options.seeds:
             train_base(options.out, options.tasks, seed, {})
-        options.results.parent.mkdir(parents=True, exist_ok=True)
-        with locked(options.results.parent):
-            _run(options, [arm for arm in ARMS if options.only in arm.name])
+        sweeps = [
+            Sweep(
+                name=f"{arm.name}, {arm.steps} steps",
+                losses=partial(losses_of, arm=arm),
+                first=arm.exponent,
+                seeds=[seed for seed in arm.seeds if seed in options.seeds],
+                train=partial(train_arm, arm, out=options.out, changes={}),
+            )
+            for arm in ARMS
+            if options.only in arm.name
+        ]
+        run_sweeps(store(options.results), sweeps, options.workers)
     write_tables(options.results)
     return f"Wrote the tables of {options.results} into {PAGE}."
 
 
-def _run(options: argparse.Namespace, arms: list[Arm]) -> None:
-    """Train what is missing, several side by side, and store each result as it comes."""
-    results = read_results(options.results)
-    running: dict[Future[Result], Arm] = {}
-    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool, tqdm(unit=" trainings") as bar:
-        while True:
-            for arm in arms:
-                if len(running) == options.workers:
-                    break
-                seeds = [seed for seed in arm.seeds if seed in options.seeds]
-                training = next_training(losses_of(results, arm), arm.exponent, seeds)
-                if training is not None and arm not in running.values():
-                    running[pool.submit(train_arm, arm, *training, options.out, {})] = arm
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                del running[future]
-                results.append(future.result())
-                _write(options.results, results)
-                bar.update()
-                bar.set_postfix_str(results[-1]["arm"])
-
-
-def _write(path: Path, results: list[Result]) -> None:
-    """One result a line, in an order that does not depend on when each was there."""
-    ordered = sorted(results, key=lambda r: (r["arm"], r["steps"], r["exponent"], r["seed"]))
-    lines = ",\n".join(f"    {json.dumps(result)}" for result in ordered)
-    text = json.dumps(FORMAT.head, indent=2).removesuffix("\n}")
-    write_text(path, f'{text},\n  "results": [\n{lines}\n  ]\n}}\n')
+def store(path: Path) -> Store:
+    """The file of results."""
+    return Store(path, FORMAT, ("arm", "steps", "exponent", "seed"), {})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,47 +4,52 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from experiments.compression.sweep import summary
+from experiments.sweeps import Losses, Result, read_results, summary
 from projkern.language.report import table_of_held_out
 from projkern.models.names import Kind, with_tildes
 from projkern.utils import markdown
-from projkern.utils.files import write_text
+from projkern.utils.files import Format, write_text
 
 from .arms import ARMS, Arm
 
-PAGE = Path("docs/tasks.md")
+PAGE, README = Path("docs/tasks.md"), Path("README.md")
 RESULTS = Path("experiments/results/languages/languages.json")
-HELD_OUT, STEP_COST, NOT_MEASURED = "held_out.json", "step_cost.json", "Not measured yet."
-Result = dict[str, Any]
+HELD_OUT, STEP_COST, TEXTS, NOT_MEASURED = "held_out.json", "step_cost.json", "texts.json", "Not measured yet."
+LANGUAGES_OF_README = ("de", "es", "el")
+FORMAT = Format("projkern language results", 1, "results on tasks of text")
 
 
-def read_results(path: Path) -> list[Result]:
-    """The stored results, none where there is no file."""
-    return list(json.loads(path.read_text())["results"]) if path.exists() else []
-
-
-def write_tables(results: Path, page: Path = PAGE) -> None:
-    """Write the tables of the page anew."""
+def write_tables(results: Path, page: Path = PAGE, readme: Path = README) -> None:
+    """Write the tables of the page and the texts of the README anew."""
     write_text(page, render(results, page.read_text()))
+    write_text(readme, render_readme(results, readme.read_text()))
 
 
 def render(results: Path, text: str) -> str:
     """The page's text with its tables as the stored results have them."""
-    stored = read_results(results)
+    stored = read_results(results, FORMAT)
     parts = {"languages": _arms(stored) if stored else NOT_MEASURED}
     for name, file, table in (("held out", HELD_OUT, table_of_held_out), ("step cost", STEP_COST, _cost)):
         path = results.parent / file
         parts[name] = table(json.loads(path.read_text())) if path.exists() else NOT_MEASURED
+    parts["texts"] = _texts(results, None)
     for name, part in parts.items():
         text = markdown.with_part(text, name, part)
     return text
 
 
-def losses_of(results: list[Result], arm: Arm) -> dict[tuple[int, int], float]:
+def render_readme(results: Path, text: str, languages: Sequence[str] = LANGUAGES_OF_README) -> str:
+    """The README's text with the stored texts of some languages."""
+    return markdown.with_part(text, "texts", _texts(results, languages))
+
+
+def losses_of(results: list[Result], arm: Arm) -> Losses:
     """Losses of an arm by exponent and seed."""
     return {
         (r["exponent"], r["seed"]): r["models"][str(arm.model)]["loss"]
@@ -100,10 +105,10 @@ def _spread(values: list[float]) -> str:
     return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
 
 
-def _difference(ours: list[Result], theirs: list[Result], our_model: str, their_model: str) -> str:
+def _difference(results: list[Result], others: list[Result], model: str, other: str) -> str:
     """Mean over the seeds that both have, with its standard error."""
-    by_seed = {r["seed"]: r["models"][their_model]["loss"] for r in theirs}
-    values = [r["models"][our_model]["loss"] - by_seed[r["seed"]] for r in ours if r["seed"] in by_seed]
+    by_seed = {r["seed"]: r["models"][other]["loss"] for r in others}
+    values = [r["models"][model]["loss"] - by_seed[r["seed"]] for r in results if r["seed"] in by_seed]
     if not values:
         return ""
     error = f" ± {stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
@@ -113,16 +118,16 @@ def _difference(ours: list[Result], theirs: list[Result], our_model: str, their_
 def _cost(stored: dict[str, Any]) -> str:
     rows = []
     for row in stored["rows"]:
-        seconds, ours = row["seconds"], ("generation and projection", "their backward")
+        seconds, parts = row["seconds"], ("generation and projection", "their backward")
         total = sum(seconds.values())
-        share = sum(seconds[name] for name in ours) / total
-        frozen = sum(seconds[name] for name in ours) / (total - seconds["source"])
+        share = sum(seconds[name] for name in parts) / total
+        frozen = sum(seconds[name] for name in parts) / (total - seconds["source"])
         rows.append(
             (
                 f"{row['group']}",
                 f"{row['parameters']:,}",
                 f"{row['rank']}",
-                *(f"{seconds[name]:.2f}" for name in (*ours, "small models", "source")),
+                *(f"{seconds[name]:.2f}" for name in (*parts, "small models", "source")),
                 f"{share:.1%}",
                 f"{frozen:.1%}",
             )
@@ -139,3 +144,35 @@ def _cost(stored: dict[str, Any]) -> str:
             markdown.table(head, rows),
         ]
     )
+
+
+def _texts(results: Path, languages: Sequence[str] | None) -> str:
+    """What the models for some languages write, all where it is None, and how the run came out."""
+    path = results.parent / TEXTS
+    if not path.exists():
+        return NOT_MEASURED
+    stored = json.loads(path.read_text())
+    rows = [
+        (language, with_tildes(model), _in_a_cell(text, stored["prompts"][language]))
+        for language in languages or stored["texts"]
+        for model, text in stored["texts"][language].items()
+    ]
+    losses = (f"{with_tildes(name)} {row['loss']:.3f}" for name, row in stored["models"].items())
+    return "\n\n".join(
+        [
+            markdown.table(("language", "model", "writes"), rows, left=3),
+            f"The first text of each model, at temperature {stored['temperature']}. Nats per byte of held-out text in "
+            f"{len(stored['tasks'])} languages: {', '.join(losses)}. "
+            f"{stored['seconds'] / 60:.0f} minutes in all on {stored['device']}; torch {stored['versions']['torch']}.",
+        ]
+    )
+
+
+def _in_a_cell(text: str, prompt: str) -> str:
+    """A text in a cell of a table, with its prompt in bold."""
+    written = " ".join(text.removeprefix(prompt).split())
+    return f"**{_escaped(prompt.strip())}** {_escaped(written)}"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import text_models
 
+from experiments import sweeps
 from experiments.compression import page, sweep
-from experiments.compression.arms import ARMS, Arm
-from experiments.compression.sweep import next_training, of_cell, read_results, run_sweeps, summary
+from experiments.compression.arms import ARMS, SEEDS, Arm
+from experiments.compression.sweep import FORMAT, of_cell, run_arms
 from experiments.compression.training import train_arm
+from experiments.sweeps import next_training, read_results, summary
 from projkern.compression.config import CompressConfig
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +24,7 @@ RESULTS = ROOT / "experiments" / "results" / "compression" / "stories.json"
 def test_a_sweep_goes_on_until_the_best_has_a_neighbour_on_either_side():
     truth = {-9: 2.4, -8: 2.3, -7: 2.1, -6: 2.05, -5: 2.2, -4: 3.0}
     losses, order = {}, []
-    while (training := next_training(losses, first=-8)) is not None:
+    while (training := next_training(losses, -8, SEEDS)) is not None:
         order.append(training)
         losses[training] = truth[training[0]]
     assert order == [(-8, 0), (-7, 0), (-6, 0), (-5, 0), (-6, 1), (-6, 2)]
@@ -31,7 +33,7 @@ def test_a_sweep_goes_on_until_the_best_has_a_neighbour_on_either_side():
 
 def test_a_sweep_of_one_seed_ends_there():
     losses = {(-8, 0): 2.2, (-7, 0): 2.1, (-6, 0): 2.3}
-    assert next_training(losses, -8, seeds=(0,)) is None and next_training(losses, -8) == (-7, 1)
+    assert next_training(losses, -8, seeds=(0,)) is None and next_training(losses, -8, SEEDS) == (-7, 1)
     assert summary({}) is None
 
 
@@ -51,16 +53,16 @@ def test_a_tiny_sweep(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.compression.training.COMMON", settings)
     arms = [Arm("project", {}, -6, (640,)), Arm("random", {"distill": 0.0}, -6, (640,), (0,), is_random=True)]
     monkeypatch.setattr(sweep, "ARMS", arms)
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(sweeps, "ProcessPoolExecutor", InThisProcess)
     path = tmp_path / "results" / "stories.json"
-    run_sweeps(path, {"source": "model"}, model, tokens, 8, 1, lambda arm, budget: True)
-    results = read_results(path)
+    run_arms(path, {"source": "model"}, model, tokens, 8, 1, lambda arm, budget: True)
+    results = read_results(path, FORMAT)
     assert all(next_training(of_cell(results, arm.name, 640), -6, arm.seeds) is None for arm in arms)
     assert all(r["result"]["loss"] < r["start"]["loss"] for r in results if r["exponent"] == -6)
     calls = []
-    monkeypatch.setattr(sweep, "train_arm", lambda *more: calls.append(more))
-    run_sweeps(path, {"source": "model"}, model, tokens, 8, 1, lambda arm, budget: True)
-    assert not calls and read_results(path) == results
+    monkeypatch.setattr(sweep, "train_arm", lambda *more, **settings: calls.append(more))
+    run_arms(path, {"source": "model"}, model, tokens, 8, 1, lambda arm, budget: True)
+    assert not calls and read_results(path, FORMAT) == results
     again = train_arm(arms[0], 640, results[0]["exponent"], results[0]["seed"], model, tokens, 8)
     assert again["result"] == results[0]["result"]
 
@@ -97,7 +99,7 @@ def test_the_page_is_what_its_results_make():
 @needs_results
 def test_projection_is_below_pruning_beyond_noise():
     """What the page claims, from the stored results: every optimizer, with distillation and without, every budget."""
-    results = read_results(RESULTS)
+    results = read_results(RESULTS, FORMAT)
     for optimizer in page.OPTIMIZERS:
         for suffix in ("", ", distillation"):
             for budget in page.BUDGETS:

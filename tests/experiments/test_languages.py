@@ -9,8 +9,10 @@ from task_texts import SETTINGS, write_folder
 from text_models import write_model
 
 from experiments.languages import __main__ as experiment
-from experiments.languages import arms, held_out, page, step_cost, training
+from experiments.languages import arms, held_out, page, step_cost, texts, training
 from projkern.language.presets import TINY
+from projkern.language.run import run
+from projkern.language.trained import LanguageRun
 from projkern.models.names import Kind
 
 ROOT = Path(__file__).parents[2]
@@ -38,13 +40,17 @@ def test_arms_are_trained_and_compared(tiny, tmp_path):
     assert set(results[0]["models"]) == {"P_1/4", "source after co-training"}
     path = tmp_path / "results" / "languages.json"
     path.parent.mkdir()
-    experiment._write(path, results)
-    assert len(page.read_results(path)) == 6 and json.loads(path.read_text())["format"] == "projkern language results"
+    experiment.store(path).write(results)
+    assert len(experiment.store(path).read()) == 6
     document = tmp_path / "tasks.md"
     document.write_text(
-        "".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in ("languages", "held out", "step cost"))
+        "".join(
+            f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in ("texts", "languages", "held out", "step cost")
+        )
     )
-    page.write_tables(path, document)
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- texts -->\n<!-- end of texts -->\n")
+    page.write_tables(path, document, readme)
     rows = [line for line in document.read_text().splitlines() if line.startswith("| ")][1:]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == ["P_1/4", "M̃_1/4, norms", "M_1/4"]
     best = min(r["models"]["P_1/4"]["loss"] for r in results[:2])
@@ -79,6 +85,20 @@ def test_a_copy_is_fine_tuned_for_each_task(tiny, tmp_path, adapter_rank):
 def test_the_page_has_the_stored_results():
     text = (ROOT / page.PAGE).read_text()
     assert page.render(ROOT / page.RESULTS, text) == text
+    readme = (ROOT / page.README).read_text()
+    assert page.render_readme(ROOT / page.RESULTS, readme) == readme
+
+
+def test_texts_of_a_run_are_stored_and_shown(tmp_path, monkeypatch):
+    run(tmp_path / "run", SETTINGS.replace(tasks=str(write_folder(tmp_path / "tasks"))))
+    monkeypatch.setattr(texts, "PROMPTS", {"red": "a |"})
+    monkeypatch.setattr(texts, "TOKENS", 8)
+    stored = texts.texts_of(LanguageRun.open(tmp_path / "run"))
+    assert set(stored["texts"]["red"]) == {"M~_1/2", "P_1/2"}
+    assert all(text.startswith("a |") for text in stored["texts"]["red"].values())
+    (tmp_path / page.TEXTS).write_text(json.dumps(stored))
+    shown = page.render_readme(tmp_path / "languages.json", "<!-- texts -->\n<!-- end of texts -->\n", ["red"])
+    assert "| red | P_1/2 | **a \\|** " in shown and f"P_1/2 {stored['models']['P_1/2']['loss']:.3f}" in shown
 
 
 def test_languages_left_out_are_judged(tmp_path, monkeypatch):
