@@ -38,12 +38,13 @@ def build(writers: Writers, seed: int) -> gr.Blocks:
             with gr.Column(min_width=300, scale=1):
                 task = gr.Dropdown(tasks, value=tasks[0], label="task", elem_id="task")
                 sample = gr.Textbox(
+                    value="",  # a box without a value sends None
                     label="or a sample of text of a task never seen",
                     lines=4,
                     elem_id="sample",
                     visible=writers.takes_samples,
                 )
-                prompt = gr.Textbox(label="prompt", elem_id="prompt")
+                prompt = gr.Textbox(value="", label="prompt", elem_id="prompt")
                 temperature = gr.Slider(0, 1.5, 0.7, step=0.05, label="temperature", elem_id="temperature", buttons=[])
                 button = gr.Button("write", variant="primary")
             with gr.Column(min_width=560, scale=3):

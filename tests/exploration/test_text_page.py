@@ -75,3 +75,13 @@ def test_a_task_chosen_in_a_browser(page, browser, run):
         shown.get_by_role("option", name=NAMES[2]).click()
         prompts_become("green")
         assert trouble == []
+
+
+def test_a_run_that_takes_no_samples_in_a_browser(page, browser, tmp_path):
+    tasks = write_folder(tmp_path / "tasks")
+    train_run(tmp_path / "run", SETTINGS.replace(tasks=str(tasks)))
+    with served(tmp_path / "run") as address:
+        shown, trouble = watched_page(browser, address)
+        shown.goto(address)
+        shown.wait_for_selector("#text-2 p")
+        assert trouble == [] and not shown.locator("#sample").is_visible()
