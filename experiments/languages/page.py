@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from experiments.sweeps import Losses, Result, read_results, summary
@@ -77,7 +77,7 @@ def _arms(results: list[Result]) -> str:
         model = str(arm.model)
         losses = [r["models"][model]["loss"] for r in chosen]
         other = [r["models"][model]["loss_with_another_t"] for r in chosen if arm.kind is not Kind.UNCONDITIONAL]
-        seconds = mean(r["seconds"] + (r["source_seconds"] if arm.needs_source else 0) for r in chosen)
+        seconds = median(r["seconds"] + (r["source_seconds"] if arm.needs_source else 0) for r in chosen)
         rows.append(
             (
                 with_tildes(arm.name),
@@ -93,7 +93,7 @@ def _arms(results: list[Result]) -> str:
         )
     head = (
         *("model", "steps", "with its source's", "parameters", "nats per byte"),
-        *(f"{with_tildes(ARMS[0].name)} minus it", "with another language's t", "rate", "seconds"),
+        *(f"{with_tildes(ARMS[0].name)} minus it", "with another language's t", "rate", "seconds (median)"),
     )
     sources = {r["seed"]: r["source"] for r in projected}
     tuned = [r["models"]["source after co-training"]["loss"] for r in projected]

@@ -148,7 +148,7 @@ def read_back(kind: Any, folder: Path) -> Any:
     """
     with quiet_transformers():
         model, loading = kind.from_pretrained(folder, local_files_only=True, dtype="auto", output_loading_info=True)
-    wrong = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
+    wrong = {trouble: sorted(map(str, names)) for trouble, names in loading.items() if names}
     if wrong:
         raise WrongModel(f"{folder} does not hold the tensors that transformers looks for: {wrong}")
     return model.eval()

@@ -42,6 +42,7 @@ def test_arms_are_trained_and_compared(tiny, tmp_path):
     path.parent.mkdir()
     experiment.store(path).write(results)
     assert len(experiment.store(path).read()) == 6
+    assert json.loads(path.read_text())["format"] == "projkern language results"
     document = tmp_path / "tasks.md"
     document.write_text(
         "".join(
