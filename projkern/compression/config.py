@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..training.config import ComputeConfig
-from ..utils.errors import InputError
-from ..utils.settings import count, flat, require, require_types, setting
-from ..utils.settings import replace as replace_settings
+from ..utils.config import Config
+from ..utils.settings import count, require, require_types, setting
 from .importance import IMPORTANCES
 from .projected import METHODS
 
@@ -121,7 +118,7 @@ class TuningConfig:
 
 
 @dataclass(frozen=True)
-class CompressConfig:
+class CompressConfig(Config):
     """All that determines a compression's result, beside the source and the text."""
 
     model: str = setting("", "folder of the source", option=None)
@@ -155,27 +152,3 @@ class CompressConfig:
         # Steps of P move all of a product, in all layers at once: with 30 layers the rate of 5 diverges.
         deeper = math.sqrt(TUNED_LAYERS / layers) if method == "project" and layers > TUNED_LAYERS else 1.0
         return self.tuning.lr or RATES[method, self.tuning.optimizer] / hidden * deeper
-
-    def replace(self, **changes: Any) -> CompressConfig:
-        """A copy with other values, by the settings' own names; raises InputError for a value that is not taken."""
-        return replace_settings(self, **changes)
-
-    def flat(self) -> dict[str, Any]:
-        """Every setting by its own name."""
-        return flat(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings by section."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> CompressConfig:
-        """Read what ``to_json`` wrote; raises InputError where a setting is missing, unknown or has no such value."""
-        try:
-            settings = {"model": values["model"]}
-            for section in dataclasses.fields(cls)[1:]:
-                settings |= values[section.name]
-            settings["text"] = tuple(settings["text"])
-        except (KeyError, TypeError) as error:
-            raise InputError(f"settings must be those of this version; {error} is missing or of another kind") from None
-        return cls().replace(**settings)

@@ -20,7 +20,6 @@ from ..training.stages import count
 from ..utils.device import Machine, pick_machine
 from ..utils.errors import InputError
 from ..utils.files import SETTINGS, Format, open_output, read_object, write_json
-from ..utils.settings import flat, require_unchanged
 from ..utils.version import __version__
 from .config import CompressConfig
 from .export import write_model
@@ -41,11 +40,7 @@ TOKENS, KEPT, CHECKPOINTS, SUMMARY = "tokens.npy", "kept.safetensors", "checkpoi
 
 def resumed_config(out: Path, changes: dict[str, Any]) -> CompressConfig:
     """The settings of a compression to be continued; raises InputError where ``changes`` asks for others."""
-    values = FORMAT.read(out / SETTINGS)
-    del values["version"]
-    config = CompressConfig.from_json(values)
-    require_unchanged(config, changes, str(out / SETTINGS))
-    return config
+    return CompressConfig.resumed(out / SETTINGS, FORMAT, changes)
 
 
 def run(out: Path, config: CompressConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -62,7 +57,7 @@ def run(out: Path, config: CompressConfig, *, resume: bool = False, overwrite: b
         Interrupted, Diverged, CheckpointError: of the training.
     """
     if resume and (out / SETTINGS).exists():
-        resumed_config(out, flat(config))
+        resumed_config(out, config.flat())
         if (out / SUMMARY).exists():
             return read_object(out / SUMMARY, "what a compression came to")
     machine = pick_machine(config.run.device, config.run.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..language.report import PLACES_OF_T, table_of_held_out
+from ..language.report import PLACES_OF_T, held_out_section, table_by_task
 from ..models.names import with_tildes
 from ..utils import markdown
 from ..utils.files import write_json, write_text
@@ -52,18 +52,12 @@ def report_text(result: dict[str, Any]) -> str:
         equivalent_sizes(result),
         "## By task",
         "Bits per byte of text:",
-        _table_by_task(result),
+        table_by_task(result["tasks"], {name: row["bits_per_byte"] for name, row in result["models"].items()}),
         "![Bits per byte of each model on each task](by_task.png)",
         "Every task's model on every task's text: a row is the task that t is of, a column the text.",
         "![Loss of every task's model on every task's text](matrix.png)",
+        *held_out_section(result),
     ]
-    if "held_out_tasks" in result:
-        parts += [
-            "## Tasks that training left out",
-            "Nats per token. The t of each is what the source makes of a sample of its text; the nearest is the "
-            "trained task whose t is nearest to it.",
-            table_of_held_out(result),
-        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -80,15 +74,6 @@ def _losses_table(result: dict[str, Any]) -> str:
         rows.append((with_tildes(name), f"{row['parameters']:,}", loss, f"{bits:.3f}", other))
     head = ("model", "parameters", "nats per token", "bits per byte", "with another task's t")
     return markdown.table(head, rows)
-
-
-def _table_by_task(result: dict[str, Any]) -> str:
-    models = result["models"]
-    rows = [
-        (task, *(f"{row['bits_per_byte'][number]:.3f}" for row in models.values()))
-        for number, task in enumerate(result["tasks"])
-    ]
-    return markdown.table(("task", *map(with_tildes, models)), rows)
 
 
 def _draw_by_task(path: Path, result: dict[str, Any]) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
 from ..models.layout import CONDITIONINGS
 from ..training.config import ComputeConfig, ScheduleConfig
-from ..utils.errors import InputError
-from ..utils.settings import flat, require, require_types, setting
-from ..utils.settings import replace as replace_settings
+from ..utils.config import Config
+from ..utils.settings import require, require_types, setting
 
 NAME, FROM_SOURCE = "name", "source"
 """Values of ``t`` that are no file."""
@@ -126,7 +123,7 @@ class LanguageRunConfig(ComputeConfig):
 
 
 @dataclass(frozen=True)
-class LanguageConfig:
+class LanguageConfig(Config):
     """All that determines the result of a run on tasks of text."""
 
     tasks: TasksConfig = field(default_factory=TasksConfig)
@@ -144,30 +141,3 @@ class LanguageConfig:
         """The feed-forward's width of a Llama that is trained here: 8/3 of the hidden size, in whole groups."""
         multiple = 8 * math.lcm(*(s.denominator for s in self.operator.scales))
         return -(-self.model.n_embd * 8 // 3 // multiple) * multiple
-
-    def replace(self, **changes: Any) -> LanguageConfig:
-        """A copy with other values, by the settings' own names; raises InputError for a value that is not taken."""
-        return replace_settings(self, **changes)
-
-    def flat(self) -> dict[str, Any]:
-        """Every setting by its own name."""
-        return flat(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings by section."""
-        values = dataclasses.asdict(self)
-        values["operator"]["scales"] = [str(s) for s in self.operator.scales]
-        return values
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> LanguageConfig:
-        """Read what ``to_json`` wrote; raises InputError where a setting is missing, unknown or has no such value."""
-        try:
-            settings = {name: value for f in dataclasses.fields(cls) for name, value in values[f.name].items()}
-            if differing := settings.keys() ^ cls().flat().keys():
-                raise KeyError(", ".join(sorted(differing)))
-            settings["scales"] = tuple(map(Fraction, settings["scales"]))
-            settings["held_out_tasks"] = tuple(settings["held_out_tasks"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"settings must be those of this version; {error} is missing or of another kind") from None
-        return cls().replace(**settings)

@@ -19,7 +19,6 @@ from ..data.corpora import Corpus, find_corpora, part_of, token_file, tokenise_c
 from ..data.text import open_tokens
 from ..utils.errors import InputError
 from ..utils.files import SETTINGS, Format, new_folder
-from ..utils.settings import require_unchanged
 from .config import LanguageConfig
 
 if TYPE_CHECKING:
@@ -70,18 +69,12 @@ def is_language_run(folder: Path) -> bool:
 
 def read_config(run: Path) -> LanguageConfig:
     """The settings of a run; raises InputError where the folder holds none, or one of another version."""
-    values = FORMAT.read(run / SETTINGS)
-    try:
-        return LanguageConfig.from_json(values)
-    except InputError as error:
-        raise InputError(f"{run / SETTINGS} cannot be used: {error}") from error
+    return LanguageConfig.read(run / SETTINGS, FORMAT)
 
 
 def resumed_config(run: Path, changes: dict[str, Any]) -> LanguageConfig:
     """The settings of a run to be continued; raises InputError where ``changes`` asks for others."""
-    config = read_config(run)
-    require_unchanged(config, changes, str(run / SETTINGS))
-    return config
+    return LanguageConfig.resumed(run / SETTINGS, FORMAT, changes)
 
 
 def check_tasks(config: LanguageConfig) -> list[Corpus]:

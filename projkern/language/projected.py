@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models import TransformersOperator
-from ..models.huggingface.operator import run
+from ..models.gpt import check_task
+from ..models.huggingface.operator import by_task, run
 from ..training.losses import nats_from, nats_per_token
 from ..training.stages import divergence
 from .config import LanguageScheduleConfig
@@ -59,7 +60,8 @@ class ProjectedLosses:
         The weights of all tasks are made in one call, and are leaves: the activations of one task are freed before the
         next one runs. Their gradients then go back through one call too.
         """
-        parts, distinct, _ = self.operator.by_task(tokens, t)
+        check_task(t, len(tokens), self.operator.task_dim)
+        parts, distinct, _ = by_task(tokens, t)
         models = self.operator.weights(distinct)
         small = self.operator.small
         leaves = [{name: w.detach().requires_grad_() for name, w in model.items()} for model in models]

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..models.names import with_tildes
 from ..models.sampling import Draws
-from ..training.report import draw_curves
+from ..training.report import draw_curves, table
 from ..utils import markdown
 from ..utils.files import write_text
 from .config import LanguageConfig
@@ -30,26 +30,22 @@ def write_report(run: LanguageRun, summary: dict[str, Any], models: list[TextMod
     write_text(run.path / "report.md", markdown.wrap(_report(run.config, summary, _samples(run, models))))
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The run's losses as a Markdown table."""
-    head = ("model", "parameters", "loss, nats per token", "with another task's t")
-    rows = []
-    for name, row in summary["models"].items():
-        with_another_t = f"{row['loss_with_another_t']:.3f}" if "loss_with_another_t" in row else ""
-        loss = f"{row['loss']:.3f} ± {row['standard_error']:.3f}"
-        rows.append((with_tildes(name), f"{row['parameters']:,}", loss, with_another_t))
-    return markdown.table(head, rows)
+def table_by_task(tasks: list[str], bits: dict[str, list[float]]) -> str:
+    """The bits per byte of each task, by the models' names, as a Markdown table."""
+    rows = ((task, *(f"{values[number]:.3f}" for values in bits.values())) for number, task in enumerate(tasks))
+    return markdown.table(("task", *map(with_tildes, bits)), rows)
 
 
-def table_by_task(summary: dict[str, Any]) -> str:
-    """The losses of each task as a Markdown table, in bits per byte of text."""
-    names = list(summary["models"])
-    rows = []
-    for number, task in enumerate(summary["tasks"]):
-        ratio = summary["bytes_per_token"][task]
-        losses = (bits_per_byte(summary["models"][name]["by_task"][number], ratio) for name in names)
-        rows.append((task, *(f"{loss:.3f}" for loss in losses)))
-    return markdown.table(("task", *map(with_tildes, names)), rows)
+def held_out_section(summary: dict[str, Any]) -> list[str]:
+    """The section on the tasks that training left out, none where there are none; nats per token."""
+    if "held_out_tasks" not in summary:
+        return []
+    return [
+        "## Tasks that training left out",
+        "Nats per token. The t of each is what the source makes of a sample of its text; the nearest is the "
+        "trained task whose t is nearest to it.",
+        table_of_held_out(summary),
+    ]
 
 
 def table_of_held_out(summary: dict[str, Any]) -> str:
@@ -75,21 +71,15 @@ def _report(config: LanguageConfig, summary: dict[str, Any], samples: dict[str, 
         f"Windows of {tasks.length} tokens, {schedule.batch_size} a step, {tasks.examples_per_task} for each task of a "
         f"batch; {schedule.source_steps} steps for the source, {schedule.steps} for every other model. Loss on "
         f"{config.run.eval_windows} held-out windows of each task, ± one standard error over windows.",
-        table(summary),
+        table(summary, "with another task's t"),
         f"M is an unconditional model, M̃ takes the task identifier t {PLACES_OF_T[config.model.conditioning]}, and P "
         "is generated for each t from the source. The last column shows how much a model uses t: there each task's "
         "text comes with the t of another task.",
         "## By task",
         "Bits per byte of text:",
-        table_by_task(summary),
+        table_by_task(summary["tasks"], _bits(summary)),
     ]
-    if "held_out_tasks" in summary:
-        paragraphs += [
-            "## Tasks that training left out",
-            "Nats per token. The t of each is what the source makes of a sample of its text; the nearest is the "
-            "trained task whose t is nearest to it.",
-            table_of_held_out(summary),
-        ]
+    paragraphs += held_out_section(summary)
     paragraphs += ["## Samples", "What each model writes from nothing, at temperature 0.8:"]
     for task, texts in samples.items():
         paragraphs.append(f"### {task}")
@@ -101,6 +91,12 @@ def _report(config: LanguageConfig, summary: dict[str, Any], samples: dict[str, 
         + f"; seed {config.run.seed}. All settings: `config.json`.",
     ]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _bits(summary: dict[str, Any]) -> dict[str, list[float]]:
+    """Bits per byte of each task, by the models' names."""
+    ratios = [summary["bytes_per_token"][task] for task in summary["tasks"]]
+    return {name: list(map(bits_per_byte, row["by_task"], ratios)) for name, row in summary["models"].items()}
 
 
 def _samples(run: LanguageRun, models: list[TextModel]) -> dict[str, dict[str, str]]:

@@ -11,9 +11,9 @@ from typing import Any
 from ..data import TASK_DIM
 from ..models.generators import GENERATORS, STARTS
 from ..models.layout import CONDITIONINGS
+from ..utils.config import Config
 from ..utils.errors import InputError
-from ..utils.settings import fields_of, flat, require, require_types, setting
-from ..utils.settings import replace as replace_settings
+from ..utils.settings import fields_of, require, require_types, setting
 
 LEGACY_DEFAULTS: dict[str, Any] = {
     **{"source": None, "folder": None, "tables_lr": None, "source_batch": None, "task_dim": TASK_DIM},
@@ -176,7 +176,7 @@ class RunConfig(ComputeConfig):
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Config):
     """All that determines a run's result."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -198,20 +198,6 @@ class TrainConfig:
         require(
             self.data, "examples_per_task", shared >= 1 and batch % shared == 0, f"a divisor of batch_size = {batch}"
         )
-
-    def replace(self, **changes: Any) -> TrainConfig:
-        """A copy with other values, by the settings' own names; raises InputError for a value that is not taken."""
-        return replace_settings(self, **changes)
-
-    def flat(self) -> dict[str, Any]:
-        """Every setting by its own name."""
-        return flat(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings by section."""
-        values = dataclasses.asdict(self)
-        values["operator"]["scales"] = [str(s) for s in self.operator.scales]
-        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainConfig:

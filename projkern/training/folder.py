@@ -8,7 +8,6 @@ from ..data import VQVAE, Palette
 from ..data.tokens import TOKENIZER
 from ..utils.errors import InputError
 from ..utils.files import SETTINGS, Format, open_output
-from ..utils.settings import require_unchanged
 from .config import TrainConfig
 
 FORMAT = Format("projkern run", 2, "the settings of a run", oldest=1)
@@ -24,19 +23,12 @@ def open_run(
 
 def read_config(run: Path) -> TrainConfig:
     """The settings of a run; raises InputError where the folder holds none, or one of another version."""
-    values = FORMAT.read(run / SETTINGS)
-    del values["version"]
-    try:
-        return TrainConfig.from_json(values)
-    except InputError as error:
-        raise InputError(f"{run / SETTINGS} cannot be used: {error}") from error
+    return TrainConfig.read(run / SETTINGS, FORMAT)
 
 
 def resumed_config(run: Path, changes: dict[str, Any]) -> TrainConfig:
     """The settings of a run to be continued; raises InputError where ``changes`` asks for others."""
-    config = read_config(run)
-    require_unchanged(config, changes, str(run / SETTINGS))
-    return config
+    return TrainConfig.resumed(run / SETTINGS, FORMAT, changes)
 
 
 def read_coder(run: Path, config: TrainConfig) -> Palette | VQVAE:

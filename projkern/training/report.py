@@ -34,9 +34,9 @@ def write_report(
     write_text(out / "report.md", _report(config, summary))
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The run's losses as a Markdown table."""
-    head = ("model", "parameters", "loss, nats per token", "with another image's t")
+def table(summary: dict[str, Any], other: str = "with another image's t") -> str:
+    """The run's losses as a Markdown table; ``other`` heads those with the t of another."""
+    head = ("model", "parameters", "loss, nats per token", other)
     return markdown.table(head, (_row(name, row) for name, row in summary["models"].items()))
 
 

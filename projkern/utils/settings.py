@@ -52,6 +52,14 @@ def fields_of(settings: Any) -> Iterator[tuple[str | None, dataclasses.Field[Any
             yield None, field
 
 
+def hints_of(settings: Any) -> dict[str, Any]:
+    """The type of every setting of a dataclass or of an instance, by its own name."""
+    hints = typing.get_type_hints(settings if isinstance(settings, type) else type(settings))
+    for section in filter(dataclasses.is_dataclass, list(hints.values())):
+        hints |= typing.get_type_hints(section)
+    return hints
+
+
 def flat(settings: Any) -> dict[str, Any]:
     """Every setting by its own name, whatever section holds it."""
     values = {}
@@ -108,7 +116,7 @@ def add_options(parser: argparse.ArgumentParser, settings: Any, where: str = "")
 
     What the user gives is read with ``given_options``; there are no defaults on the command line itself.
     """
-    values, hints = flat(settings), _hints(settings)
+    values, hints = flat(settings), hints_of(settings)
     groups: dict[str | None, argparse._ArgumentGroup] = {}
     for section, field in fields_of(settings):
         if field.metadata["option"] is None:
@@ -185,13 +193,6 @@ def _shown(value: Any) -> str:
 
 def _dashed(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _hints(settings: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(type(settings))
-    for section in filter(dataclasses.is_dataclass, list(hints.values())):
-        hints |= typing.get_type_hints(section)
-    return hints
 
 
 def _kind(hint: Any) -> dict[str, Any]:

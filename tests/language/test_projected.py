@@ -46,10 +46,10 @@ def test_a_task_at_a_time_the_gradient_is_that_of_the_batch(family, settings):
     for name, loss in losses.items():
         torch.testing.assert_close(found[name], loss.detach(), atol=1e-6, rtol=1e-6)  # losses are float32
     assert sum(g is not None for g in expected) > 10
-    for ours, theirs in zip(gradients(one_by_one), expected):
-        assert (ours is None) == (theirs is None)
-        if theirs is not None:
-            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    for gradient, reference in zip(gradients(one_by_one), expected):
+        assert (gradient is None) == (reference is None)
+        if reference is not None:
+            torch.testing.assert_close(gradient, reference, atol=1e-6, rtol=1e-5)
 
 
 def test_a_frozen_source_has_no_gradient():

@@ -40,27 +40,27 @@ def of_gpt2(gpt, folder):
     return hf.GPT2LMHeadModel.from_pretrained(folder).double()
 
 
-def copied_operator(ours, source):
+def copied_operator(fused, source):
     """An operator on a GPT-2 with the parameters of one on a GPT."""
-    theirs = pk.ProjectionOperator(source, scale=1 / ours.group, task_dim=ours.task_dim, rank=2).double()
-    state, own = ours.state_dict(), dict(zip(theirs._own_names, theirs.own))
+    functional = pk.ProjectionOperator(source, scale=1 / fused.group, task_dim=fused.task_dim, rank=2).double()
+    state, own = fused.state_dict(), dict(zip(functional._own_names, functional.own))
     with torch.no_grad():
         for name in ("inner_weight", "inner_bias"):
-            getattr(theirs.generator, name).copy_(state[f"generator.{name}"])
-        for k, (rows, _) in enumerate(ours.generator.shapes.values()):
+            getattr(functional.generator, name).copy_(state[f"generator.{name}"])
+        for k, (rows, _) in enumerate(fused.generator.shapes.values()):
             for name, axis in (("outer_weight", 1), ("outer_bias", 1)):
                 p, q = state[f"generator.{name}.{k}"].tensor_split([rows], dim=axis)
-                getattr(theirs.generator, name)[k].copy_(torch.cat([q, p], axis))  # GPT-2 has inputs first
-        small = pk.GPT(ours.config).double()
-        small.tables.load_state_dict(ours.tables.state_dict())
+                getattr(functional.generator, name)[k].copy_(torch.cat([q, p], axis))  # GPT-2 has inputs first
+        small = pk.GPT(fused.config).double()
+        small.tables.load_state_dict(fused.tables.state_dict())
         for name in LINEARS:
-            small.biases[name].copy_(ours.biases[name])
+            small.biases[name].copy_(fused.biases[name])
     from projkern.models.huggingface import gpt2
 
     for name, tensor in gpt2.tensors(small).items():
         if name in own:
             own[name].data.copy_(tensor)
-    return theirs
+    return functional
 
 
 def test_of_a_gpt_it_is_the_class_itself():
@@ -77,21 +77,21 @@ def test_a_gpt_and_the_same_gpt2_have_the_same_losses_and_gradients(tmp_path, is
     randomise(gpt)
     source = of_gpt2(gpt, tmp_path / "gpt2")
     gpt = gpt.double()
-    ours = pk.ProjectionOperator(gpt, scale=1 / 2, task_dim=3, rank=2).double()
-    randomise(ours, seed=1)
-    theirs = copied_operator(ours, source)
+    fused = pk.ProjectionOperator(gpt, scale=1 / 2, task_dim=3, rank=2).double()
+    randomise(fused, seed=1)
+    functional = copied_operator(fused, source)
     tokens, t = tokens_and_tasks(11, dtype=torch.float64)
     if not is_sorted:
         order = torch.tensor([0, 2, 3, 1])
         tokens, t = tokens[order], t[order]
     losses = []
-    for operator in (ours, theirs):
+    for operator in (fused, functional):
         logits = operator(tokens, t)[..., :11]
         losses.append(F.cross_entropy(logits.flatten(0, 1), tokens.flatten()))
         losses[-1].backward()
     assert abs(losses[0] - losses[1]) < 1e-10
     for name in ("inner_weight", "inner_bias"):
-        mine, other = (getattr(o.generator, name).grad for o in (ours, theirs))
+        mine, other = (getattr(o.generator, name).grad for o in (fused, functional))
         assert mine.abs().max() > 1e-4
         torch.testing.assert_close(other, mine, atol=1e-10, rtol=0)
     weights = [f"transformer.h.{i}.attn.c_attn.weight" for i in range(2)]
@@ -107,9 +107,9 @@ def test_at_the_start_a_gpt2_is_projected_as_a_gpt_is(tmp_path):
     randomise(gpt)
     source = of_gpt2(gpt, tmp_path / "gpt2")
     tokens, t = tokens_and_tasks(11, dtype=torch.float64)
-    ours = pk.ProjectionOperator(gpt.double(), 1 / 2, 3).double()(tokens, t)
-    theirs = pk.ProjectionOperator(source, 1 / 2, 3).double()(tokens, t)[..., :11]
-    torch.testing.assert_close(theirs, ours, atol=1e-7, rtol=0)
+    fused = pk.ProjectionOperator(gpt.double(), 1 / 2, 3).double()(tokens, t)
+    functional = pk.ProjectionOperator(source, 1 / 2, 3).double()(tokens, t)[..., :11]
+    torch.testing.assert_close(functional, fused, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("shrink_heads", [False, True])

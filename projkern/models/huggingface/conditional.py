@@ -17,7 +17,7 @@ from ...utils.errors import InputError
 from ..generators.base import MLPGenerator
 from ..gpt import CONDITIONING_WIDTH, check_task
 from ..layout import CONDITIONINGS
-from .operator import start_token, with_start
+from .operator import by_task, in_batch_order, start_token, with_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,12 +75,10 @@ class ConditionalModel(nn.Module):
         embedded = self._embedded(inputs, self.model.get_input_embeddings()(inputs), t)
         if self.vectors is None:
             return self._logits(embedded, {})
-        distinct, which = torch.unique(t, dim=0, return_inverse=True)
-        order, sizes = which.argsort(stable=True), which.bincount().tolist()
+        parts, distinct, order = by_task(embedded, t)
         changes = self._vectors(distinct)
-        parts = embedded[order].split(sizes)
         logits = [self._logits(part, {n: rows[u] for n, rows in changes.items()}) for u, part in enumerate(parts)]
-        return torch.cat(logits)[order.argsort()]
+        return in_batch_order(torch.cat(logits), order)
 
     @torch.no_grad()
     def specialised(self, t: Tensor) -> PreTrainedModel:

@@ -134,32 +134,12 @@ class TransformersOperator(ProjectionOperator):
 
     def run_tasks(self, tokens: Tensor, t: Tensor, *, with_states: bool = False) -> tuple[Tensor, list[Tensor]]:
         """As ``forward``; and, where they are asked for, the hidden states (B, T, d_s) after each layer."""
-        parts, distinct, order = self.by_task(tokens, t)
+        check_task(t, len(tokens), self.task_dim)
+        parts, distinct, order = by_task(tokens, t)
         models = zip(parts, self.weights(distinct))
         outputs = [run(self.small, part, weights, with_states=with_states) for part, weights in models]
         logits, *states = (torch.cat(rows) for rows in zip(*((logits, *states) for logits, states in outputs)))
-        if order is not None:
-            back = order.argsort()
-            logits, states = logits[back], [state[back] for state in states]
-        return logits, states
-
-    def by_task(self, tokens: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None]:
-        """The sequences of each task of a batch.
-
-        Args:
-            tokens: (B, T).
-            t: (B, task_dim).
-
-        Returns:
-            (k_u, T) of each of U tasks; their t (U, task_dim); and the order (B,) in which the parts, end to end, hold
-            the sequences, None where that is the batch's own.
-        """
-        check_task(t, len(tokens), self.task_dim)
-        distinct, which = distinct_tasks(t)
-        if which is None:
-            return list(tokens.view(len(distinct), -1, tokens.shape[1])), distinct, None
-        order = which.argsort(stable=True)
-        return list(tokens[order].split(which.bincount().tolist())), distinct, order
+        return in_batch_order(logits, order), [in_batch_order(state, order) for state in states]
 
     def weights(self, t: Tensor) -> list[Parameters]:
         """The parameters of the small models of U tasks, t (U, task_dim)."""
@@ -231,6 +211,29 @@ def _require_language_model(source: PreTrainedModel) -> None:
         raise InputError(
             f"source must be a GPT or a causal language model of transformers; it was {type(source).__name__}"
         )
+
+
+def by_task(rows: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    """The examples of each task of a batch.
+
+    Args:
+        rows: (B, ...), of each example.
+        t: (B, task_dim).
+
+    Returns:
+        (k_u, ...) of each of U tasks; their t (U, task_dim); and the order (B,) in which the parts, end to end, hold
+        the examples, None where that is the batch's own.
+    """
+    distinct, which = distinct_tasks(t)
+    if which is None:
+        return list(rows.unflatten(0, (len(distinct), -1)).unbind(0)), distinct, None
+    order = which.argsort(stable=True)
+    return list(rows[order].split(which.bincount().tolist())), distinct, order
+
+
+def in_batch_order(rows: Tensor, order: Tensor | None) -> Tensor:
+    """What lies as ``by_task`` has it, in the batch's own order."""
+    return rows if order is None else rows[order.argsort()]
 
 
 def predict(model: PreTrainedModel, tokens: Tensor, weights: Parameters | None = None) -> Tensor:
