@@ -31,6 +31,7 @@ class Sweep:
         first: exponent that the sweep begins with.
         seeds: 0 sweeps; the others run at the best.
         train: runs the training of an exponent and a seed; a worker process calls it.
+        is_swept: whether the learning rate is; else ``first`` is the only one.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Sweep:
     first: int
     seeds: Sequence[int]
     train: Callable[[int, int], Result]
+    is_swept: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,11 @@ def read_results(path: Path, format: Format) -> list[Result]:
     return list(format.read(path)["results"]) if path.exists() else []
 
 
-def next_training(losses: Losses, first: int, seeds: Sequence[int]) -> tuple[int, int] | None:
-    """The exponent and seed that a sweep lacks, None once it is whole.
-
-    Args:
-        first: exponent that the sweep begins with.
-        seeds: 0 sweeps; the others run at the best.
-    """
+def next_training(losses: Losses, first: int, seeds: Sequence[int], is_swept: bool = True) -> tuple[int, int] | None:
+    """The exponent and seed that a sweep lacks, None once it is whole; its arguments are ``Sweep``'s."""
     sweep = {exponent: loss for (exponent, seed), loss in losses.items() if seed == SWEEPING_SEED}
     best = min(sweep, key=lambda e: sweep[e], default=first)
-    for exponent in (best, best + 1, best - 1):
+    for exponent in (best, best + 1, best - 1) if is_swept else (best,):
         if exponent not in sweep:
             return exponent, SWEEPING_SEED
     return next(((best, seed) for seed in seeds if (best, seed) not in losses), None)
@@ -112,7 +109,7 @@ def run_sweeps(store: Store, sweeps: Sequence[Sweep], workers: int) -> None:
             for sweep in sweeps:
                 if len(running) == workers:
                     break
-                training = next_training(sweep.losses(results), sweep.first, sweep.seeds)
+                training = next_training(sweep.losses(results), sweep.first, sweep.seeds, sweep.is_swept)
                 if training is not None and sweep.name not in running.values():
                     running[pool.submit(sweep.train, *training)] = sweep.name
             if not running:

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs/languages"), help="of the trainings (%(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="stored results (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
-    parser.add_argument("--only", default="", help="arms whose name contains this")
+    parser.add_argument("--only", default="", help="arms whose name and steps, as in 'M_1/4, 4000 steps', contain this")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: all)")
     return parser
 
@@ -38,9 +38,10 @@ def work(options: argparse.Namespace) -> str:
                 first=arm.exponent,
                 seeds=[seed for seed in arm.seeds if seed in options.seeds],
                 train=partial(train_arm, arm, out=options.out, changes={}),
+                is_swept=arm.is_swept,
             )
             for arm in ARMS
-            if options.only in arm.name
+            if options.only in f"{arm.name}, {arm.steps} steps"
         ]
         run_sweeps(store(options.results), sweeps, options.workers)
     write_tables(options.results)

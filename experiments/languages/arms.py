@@ -17,6 +17,8 @@ UNTUNED_RATE = 2.0**-7
 """Of the model that is fine-tuned then."""
 SOURCE_STEPS, STEPS = LANGUAGES.schedule.source_steps, LANGUAGES.schedule.steps
 TOTAL = SOURCE_STEPS + STEPS
+SAME_SECONDS = 18_000
+"""Steps of M~ that take as long as all of P's, those of its source among them."""
 BASE: dict[str, Any] = {"eval_windows": 32}
 """Settings of all arms."""
 
@@ -47,6 +49,7 @@ class Arm:
         seeds: the first sweeps the learning rate; the others run at the best.
         is_compressed: it is the source, compressed without t.
         tuning: then a copy is fine-tuned for each task; the sweep is of its learning rate.
+        is_swept: whether the learning rate is swept; else ``exponent`` is the only one.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Arm:
     seeds: tuple[int, ...] = SEEDS
     tuning: Tuning | None = None
     is_compressed: bool = False
+    is_swept: bool = True
 
     @property
     def model(self) -> ModelName:
@@ -80,13 +84,16 @@ class Arm:
 
 
 PLAIN = {"distill": 0.0, "match": 0.0, "vectors_of_t": False}
+FIRST, EVERY, NORMS = ({"conditioning": form} for form in ("first", "every", "norms"))
 ARMS = (
-    Arm("P_1/4", Kind.PROJECTED, STEPS, -7),
-    Arm("P_1/4, the paper's plain recipe", Kind.PROJECTED, STEPS, -7, PLAIN, SEEDS[:1]),
-    Arm("M~_1/4, norms", Kind.CONDITIONAL, STEPS, -7, {"conditioning": "norms"}),
-    Arm("M~_1/4, norms", Kind.CONDITIONAL, TOTAL, -7, {"conditioning": "norms"}),
-    Arm("M~_1/4, every", Kind.CONDITIONAL, TOTAL, -7, {"conditioning": "every"}, SEEDS[:1]),
-    Arm("M~_1/4, first", Kind.CONDITIONAL, TOTAL, -7, {"conditioning": "first"}, SEEDS[:1]),
+    Arm("P_1/4", Kind.PROJECTED, STEPS, -7, is_swept=False),
+    Arm("P_1/4, the paper's plain recipe", Kind.PROJECTED, STEPS, -7, PLAIN, SEEDS[:1], is_swept=False),
+    Arm("M~_1/4, every", Kind.CONDITIONAL, STEPS, -6, EVERY),
+    Arm("M~_1/4, every", Kind.CONDITIONAL, TOTAL, -6, EVERY),
+    Arm("M~_1/4, every", Kind.CONDITIONAL, SAME_SECONDS, -7, EVERY, SEEDS[:1]),
+    Arm("M~_1/4, norms", Kind.CONDITIONAL, STEPS, -7, NORMS),
+    Arm("M~_1/4, norms", Kind.CONDITIONAL, TOTAL, -7, NORMS),
+    Arm("M~_1/4, first", Kind.CONDITIONAL, TOTAL, -7, FIRST, SEEDS[:1]),
     Arm("M_1/4", Kind.UNCONDITIONAL, TOTAL, -7, {}, SEEDS[:1]),
     Arm("the source compressed, without t", Kind.UNCONDITIONAL, STEPS, -7, {}, SEEDS[:1], is_compressed=True),
     Arm("M_1/4, fine-tuned for each task", Kind.UNCONDITIONAL, STEPS, -9, {}, SEEDS[:1], Tuning(TUNED)),

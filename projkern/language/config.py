@@ -63,7 +63,7 @@ class LanguageModelConfig:
     n_layer: int = setting(4, "layers of every model")
     n_head: int = setting(4, "attention heads of every model")
     n_embd: int = setting(128, "hidden size of the source")
-    conditioning: str = setting("norms", f"where M~_s takes t: {', '.join(CONDITIONINGS)} (docs/tasks.md)")
+    conditioning: str = setting("every", f"where M~_s takes t: {', '.join(CONDITIONINGS)} (docs/tasks.md)")
 
     def __post_init__(self) -> None:
         require_types(self)
