@@ -43,6 +43,8 @@ def base_folder(out: Path, seed: int) -> Path:
 def train_base(out: Path, tasks: Path, seed: int, changes: dict[str, Any]) -> None:
     """Train the source that all arms of a seed share: a run whose other models are not trained."""
     folder = base_folder(out, seed)
+    if (folder / "summary.json").exists():
+        return
     config = LANGUAGES.replace(**BASE, tasks=str(tasks.resolve()), seed=seed, steps=0, **changes)
     run(folder, config, resume=(folder / SETTINGS).exists())
 
