@@ -10,6 +10,8 @@ class Sequences(Protocol):
 
     batch_size: int
     """B, sequences per step."""
+    examples_per_task: int
+    """k, rows of a batch that lie side by side and share a task; divides B."""
     task_dim: int
     """Length of a task identifier."""
     vocabulary: int

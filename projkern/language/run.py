@@ -17,7 +17,8 @@ from ..models.huggingface.causal import PretrainedFolder
 from ..models.huggingface.grouping import Grouping
 from ..models.huggingface.operator import positions_of
 from ..models.names import SOURCE
-from ..training import checkpoint
+from ..training import checkpoint, distributed
+from ..training.distributed import Ranks
 from ..training.loop import train
 from ..training.metrics import Metrics
 from ..training.stages import names_of
@@ -36,6 +37,7 @@ from .folder import (
     VECTORS,
     Tasks,
     check_tasks,
+    read_tasks,
     read_tokenizer,
     write_tasks,
 )
@@ -63,7 +65,14 @@ def run(out: Path, config: LanguageConfig, *, resume: bool = False, overwrite: b
     Raises:
         InputError, OSError: settings that cannot be met, or a folder that cannot be used.
     """
-    machine = pick_machine(config.run.device, config.run.dtype)
+    with distributed.processes() as ranks:
+        return _run(out, config, ranks, **ranks.continued(resume, overwrite))
+
+
+def _run(out: Path, config: LanguageConfig, ranks: Ranks, resume: bool, overwrite: bool) -> dict[str, Any]:
+    machine = pick_machine(distributed.local_device(config.run.device), config.run.dtype)
+    ranks.require_same("settings", config.flat())
+    ranks.require_even(config.schedule.batch_size, config.tasks.examples_per_task)
     for name, path in (("tasks", config.tasks.tasks), ("source", config.model.source), ("t", config.tasks.t)):
         is_inside = path is not None and Path(path).resolve().is_relative_to(out.resolve())
         if overwrite and is_inside and path not in (NAME, FROM_SOURCE):
@@ -75,9 +84,10 @@ def run(out: Path, config: LanguageConfig, *, resume: bool = False, overwrite: b
         Grouping.of(source.config, scale, shrink_heads=config.operator.shrink_heads)
     if not has_tasks:
         _check_t(config, [corpus.name for corpus in corpora], source)
-    with open_output(out, FORMAT, config.to_json(), resume=resume, overwrite=overwrite):
-        tasks = _prepare(out, config, corpora, source, tokenizer)
-        return _train_all(out, config, machine, tasks, source)
+    with ranks.on_main(open_output(out, FORMAT, config.to_json(), resume=resume, overwrite=overwrite)):
+        with ranks.main_first():
+            tasks = _prepare(out, config, corpora, source, tokenizer) if ranks.is_main else read_tasks(out)
+        return _train_all(out, config, machine, ranks, tasks, source)
 
 
 def _check_t(config: LanguageConfig, names: list[str], source: PreTrainedModel) -> None:
@@ -137,7 +147,7 @@ def _prepare(
 
 
 def _train_all(
-    out: Path, config: LanguageConfig, machine: Machine, tasks: Tasks, source: PreTrainedModel
+    out: Path, config: LanguageConfig, machine: Machine, ranks: Ranks, tasks: Tasks, source: PreTrainedModel
 ) -> dict[str, Any]:
     kernels = [name for name in available_backends() if name != "reference"]
     print(f"Training on {machine.reason}; projection by {', '.join(kernels) or 'plain torch, which is slow'}.")
@@ -152,8 +162,10 @@ def _train_all(
         seconds += train(job, checkpoint.stage_folder(out, name), metrics)
         stage.module.eval()
         if name == SOURCE:
-            vectors = _vectors(out, config, tasks, source)
+            with ranks.main_first():
+                vectors = _vectors(out, config, tasks, source)
         models += stage.models
+    ranks.finish()
     start_time = time.monotonic()
     trained = LanguageRun.open(out, machine.device)
     summary = judge(trained, models) | {

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..utils.command import Interrupted
 from ..utils.errors import ProjkernError
-from . import checkpoint
+from . import checkpoint, distributed
 from .metrics import Metrics
 
 
@@ -71,23 +71,27 @@ def train(job: Job, folder: Path, metrics: Metrics, on_step: Callable[[int], boo
         Diverged: a loss or gradient that is not finite; the last good checkpoint is kept.
         CheckpointError: a checkpoint that cannot be read or written.
     """
+    ranks = distributed.current()
     groups = [group for optimizer in job.optimizers for group in optimizer.param_groups]
     peaks = [group["lr"] for group in groups]
     start, seconds = 0, 0.0
-    if last := checkpoint.latest(folder):
+    if last := ranks.from_main(checkpoint.latest(folder)):
         start, seconds = checkpoint.load(last, job.module, job.optimizers)
     if last and start == job.steps:
         return seconds
-    metrics.begin(job.name, job.unit, start)
+    ranks.broadcast(job.module)
+    if ranks.is_main:
+        metrics.begin(job.name, job.unit, start)
     start_time, step = time.monotonic() - seconds, start
 
     def save() -> None:
-        _require_finite(job.name, unlogged, step, folder)
-        checkpoint.save(folder, step, time.monotonic() - start_time, job.module, job.optimizers)
+        _mean(job.name, unlogged, step, folder)
+        if ranks.is_main:
+            checkpoint.save(folder, step, time.monotonic() - start_time, job.module, job.optimizers)
 
     job.module.train()
     unlogged: list[Tensor] = []  # [losses..., norm of the gradient] of the steps since the last log line
-    done, total, is_quiet = start * job.batch_size, job.steps * job.batch_size, on_step is not None
+    done, total, is_quiet = start * job.batch_size, job.steps * job.batch_size, on_step is not None or not ranks.is_main
     bar = tqdm(
         total=total, initial=done, desc=f"{job.name:>6}", unit=f" {job.unit}", unit_scale=total > 1e6, disable=is_quiet
     )
@@ -95,7 +99,7 @@ def train(job: Job, folder: Path, metrics: Metrics, on_step: Callable[[int], boo
         while step < job.steps:
             for group, peak in zip(groups, peaks):
                 group["lr"] = peak * job.rate(step)
-            torch.manual_seed(job.seed * 1_000_003 + step)  # dropout
+            torch.manual_seed(job.seed * 1_000_003 + step + (ranks.rank << 56))  # dropout
             losses, norm = job.update(step)
             unlogged.append(torch.stack([*(loss.detach() for loss in losses.values()), norm]))
             step += 1
@@ -103,19 +107,20 @@ def train(job: Job, folder: Path, metrics: Metrics, on_step: Callable[[int], boo
             if on_step is not None and on_step(step):
                 stop.requested = True
             if step % job.log_every == 0 or step == job.steps:
-                *mean, norm_mean = _require_finite(job.name, unlogged, step, folder).mean(0).tolist()
-                rate = len(unlogged) * job.batch_size / metrics.lap()
-                metrics.log(step, dict(zip(losses, mean)), norm_mean, groups[-1]["lr"], rate)
+                *mean, norm_mean = _mean(job.name, unlogged, step, folder).mean(0).tolist()
+                if ranks.is_main:
+                    rate = len(unlogged) * job.batch_size / metrics.lap()
+                    metrics.log(step, dict(zip(losses, mean)), norm_mean, groups[-1]["lr"], rate)
                 progress.set_postfix({n: f"{v:.3f}" for n, v in zip(losses, mean)}, refresh=False)
                 unlogged.clear()
-            if stop.requested:
+            if ranks.any(stop.requested):
                 save()
                 raise Interrupted(f"stopped at step {step} of {job.steps} of {job.name}")
             if step % job.checkpoint_every == 0:
                 save()
         save()
         metrics.close()
-        if stop.requested:
+        if ranks.any(stop.requested):
             raise Interrupted(f"stopped after the last step of {job.name}")
     return time.monotonic() - start_time
 
@@ -128,16 +133,24 @@ def schedule(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _require_finite(name: str, unlogged: list[Tensor], step: int, folder: Path) -> Tensor:
+def _mean(name: str, unlogged: list[Tensor], step: int, folder: Path) -> Tensor:
+    """The losses and norms of steps, averaged over the ranks; raises Diverged where one is not finite."""
     if not unlogged:
         return torch.empty(0)
-    values = torch.stack(unlogged).cpu()
+    ranks = distributed.current()
+    own = torch.stack(unlogged).cpu()
+    values = ranks.average(own)
     finite = values.isfinite().all(1)
     if not finite.all():
-        first = step - len(unlogged) + 1 + int((~finite).int().argmax())
+        index = int((~finite).int().argmax())
+        where = ""
+        if ranks.size > 1:
+            culprits = [rank for rank, ok in enumerate(ranks.all(bool(own[index, :-1].isfinite().all()))) if not ok]
+            where = f", on rank {' '.join(map(str, culprits))}" if culprits else ""
         raise Diverged(
-            f"the loss or gradient of {name} is not finite at step {first}; the last good checkpoint is "
-            f"{checkpoint.latest(folder) or 'none'}. A run keeps its settings: try another, with a lower learning rate."
+            f"the loss or gradient of {name} is not finite at step {step - len(unlogged) + 1 + index}{where}; the last "
+            f"good checkpoint is {checkpoint.latest(folder) or 'none'}. A run keeps its settings: try another, with a "
+            "lower learning rate."
         )
     return values
 

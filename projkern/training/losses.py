@@ -59,12 +59,12 @@ def another_task(data: Images, step: int) -> tuple[Tensor, Tensor]:
 
 def nats_per_token(logits: Tensor, tokens: Tensor) -> Tensor:
     """Mean loss of next-token prediction, nats per token; every token is a target (paper, Sec. 3)."""
-    return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+    return F.cross_entropy(_precise(logits).flatten(0, 1), tokens.flatten())
 
 
 def nats_from(teacher: Tensor, logits: Tensor) -> Tensor:
     """Kullback-Leibler divergence of predictions from a teacher's, which they do not train, nats per token."""
-    target, log_probs = (F.log_softmax(x.float().flatten(0, 1), -1) for x in (teacher.detach(), logits))
+    target, log_probs = (F.log_softmax(_precise(x).flatten(0, 1), -1) for x in (teacher.detach(), logits))
     return F.kl_div(log_probs, target, reduction="batchmean", log_target=True)
 
 
@@ -92,6 +92,11 @@ def evaluate(predict: Predict, data: Sequences, images: int, batches: Batches = 
         by_image += loss.mean(1).tolist()
         by_position += loss.double().sum(0).cpu()
     return Losses(torch.tensor(by_image, dtype=torch.float64), by_position / images)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """In float32, or float64 where they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def bits_per_dimension(nats: float) -> float:

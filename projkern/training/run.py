@@ -17,9 +17,10 @@ from ..utils.device import Machine, pick_machine
 from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.version import __version__
-from . import checkpoint
+from . import checkpoint, distributed
 from .config import TrainConfig
 from .data import SPLITS, check_data, open_data, run_palette
+from .distributed import Ranks
 from .folder import PALETTE, open_run, read_coder
 from .loop import train
 from .losses import another_task, evaluate
@@ -41,7 +42,14 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
     Raises:
         InputError, OSError: settings that cannot be met, or a folder that cannot be used (see ``open_run``).
     """
-    machine = pick_machine(config.run.device, config.run.dtype)
+    with distributed.processes() as ranks:
+        return _run(out, config, ranks, **ranks.continued(resume, overwrite))
+
+
+def _run(out: Path, config: TrainConfig, ranks: Ranks, resume: bool, overwrite: bool) -> dict[str, Any]:
+    machine = pick_machine(distributed.local_device(config.run.device), config.run.dtype)
+    ranks.require_same("settings", config.flat())
+    ranks.require_even(config.schedule.batch_size, config.data.examples_per_task, config.schedule.source_batch)
     check_data(config)
     for name, folder in (("source", config.model.source), ("data", config.data.folder)):
         if overwrite and folder is not None and Path(folder).resolve().is_relative_to(out.resolve()):
@@ -49,16 +57,17 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
     has_begun = checkpoint.latest(checkpoint.stage_folder(out, SOURCE)) is not None and not overwrite
     needs_source = config.model.source is not None and not has_begun  # a checkpoint holds all of it
     source = source_of(config) if needs_source else None
-    with open_run(out, config, resume=resume, overwrite=overwrite):
-        return _train_all(out, config, machine, source)
+    with ranks.on_main(open_run(out, config, resume=resume, overwrite=overwrite)):
+        return _train_all(out, config, machine, ranks, source)
 
 
-def _train_all(out: Path, config: TrainConfig, machine: Machine, start: Source | None) -> dict[str, Any]:
+def _train_all(out: Path, config: TrainConfig, machine: Machine, ranks: Ranks, start: Source | None) -> dict[str, Any]:
     kernels = [name for name in available_backends() if name != "reference"]
     print(f"Training on {machine.reason}; projection by {', '.join(kernels) or 'plain torch, which is slow'}.")
     for note in start.notes if start else ():
         print(f"Source {config.model.source}: {note}")
-    coder = _coder(out, config, start.coder if start else None)
+    with ranks.main_first():
+        coder = _coder(out, config, start.coder if start else None)
     palette = coder if isinstance(coder, Palette) else None
     training, validation = (open_data(config, split, machine.device, palette) for split in SPLITS)
     metrics = Metrics(out)
@@ -79,6 +88,7 @@ def _train_all(out: Path, config: TrainConfig, machine: Machine, start: Source |
             assert isinstance(stage.module, GPT)
             source = stage.module
         models += stage.models
+    ranks.finish()
     start_time = time.monotonic()
     summary = {
         "models": {str(model.name): _row(model, validation, config.run.eval_images) for model in models},

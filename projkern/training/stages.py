@@ -186,7 +186,7 @@ def _projected(
         projected = project_and_run(operators, tokens, t)
         parts = {label: nats_per_token(logits, tokens) for label, logits in zip(labels, projected)}
         if schedule.w_src > 0 or schedule.distill > 0:
-            size = schedule.source_batch or len(tokens)
+            size = len(tokens) * (schedule.source_batch or schedule.batch_size) // schedule.batch_size
             teacher = source(tokens if schedule.distill > 0 else tokens[:size])
             if schedule.w_src > 0:
                 parts[source_label] = nats_per_token(teacher[:size], tokens[:size])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from ..data.stream import Sequences
+from . import distributed
 from .config import ComputeConfig, ScheduleConfig
 from .loop import Job, schedule
 from .stages import Stage
@@ -16,11 +17,13 @@ def stage_job(
     stage: Stage[Any], data: Sequences, plan: ScheduleConfig, run: ComputeConfig, dtype: torch.dtype, unit: str
 ) -> Job:
     """The training of a stage on a data stream, as the loop runs it; ``unit`` is what a batch consists of."""
-    optimizer = make_optimizer(stage, plan)
+    optimizer, ranks = make_optimizer(stage, plan), distributed.current()
+    if ranks.size > 1:
+        ranks.require_same("data", *data.batch(stage.first_batch))
 
     def update(step: int) -> tuple[dict[str, Tensor], Tensor]:
         with record_function("data"):
-            tokens, t = data.batch(stage.first_batch + step)
+            tokens, t = (ranks.share(rows, data.examples_per_task) for rows in data.batch(stage.first_batch + step))
         return forward_backward_step(stage, tokens, t, optimizer, dtype, plan.clip)
 
     return Job(
@@ -54,6 +57,7 @@ def forward_backward_step(
     if stage.backward is None:
         with record_function("backward"):
             total.backward()
+    distributed.current().average_gradients(stage.module.parameters())
     with record_function("optimiser"):
         norm = nn.utils.clip_grad_norm_(stage.module.parameters(), clip)
         optimizer.step()

@@ -1,0 +1,82 @@
+"""Trainings that one process and several must agree on; ``torchrun rank_cases.py OUT`` stores what each rank has.
+
+    OUT/CASE-RANK.pt    {"losses": by step, "gradients": of the first step, "weights": after the last step}
+
+All is in float64, so that what differs is a fault and not rounding.
+"""
+
+from __future__ import annotations
+
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projkern.models.names import SOURCE, Kind, ModelName
+from projkern.training import distributed
+from projkern.training.data import open_data, run_palette
+from projkern.training.loop import train
+from projkern.training.metrics import Metrics, read_metrics
+from projkern.training.presets import DEBUG
+from projkern.training.stages import make_stage
+from projkern.training.steps import stage_job
+
+CONFIG = DEBUG.replace(scales=(Fraction(1, 4),), batch_size=8, steps=50, log_every=1, checkpoint_every=50)
+CASES: dict[str, dict[str, Any]] = {
+    "the default": {},
+    "general": {"generator": "general"},
+    "modular": {"generator": "modular"},
+    "joint": {"scales": (Fraction(1, 2), Fraction(1, 4)), "joint": True},
+    "source_batch": {"source_batch": 4, "distill": 0.0},
+    "several examples of a task": {"examples_per_task": 2},
+    "no loss of the source": {"w_src": 0.0, "distill": 0.0},
+}
+
+
+class Float64:
+    """A stream of data whose t is in float64."""
+
+    def __init__(self, data: Any) -> None:
+        self._data, self.examples_per_task = data, data.examples_per_task
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        tokens, t = self._data.batch(step)
+        return tokens, t.double()
+
+
+def run_case(changes: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The losses, gradients and weights of a case, in this process, its log and checkpoints in a new folder."""
+    config, cpu, ranks = CONFIG.replace(**changes), torch.device("cpu"), distributed.current()
+    data: Any = Float64(open_data(config, "train", cpu, run_palette(config.data)))
+    source = make_stage(SOURCE, config, cpu).module
+    name = ModelName(Kind.JOINT) if config.schedule.joint else ModelName(Kind.PROJECTED, Fraction(1, 4))
+
+    stage = make_stage(name, config, cpu, source)
+    stage.module.double()
+    job = stage_job(stage, data, config.schedule, config.run, torch.float32, "images")
+    tokens, t = (ranks.share(rows, data.examples_per_task) for rows in data.batch(stage.first_batch))
+    losses = stage.losses(tokens, t)
+    torch.stack([stage.loss_weights[label] * loss for label, loss in losses.items()]).sum().backward()
+    ranks.average_gradients(stage.module.parameters())
+    gradients = {label: p.grad.clone() for label, p in stage.module.named_parameters() if p.grad is not None}
+    stage.module.zero_grad()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    train(job, folder / "checkpoint", Metrics(folder))
+    logged = [line["losses"] for line in read_metrics(folder / "metrics.jsonl")] if ranks.is_main else None
+    return {"losses": logged, "gradients": gradients, "weights": stage.module.state_dict()}
+
+
+def main(out: Path) -> None:
+    with distributed.processes() as ranks:
+        for name, changes in CASES.items():
+            torch.save(run_case(changes, out / name), out / f"{name}-{ranks.rank}.pt")
+        ranks.finish()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
