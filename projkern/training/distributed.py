@@ -195,15 +195,17 @@ def processes() -> Iterator[Ranks]:
     try:
         with nullcontext() if ranks.is_main else redirect_stdout(StringIO()):
             yield ranks
-    except (ProjkernError, OSError, MemoryError) as error:
+    except (Interrupted, KeyboardInterrupt):
+        if not ranks.is_main:
+            sys.exit(130)
+        raise
+    except Exception as error:
         if ranks.size == 1:
             raise
         if not _is_first(store, ranks):
             sys.exit(1)
-        raise RankError(f"rank {ranks.rank} of {ranks.size}: {error}") from error
-    except (Interrupted, KeyboardInterrupt):
-        if not ranks.is_main:
-            sys.exit(130)
+        if isinstance(error, (ProjkernError, OSError, MemoryError)):
+            raise RankError(f"rank {ranks.rank} of {ranks.size}: {error}") from error
         raise
 
 

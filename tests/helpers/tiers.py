@@ -35,6 +35,7 @@ THOROUGH = (
     "tests/test_docs.py::test_documentation_agrees_with_the_stored_results",
     "tests/test_docs.py::test_notebooks_run",
     "tests/tokenization",
+    "tests/training/test_distributed.py",
     "tests/training/test_legacy_runs.py",
     "tests/training/test_settings.py",
     "tests/training/test_source.py",

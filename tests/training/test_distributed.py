@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,34 +16,31 @@ import rank_cases
 import torch
 
 from projkern.training.distributed import Ranks
+from projkern.training.metrics import read_metrics
 from projkern.utils.errors import InputError
+from projkern.utils.files import read_object
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 
 
-def torchrun(ranks: int, *words: object, options: tuple[str, ...] = (), **settings: object) -> subprocess.Popen[str]:
+def torchrun(ranks: int, *words: object, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """Start processes on this machine, whose connection is its loopback."""
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers", os.environ.get("PYTHONPATH", ""))))
     return subprocess.Popen(
         [*TORCHRUN, f"--nproc-per-node={ranks}", *options, *map(str, words)],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | settings,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def train(ranks: int, *options: object, of_torchrun: tuple[str, ...] = ()) -> tuple[int, str]:
+def train(ranks: int, *options: object) -> tuple[int, str]:
     """Exit status and output of ``torchrun -m projkern.train``."""
-    process = torchrun(ranks, "-m", "projkern.train", *options, options=of_torchrun)
+    process = torchrun(ranks, "-m", "projkern.train", *options)
     output, _ = process.communicate(timeout=120)
     return process.returncode, output
-
-
-def own_lines(output: str) -> list[str]:
-    """What the command itself has said of an error."""
-    return [line for line in output.splitlines() if line.startswith("projkern.train: error:")]
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +88,89 @@ def test_a_batch_is_dealt_by_task():
         Ranks(0, 3).require_even(12, 2, source_batch=4)
 
 
-def quick_options(out: Path) -> list[object]:
-    return ["--preset", "debug", "--out", out, "--dropout", 0]
+def run_options(out: Path) -> list[object]:
+    """A run of three trainings, in seconds."""
+    return ["--preset", "debug", "--scales", "1/4", "--no-unconditional", "--steps", 200, "--out", out]
 
 
-def test_torchrun_trains_a_run_and_writes_it_once(tmp_path):
-    status, output = train(2, *quick_options(tmp_path / "run"))
+def losses_of(run: Path) -> dict[str, float]:
+    summary = read_object(run / "summary.json", "a summary")
+    return {name: row["loss"] for name, row in summary["models"].items()}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that two ranks have trained without an interruption."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    status, output = train(2, *run_options(out))
     assert status == 0, output
     assert output.count("Training on") == output.count("Wrote") == 1
-    assert (tmp_path / "run" / "report.md").exists()
+    return out
+
+
+def test_a_stopped_run_goes_on_with_any_number_of_ranks(whole_run, tmp_path):
+    process = torchrun(2, "-m", "projkern.train", *run_options(tmp_path / "run"))
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not (log.exists() and any(line["stage"] == "P_1/4" for line in read_metrics(log))):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and re.search(r"stopped at step \d+ of 200 of P_1/4", output), output
+    assert output.count("To go on: ") == 1
+    for ranks in (1, 4):
+        resumed = tmp_path / f"by-{ranks}"
+        shutil.copytree(tmp_path / "run", resumed)
+        status, output = train(ranks, "--out", resumed, "--resume")
+        assert status == 0, output
+        assert losses_of(resumed) == pytest.approx(losses_of(whole_run), abs=1e-4)  # rounding, over 200 steps
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("nan", r"not finite at step 4, on rank 1; the last good checkpoint is \S*step-00000003"),
+        ("error", "rank 1 of 2: this must be that; it was not"),
+        ("full disk", r"rank 0 of 2: could not write \S*step-00000004.*No space left"),
+        ("killed", "the connection to another rank is lost"),
+        ("bug", None),
+    ],
+)
+def test_a_fault_of_one_rank_ends_all_with_one_message(fault, message, tmp_path):
+    start = time.monotonic()
+    process = torchrun(2, ROOT / "tests" / "helpers" / "rank_faults.py", fault, tmp_path / "out")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and time.monotonic() - start < 60
+    messages = re.findall("faulty: error: (.*)", output)
+    if message is None:
+        assert messages == [] and "TypeError: this is no that" in output
+    else:
+        assert len(messages) == 1 and re.search(message, messages[0]), output
+    assert [path.name for path in (tmp_path / "out" / "checkpoint").iterdir()] == ["step-00000003"]
+
+
+def test_a_killed_rank_is_started_again_and_the_training_goes_on(tmp_path):
+    script, results = ROOT / "tests" / "helpers" / "rank_faults.py", []
+    for fault in ("none", "killed"):
+        process = torchrun(2, script, fault, tmp_path / fault, options=("--max-restarts=1",))
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode == 0, output
+        results.append(re.findall("weights .*", output))
+    assert len(results[0]) == 1 and results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "own", "message"),
+    [
+        (3, "", "batch_size must be a multiple of 1 rows a task times 3 ranks"),
+        (2, "--seed $RANK", "settings .* rank 1"),
+    ],
+)
+def test_settings_that_do_not_serve_are_refused(ranks, own, message, tmp_path):
+    command = f"exec {sys.executable} -m projkern.train --preset debug --out {tmp_path / 'run'} {own}"
+    process = torchrun(ranks, "bash", "-c", command, options=("--no-python",))
+    output, _ = process.communicate(timeout=60)
+    errors = re.findall("projkern.train: error: (.*)", output)
+    assert process.returncode == 1 and len(errors) == 1 and re.search(message, errors[0]), output
+    assert not (tmp_path / "run").exists()

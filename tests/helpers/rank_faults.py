@@ -1,0 +1,74 @@
+"""A short training of which something goes wrong on one rank; ``torchrun rank_faults.py FAULT OUT``."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from projkern.training import checkpoint, distributed
+from projkern.training.loop import Job, train
+from projkern.training.metrics import Metrics
+from projkern.utils import command
+from projkern.utils.errors import InputError
+
+STEPS, AT = 6, 3
+
+
+def go_wrong(fault: str, rank: int, loss: Tensor) -> Tensor:
+    if fault == "nan" and rank == 1:
+        return loss * torch.nan
+    if fault == "error" and rank == 1:
+        raise InputError("this must be that; it was not")
+    if fault == "bug" and rank == 1:
+        raise TypeError("this is no that")
+    if fault == "killed" and rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "full disk" and rank == 0:
+
+        def refuse(*arguments: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        checkpoint.write_tensors = refuse
+    return loss
+
+
+def work(options: argparse.Namespace) -> str:
+    with distributed.processes() as ranks:
+        torch.manual_seed(0)
+        module = nn.Linear(3, 1)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+
+        def update(step: int) -> tuple[dict[str, Tensor], Tensor]:
+            loss = module(torch.full((2, 3), 1.0 + step + ranks.rank)).square().mean()
+            if step == AT:
+                loss = go_wrong(options.fault, ranks.rank, loss)
+            loss.backward()
+            ranks.average_gradients(module.parameters())
+            norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return {"loss": loss}, norm
+
+        job = Job("faulty", STEPS, module, [optimizer], lambda step: 1.0, update, "rows", 4, 0, 1, 1)
+        options.out.mkdir(exist_ok=True)
+        train(job, options.out / "checkpoint", Metrics(options.out))
+        ranks.finish()
+    return f"weights {module.weight.tolist()}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="faulty")
+    parser.add_argument("fault")
+    parser.add_argument("out", type=Path)
+    return command.run(parser, None, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
