@@ -90,7 +90,7 @@ ARMS = (
     Arm("P_1/4, the paper's plain recipe", Kind.PROJECTED, STEPS, -7, PLAIN, SEEDS[:1], is_swept=False),
     Arm("M~_1/4, every", Kind.CONDITIONAL, STEPS, -6, EVERY),
     Arm("M~_1/4, every", Kind.CONDITIONAL, TOTAL, -6, EVERY),
-    Arm("M~_1/4, every", Kind.CONDITIONAL, SAME_SECONDS, -7, EVERY, SEEDS[:1]),
+    Arm("M~_1/4, every", Kind.CONDITIONAL, SAME_SECONDS, -7, EVERY, SEEDS[:1], is_swept=False),
     Arm("M~_1/4, norms", Kind.CONDITIONAL, STEPS, -7, NORMS),
     Arm("M~_1/4, norms", Kind.CONDITIONAL, TOTAL, -7, NORMS),
     Arm("M~_1/4, first", Kind.CONDITIONAL, TOTAL, -7, FIRST, SEEDS[:1]),

@@ -33,6 +33,7 @@ def test_a_sweep_goes_on_until_the_best_has_a_neighbour_on_either_side():
 
 def test_a_sweep_of_one_seed_ends_there():
     losses = {(-8, 0): 2.2, (-7, 0): 2.1, (-6, 0): 2.3}
+    assert next_training({(-8, 0): 1.0}, -8, SEEDS, is_swept=False) == (-8, 1)
     assert next_training(losses, -8, seeds=(0,)) is None and next_training(losses, -8, SEEDS) == (-7, 1)
     assert summary({}) is None
 
