@@ -1,9 +1,10 @@
 """Standalone models that are written, read back and checked: each is whole and right before it has its name.
 
-A model's folder is filled under a hidden name, ``.task-00000.partial``, and gets its own by one rename once the model
-that transformers reads from it has given the logits of the training-time forward. Before a chunk's renames the system
-is told once to put all it holds onto the disk, so that this is true after a power failure too; for small models that
-costs far less than doing it file by file.
+A model's folder is filled under a hidden name, ``.task-00000.partial``, and gets its own by one rename once the tensors
+read from it are those that were generated, bit for bit. The first model of a chunk must also give the logits of the
+training-time forward as transformers reads it; the others differ from it in their numbers alone. Before a chunk's
+renames the system is told once to put all it holds onto the disk, so that this is true after a power failure too; for
+small models that costs far less than doing it file by file.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..models.huggingface.causal import quiet_transformers
 from ..models.operator import TaskWeights, generate_weights
 from ..utils.errors import ProjkernError
 from ..utils.files import hidden_name, sync
+from ..utils.tensors import read_weights
 from . import onnx
 
 if TYPE_CHECKING:
@@ -37,8 +39,12 @@ CHUNK_BYTES = 256 << 20
 CHUNK_MODELS = 64
 
 
+FEW_TOKENS = 8
+"""Tokens that every model is run on, to see that its logits are finite; the first of a chunk runs a whole sequence."""
+
+
 class WrongModel(ProjkernError, RuntimeError):
-    """A model that does not compute, read back, the logits that it had in training."""
+    """A model that is not, read back, the one that was generated."""
 
 
 @torch.no_grad()
@@ -99,14 +105,19 @@ class CheckedWriter:
         partials = [hidden_name(folder) for folder in folders]
         device = self.operator.tables.head.device
         (generated,) = generate_weights([self.operator], t.to(device))
-        expected = self.operator.run(self._probe.expand(len(t), -1).to(device), generated).cpu()
+        few = self._probe[:, : None if self.with_onnx else FEW_TOKENS].expand(len(t), -1).to(device)
+        expected = self.operator.run(few, generated).cpu()
+        first = TaskWeights([w[:1] for w in generated.weights], [b[:1] for b in generated.biases])
+        whole = self.operator.run(self._probe.to(device), first)[0].cpu()
         try:
             for row, partial, state, logits in zip(t, partials, state_dicts(self.operator, generated), expected):
                 if not logits.isfinite().all():
                     raise WrongModel(f"t must give a model of finite logits; it was {row.tolist()}")
                 partial.mkdir()
                 self._writer.write(partial, state, self.provenance(row))
-                self._check(partial, logits)
+                _check_tensors(partial, state)
+                if partial == partials[0]:
+                    self._check_logits(partial, whole)
                 if self.with_onnx:
                     self._write_onnx(partial / onnx.FILE, state, logits)
                 done()
@@ -118,7 +129,7 @@ class CheckedWriter:
             for partial in partials:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _check(self, folder: Path, expected: Tensor) -> None:
+    def _check_logits(self, folder: Path, expected: Tensor) -> None:
         from transformers import GPT2LMHeadModel
 
         model = read_back(GPT2LMHeadModel, folder)
@@ -130,6 +141,15 @@ class CheckedWriter:
             self._onnx = onnx.OnnxWriter(self.operator.config, state)
         self._onnx.write(path, state)
         compare_logits("onnxruntime", path, onnx.run(path, self._input_ids)[0], expected, ONNX_TOLERANCE)
+
+
+def _check_tensors(folder: Path, state: dict[str, Tensor]) -> None:
+    """Raises WrongModel where the tensors in a folder are not those of ``state``, bit for bit."""
+    stored = read_weights(folder)
+    wrong = stored.keys() ^ state.keys()
+    wrong |= {name for name in stored.keys() & state.keys() if not torch.equal(stored[name], state[name])}
+    if wrong:
+        raise WrongModel(f"{folder}, read back, must hold the tensors that were generated; {min(wrong)} is another")
 
 
 def save_pretrained(model: PreTrainedModel, folder: Path) -> None:

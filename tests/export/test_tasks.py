@@ -272,8 +272,8 @@ def wrong_model(monkeypatch, change):
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda s: s | {"lm_head.weight": s["lm_head.weight"] + 1e-3}, "logits"),
-        (lambda s: s | {"lm_head.weight": s["lm_head.weight"] * float("nan")}, "logits"),
+        (lambda s: s | {"lm_head.weight": s["lm_head.weight"] + 1e-6}, "lm_head.weight"),
+        (lambda s: s | {"lm_head.weight": s["lm_head.weight"] * float("nan")}, "lm_head.weight"),
         (lambda s: {k: v for k, v in s.items() if not k.endswith("ln_f.bias")}, "ln_f.bias"),
     ],
 )
@@ -284,6 +284,20 @@ def test_a_wrong_model_is_found_and_not_kept(operator, tmp_path, monkeypatch, ch
         write(operator, random_tasks(2) if many else random_tasks(1)[0], tmp_path / "out")
     assert not list(tmp_path.rglob("*.safetensors"))
     assert [path.name for path in tmp_path.iterdir()] == ["out"] * many
+
+
+def test_a_model_that_transformers_computes_otherwise_is_not_kept(operator, tmp_path, monkeypatch):
+    original = gpt2.Writer.write
+
+    def write_another_activation(self, folder, *arguments):
+        original(self, folder, *arguments)
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(settings | {"activation_function": "relu"}))
+
+    monkeypatch.setattr(gpt2.Writer, "write", write_another_activation)
+    with pytest.raises(WrongModel, match="logits"):
+        write(operator, random_tasks(2), tmp_path / "out")
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("left", ["model", "replaced", ".model.partial"])
