@@ -39,6 +39,7 @@ from .folder import (
     check_tasks,
     read_tasks,
     read_tokenizer,
+    resumed_config,
     write_tasks,
 )
 from .losses import judge
@@ -65,13 +66,17 @@ def run(out: Path, config: LanguageConfig, *, resume: bool = False, overwrite: b
     Raises:
         InputError, OSError: settings that cannot be met, or a folder that cannot be used.
     """
-    with distributed.processes() as ranks:
-        return _run(out, config, ranks, **ranks.continued(resume, overwrite))
+    with distributed.processes(config.run.device) as ranks:
+        is_restart = ranks.is_restart
+        out = ranks.from_main(out)
+        return _run(out, config, ranks, resume or is_restart, overwrite and not is_restart)
 
 
 def _run(out: Path, config: LanguageConfig, ranks: Ranks, resume: bool, overwrite: bool) -> dict[str, Any]:
     machine = pick_machine(distributed.local_device(config.run.device), config.run.dtype)
-    ranks.require_same("settings", config.flat())
+    ranks.require_same("settings", lambda: [config.flat()])
+    if resume and (out / SETTINGS).exists():
+        resumed_config(out, config.flat())
     ranks.require_even(config.schedule.batch_size, config.tasks.examples_per_task)
     for name, path in (("tasks", config.tasks.tasks), ("source", config.model.source), ("t", config.tasks.t)):
         is_inside = path is not None and Path(path).resolve().is_relative_to(out.resolve())

@@ -9,9 +9,10 @@ import gc
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 from io import StringIO
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ from ..utils.command import Interrupted
 from ..utils.errors import InputError, ProjkernError
 
 Value = TypeVar("Value")
+LONGEST_WAIT = timedelta(days=1)
+"""For another process, which may tokenise a large text; a process that has ended is noticed at once."""
 _FIRST_ERROR = "projkern: first error"
 _BUCKET = 1 << 23
 """Numbers that travel together: small gradients share a message, large ones have their own."""
@@ -48,13 +51,15 @@ class Ranks:
         """Whether this process writes the folder, the log and the progress bar."""
         return self.rank == 0
 
-    def continued(self, resume: bool, overwrite: bool) -> dict[str, bool]:
-        """How to open the folder: as it was asked, or resumed where torchrun has started the processes again."""
-        is_restart = dist.is_torchelastic_launched() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-        return {"resume": resume or is_restart, "overwrite": overwrite and not is_restart}
+    @property
+    def is_restart(self) -> bool:
+        """Whether torchrun has started the processes again, after one of them ended."""
+        return self.any(self.size > 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")
 
     def require_even(self, batch: int, each: int, source_batch: int | None = None) -> None:
         """Raise InputError unless the tasks of a batch, each with ``each`` rows, can be dealt evenly."""
+        if self.size == 1:
+            return
         for name, rows in (("batch_size", batch), ("source_batch", source_batch or batch)):
             if rows % (each * self.size):
                 raise InputError(
@@ -85,6 +90,10 @@ class Ranks:
             self._average([values])
         return values
 
+    def wait(self) -> None:
+        """Return once all processes are here."""
+        self.any(False)
+
     def any(self, flag: bool) -> bool:
         """Whether it is true of any process."""
         if self.size == 1:
@@ -103,7 +112,7 @@ class Ranks:
             dist.broadcast_object_list(values, device=torch.device("cpu"))
         return values[0]
 
-    def all(self, value: Value) -> list[Value]:
+    def gather(self, value: Value) -> list[Value]:
         """The value of each process."""
         values = [value] * self.size
         if self.size > 1:
@@ -118,12 +127,12 @@ class Ranks:
                 for tensor in module.state_dict().values():
                     dist.broadcast(tensor, 0)
 
-    def require_same(self, name: str, *values: Any) -> None:
-        """Raise InputError, which names the first rank that differs, unless all processes have these values."""
+    def require_same(self, name: str, make: Callable[[], Iterable[Any]]) -> None:
+        """Raise InputError, which names the first rank that differs, unless ``make`` returns the same on all."""
         if self.size == 1:
             return
-        parts = (v.detach().cpu().numpy().tobytes() if isinstance(v, Tensor) else repr(v).encode() for v in values)
-        hashes = self.all(hashlib.sha256(b"\0".join(parts)).hexdigest())
+        parts = (v.detach().cpu().numpy().tobytes() if isinstance(v, Tensor) else repr(v).encode() for v in make())
+        hashes = self.gather(hashlib.sha256(b"\0".join(parts)).hexdigest())
         for rank, digest in enumerate(hashes):
             if digest != hashes[0]:
                 raise InputError(f"{name} must be the same on all ranks; on rank {rank} it is not that of rank 0")
@@ -131,27 +140,29 @@ class Ranks:
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """A block that the main process runs before the others, which find what it has written."""
-        if self.size > 1 and not self.is_main:
-            self.any(False)
+        if not self.is_main:
+            self.wait()
         yield
-        if self.size > 1 and self.is_main:
-            self.any(False)
+        if self.is_main:
+            self.wait()
 
     @contextmanager
     def on_main(self, context: AbstractContextManager[None]) -> Iterator[None]:
-        """A context that the main process alone enters, between what all do before and the block."""
-        self.any(False)
+        """A context, a folder's lock, that the main process enters once all are here, and before any goes on."""
+        self.wait()
         with context if self.is_main else nullcontext():
-            self.any(False)
+            self.wait()
             yield
 
     def finish(self) -> None:
         """End the work in common: all but the main process end here, with exit status 0."""
-        if self.size == 1:
+        global _current
+        if _current is None:
             return
         gc.collect()
-        self.any(False)
+        self.wait()
         dist.destroy_process_group()
+        _current = None
         if not self.is_main:
             sys.exit(0)
 
@@ -166,33 +177,36 @@ class Ranks:
                         tensor.copy_(mean.view_as(tensor))
 
 
+_current: Ranks | None = None
+"""The processes that ``processes`` has connected."""
+
+
 def current() -> Ranks:
     """The processes of the training that this one belongs to."""
-    if not dist.is_available() or not dist.is_initialized():
-        return Ranks()
-    return Ranks(dist.get_rank(), dist.get_world_size())
+    return _current or Ranks()
 
 
 @contextmanager
-def processes() -> Iterator[Ranks]:
+def processes(device: str) -> Iterator[Ranks]:
     """The processes that torchrun has started, connected for as long as the block runs; else this one alone.
 
     The first of them that raises an error reports it, with its rank; the others end silently. All but the main one
     print nothing.
+
+    Args:
+        device: as in the settings.
+
+    Raises:
+        InputError: a machine with fewer cards than processes, or a card by number for several of them.
     """
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    global _current
+    if _current is not None or not os.environ.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}:
         yield current()
         return
     ranks, store = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])), _store()
-    has_cards = torch.cuda.is_available()
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if has_cards else "gloo",
-        store=store,
-        rank=ranks.rank,
-        world_size=ranks.size,
-        device_id=_card() if has_cards else None,
-    )
     try:
+        _connect(ranks, store, device)
+        _current = ranks
         with nullcontext() if ranks.is_main else redirect_stdout(StringIO()):
             yield ranks
     except (Interrupted, KeyboardInterrupt):
@@ -204,20 +218,36 @@ def processes() -> Iterator[Ranks]:
             raise
         if not _is_first(store, ranks):
             sys.exit(1)
-        if isinstance(error, (ProjkernError, OSError, MemoryError)):
+        if isinstance(error, (ProjkernError, OSError, MemoryError, torch.OutOfMemoryError)):
             raise RankError(f"rank {ranks.rank} of {ranks.size}: {error}") from error
         raise
+    finally:
+        _current = None
 
 
 def local_device(name: str) -> str:
-    """The device that a setting names, on this process: of several cards of a machine, the one of its local rank.
+    """The device that a setting names, on this process: of several cards of a machine, the one of its local rank."""
+    return str(_card()) if current().size > 1 and _takes_cards(name) else name
 
-    Raises:
-        InputError: a machine with fewer cards than processes.
-    """
-    if "LOCAL_RANK" not in os.environ or name not in ("auto", "cuda") or not torch.cuda.is_available():
-        return name
-    return str(_card())
+
+def _takes_cards(device: str) -> bool:
+    return device != "cpu" and torch.cuda.is_available()
+
+
+def _connect(ranks: Ranks, store: dist.Store, device: str) -> None:
+    if ranks.size > 1 and device.startswith("cuda:"):
+        raise InputError(
+            f"device must be auto, cpu or cuda for {ranks.size} ranks, which take a card each; it was {device}"
+        )
+    has_cards = _takes_cards(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if has_cards else "gloo",
+        store=store,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        timeout=LONGEST_WAIT,
+        device_id=_card() if has_cards else None,
+    )
 
 
 def _card() -> torch.device:
@@ -229,12 +259,14 @@ def _card() -> torch.device:
 
 
 def _store() -> dist.Store:
-    """What the processes find each other by, apart from that of those before a restart."""
-    environment = os.environ
-    is_host = environment["RANK"] == "0" and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    port = int(environment["MASTER_PORT"])
-    store = dist.TCPStore(environment["MASTER_ADDR"], port, is_master=is_host, wait_for_workers=False)
-    return dist.PrefixStore(f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    """What the processes find each other by. torchrun's own outlives a restart: there, each has a part of its own."""
+    is_torchrun_s = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_host = os.environ["RANK"] == "0" and not is_torchrun_s
+    port = int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], port, is_master=is_host, wait_for_workers=False)
+    if not is_torchrun_s:
+        return store
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _is_first(store: dist.Store, ranks: Ranks) -> bool:
@@ -250,8 +282,11 @@ def _connected() -> Iterator[None]:
     """Turn a lost connection into an error that a user can read."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        raise RankError("the connection to another rank is lost; its own message says why") from error
+        reason = str(error).partition("\n")[0]
+        raise RankError(f"the connection to another rank is lost; its own message says why ({reason})") from error
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..utils.command import Interrupted
 from ..utils.errors import ProjkernError
+from ..utils.seeds import seed_of
 from . import checkpoint, distributed
 from .metrics import Metrics
 
@@ -99,7 +100,8 @@ def train(job: Job, folder: Path, metrics: Metrics, on_step: Callable[[int], boo
         while step < job.steps:
             for group, peak in zip(groups, peaks):
                 group["lr"] = peak * job.rate(step)
-            torch.manual_seed(job.seed * 1_000_003 + step + (ranks.rank << 56))  # dropout
+            dropout = job.seed * 1_000_003 + step
+            torch.manual_seed(dropout if ranks.is_main else seed_of(dropout, ranks.rank, bits=32))
             losses, norm = job.update(step)
             unlogged.append(torch.stack([*(loss.detach() for loss in losses.values()), norm]))
             step += 1
@@ -145,7 +147,7 @@ def _mean(name: str, unlogged: list[Tensor], step: int, folder: Path) -> Tensor:
         index = int((~finite).int().argmax())
         where = ""
         if ranks.size > 1:
-            culprits = [rank for rank, ok in enumerate(ranks.all(bool(own[index, :-1].isfinite().all()))) if not ok]
+            culprits = [rank for rank, ok in enumerate(ranks.gather(bool(own[index, :-1].isfinite().all()))) if not ok]
             where = f", on rank {' '.join(map(str, culprits))}" if culprits else ""
         raise Diverged(
             f"the loss or gradient of {name} is not finite at step {step - len(unlogged) + 1 + index}{where}; the last "
@@ -157,11 +159,14 @@ def _mean(name: str, unlogged: list[Tensor], step: int, folder: Path) -> Tensor:
 
 @contextmanager
 def _stop_requests() -> Iterator[SimpleNamespace]:
-    """Turn SIGINT and SIGTERM into a flag that the loop reads between steps; a second one ends at once."""
-    stop = SimpleNamespace(requested=False)
+    """Turn SIGINT and SIGTERM into a flag that the loop reads between steps; a second one ends at once.
+
+    Of several ranks it does not: what signals torchrun, which signals them, may signal them too.
+    """
+    stop, is_alone = SimpleNamespace(requested=False), distributed.current().size == 1
 
     def request(number: int, frame: object) -> None:
-        if stop.requested:
+        if stop.requested and is_alone:
             raise KeyboardInterrupt
         stop.requested = True
 

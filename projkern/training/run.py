@@ -15,13 +15,13 @@ from ..models import GPT
 from ..models.names import SOURCE
 from ..utils.device import Machine, pick_machine
 from ..utils.errors import InputError
-from ..utils.files import write_json
+from ..utils.files import SETTINGS, write_json
 from ..utils.version import __version__
 from . import checkpoint, distributed
 from .config import TrainConfig
 from .data import SPLITS, check_data, open_data, run_palette
 from .distributed import Ranks
-from .folder import PALETTE, open_run, read_coder
+from .folder import PALETTE, open_run, read_coder, resumed_config
 from .loop import train
 from .losses import another_task, evaluate
 from .metrics import Metrics
@@ -42,13 +42,17 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
     Raises:
         InputError, OSError: settings that cannot be met, or a folder that cannot be used (see ``open_run``).
     """
-    with distributed.processes() as ranks:
-        return _run(out, config, ranks, **ranks.continued(resume, overwrite))
+    with distributed.processes(config.run.device) as ranks:
+        is_restart = ranks.is_restart
+        out = ranks.from_main(out)
+        return _run(out, config, ranks, resume or is_restart, overwrite and not is_restart)
 
 
 def _run(out: Path, config: TrainConfig, ranks: Ranks, resume: bool, overwrite: bool) -> dict[str, Any]:
     machine = pick_machine(distributed.local_device(config.run.device), config.run.dtype)
-    ranks.require_same("settings", config.flat())
+    ranks.require_same("settings", lambda: [config.flat()])
+    if resume and (out / SETTINGS).exists():
+        resumed_config(out, config.flat())
     ranks.require_even(config.schedule.batch_size, config.data.examples_per_task, config.schedule.source_batch)
     check_data(config)
     for name, folder in (("source", config.model.source), ("data", config.data.folder)):

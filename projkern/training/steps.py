@@ -18,8 +18,7 @@ def stage_job(
 ) -> Job:
     """The training of a stage on a data stream, as the loop runs it; ``unit`` is what a batch consists of."""
     optimizer, ranks = make_optimizer(stage, plan), distributed.current()
-    if ranks.size > 1:
-        ranks.require_same("data", *data.batch(stage.first_batch))
+    ranks.require_same("data", lambda: data.batch(stage.first_batch))
 
     def update(step: int) -> tuple[dict[str, Tensor], Tensor]:
         with record_function("data"):

@@ -72,7 +72,7 @@ def run_case(changes: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def main(out: Path) -> None:
-    with distributed.processes() as ranks:
+    with distributed.processes("cpu") as ranks:
         for name, changes in CASES.items():
             torch.save(run_case(changes, out / name), out / f"{name}-{ranks.rank}.pt")
         ranks.finish()

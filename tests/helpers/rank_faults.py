@@ -16,19 +16,17 @@ from projkern.training import checkpoint, distributed
 from projkern.training.loop import Job, train
 from projkern.training.metrics import Metrics
 from projkern.utils import command
-from projkern.utils.errors import InputError
 
 STEPS, AT = 6, 3
 
 
 def go_wrong(fault: str, rank: int, loss: Tensor) -> Tensor:
+    print(f"dropout {nn.functional.dropout(torch.ones(20)).tolist()}", file=sys.stderr, flush=True)
     if fault == "nan" and rank == 1:
         return loss * torch.nan
-    if fault == "error" and rank == 1:
-        raise InputError("this must be that; it was not")
     if fault == "bug" and rank == 1:
         raise TypeError("this is no that")
-    if fault == "killed" and rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if fault == "killed" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "full disk" and rank == 0:
 
@@ -40,7 +38,7 @@ def go_wrong(fault: str, rank: int, loss: Tensor) -> Tensor:
 
 
 def work(options: argparse.Namespace) -> str:
-    with distributed.processes() as ranks:
+    with distributed.processes("cpu") as ranks:
         torch.manual_seed(0)
         module = nn.Linear(3, 1)
         optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
