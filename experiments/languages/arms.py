@@ -18,7 +18,7 @@ UNTUNED_RATE = 2.0**-7
 SOURCE_STEPS, STEPS = LANGUAGES.schedule.source_steps, LANGUAGES.schedule.steps
 TOTAL = SOURCE_STEPS + STEPS
 SAME_SECONDS = 18_000
-"""Steps of M~ that take as long as all of P's, those of its source among them."""
+"""Steps of M~ that take no longer than all of P's, those of its source among them (seconds.py)."""
 BASE: dict[str, Any] = {"eval_windows": 32}
 """Settings of all arms."""
 

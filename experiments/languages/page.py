@@ -20,7 +20,8 @@ from .arms import ARMS, Arm
 
 PAGE, README = Path("docs/tasks.md"), Path("README.md")
 RESULTS = Path("experiments/results/languages/languages.json")
-HELD_OUT, STEP_COST, TEXTS, NOT_MEASURED = "held_out.json", "step_cost.json", "texts.json", "Not measured yet."
+HELD_OUT, STEP_COST, SECONDS, TEXTS = "held_out.json", "step_cost.json", "seconds.json", "texts.json"
+NOT_MEASURED = "Not measured yet."
 LANGUAGES_OF_README = ("de", "es", "el")
 FORMAT = Format("projkern language results", 1, "results on tasks of text")
 
@@ -35,7 +36,12 @@ def render(results: Path, text: str) -> str:
     """The page's text with its tables as the stored results have them."""
     stored = read_results(results, FORMAT)
     parts = {"languages": _arms(stored) if stored else NOT_MEASURED}
-    for name, file, table in (("held out", HELD_OUT, table_of_held_out), ("step cost", STEP_COST, _cost)):
+    tables = (
+        ("held out", HELD_OUT, table_of_held_out),
+        ("step cost", STEP_COST, _cost),
+        ("seconds", SECONDS, _seconds),
+    )
+    for name, file, table in tables:
         path = results.parent / file
         parts[name] = table(json.loads(path.read_text())) if path.exists() else NOT_MEASURED
     parts["texts"] = _texts(results, None)
@@ -144,6 +150,16 @@ def _cost(stored: dict[str, Any]) -> str:
             markdown.table(head, rows),
         ]
     )
+
+
+def _seconds(stored: dict[str, Any]) -> str:
+    rows = []
+    for model, seconds in stored["seconds"].items():
+        steps = stored["steps_in_the_time_of_P"].get(model)
+        rows.append((with_tildes(model), f"{seconds:.3f}", f"{steps:,.0f}" if steps else ""))
+    head = ("model", "seconds of a step", "steps in the time of P_1/4 and its source")
+    note = f"Seconds of the processor, medians in turns; {stored['device']}; torch {stored['versions']['torch']}."
+    return "\n\n".join([markdown.table(head, rows), note])
 
 
 def _texts(results: Path, languages: Sequence[str] | None) -> str:

@@ -9,7 +9,7 @@ from task_texts import SETTINGS, write_folder
 from text_models import write_model
 
 from experiments.languages import __main__ as experiment
-from experiments.languages import arms, held_out, page, step_cost, texts, training
+from experiments.languages import arms, held_out, page, seconds, step_cost, texts, training
 from projkern.language.presets import TINY
 from projkern.language.run import run
 from projkern.language.trained import LanguageRun
@@ -29,9 +29,8 @@ def tiny(monkeypatch, tmp_path):
 
 
 def test_arms_are_trained_and_compared(tiny, tmp_path):
-    names = ["P_1/4", "M~_1/4, norms", "M_1/4"]
     in_all = {arm.name: arm for arm in arms.ARMS if arm.total == arms.TOTAL}
-    projected, conditional, plain = (in_all[name] for name in names)
+    projected, conditional, plain = (in_all[name] for name in ("P_1/4", "M~_1/4, norms", "M_1/4"))
     assert projected.kind is Kind.PROJECTED
     training.train_base(tmp_path / "out", tiny, 0, {})
     results = []
@@ -46,11 +45,8 @@ def test_arms_are_trained_and_compared(tiny, tmp_path):
     assert len(experiment.store(path).read()) == 6
     assert json.loads(path.read_text())["format"] == "projkern language results"
     document = tmp_path / "tasks.md"
-    document.write_text(
-        "".join(
-            f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in ("texts", "languages", "held out", "step cost")
-        )
-    )
+    names = ("texts", "languages", "seconds", "held out", "step cost")
+    document.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names))
     readme = tmp_path / "README.md"
     readme.write_text("<!-- texts -->\n<!-- end of texts -->\n")
     page.write_tables(path, document, readme)
@@ -126,3 +122,13 @@ def test_the_cost_of_a_step_is_measured_in_parts(tmp_path, monkeypatch):
     assert [row["group"] for row in stored["rows"]] == [2, 4]
     assert all(seconds > 0 for row in stored["rows"] for seconds in row["seconds"].values())
     assert "| 2 |" in page._cost(stored)
+
+
+def test_a_step_of_each_model_is_timed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(seconds, "LANGUAGES", TINY.replace(scales=(arms.SCALE,)))
+    monkeypatch.setattr(seconds, "write_tables", lambda results: None)
+    assert seconds.main(["--rounds", "2"]) == 0
+    stored = json.loads((tmp_path / page.RESULTS.parent / page.SECONDS).read_text())
+    assert stored["seconds"].keys() == seconds.MODELS.keys() and min(stored["seconds"].values()) > 0
+    assert all(f"{value:.3f}" in page._seconds(stored) for value in stored["seconds"].values())
