@@ -95,7 +95,18 @@ ARMS = (
     Arm("M~_1/4, norms", Kind.CONDITIONAL, TOTAL, -7, NORMS),
     Arm("M~_1/4, first", Kind.CONDITIONAL, TOTAL, -7, FIRST, SEEDS[:1]),
     Arm("M_1/4", Kind.UNCONDITIONAL, TOTAL, -7, {}, SEEDS[:1]),
-    Arm("the source compressed, without t", Kind.UNCONDITIONAL, STEPS, -7, {}, SEEDS[:1], is_compressed=True),
+    Arm(
+        "the source compressed, without t",
+        Kind.UNCONDITIONAL,
+        STEPS,
+        -7,
+        {},
+        SEEDS[:1],
+        is_compressed=True,
+        is_swept=False,
+    ),
     Arm("M_1/4, fine-tuned for each task", Kind.UNCONDITIONAL, STEPS, -9, {}, SEEDS[:1], Tuning(TUNED)),
-    Arm("M_1/4, with LoRA for each task", Kind.UNCONDITIONAL, STEPS, -7, {}, SEEDS[:1], Tuning(TUNED, 8)),
+    Arm(
+        "M_1/4, with LoRA for each task", Kind.UNCONDITIONAL, STEPS, -7, {}, SEEDS[:1], Tuning(TUNED, 8), is_swept=False
+    ),
 )
