@@ -9,9 +9,9 @@ from pathlib import Path
 from projkern.language.presets import LANGUAGES
 from projkern.language.run import run
 from projkern.utils import command
-from projkern.utils.files import SETTINGS, write_json
+from projkern.utils.files import SETTINGS
 
-from .page import HELD_OUT, PAGE, RESULTS, write_tables
+from .page import HELD_OUT, PAGE, store
 
 LEFT_OUT = ("ca", "da", "ko", "pt")
 """Three with a near relative among those that are trained, and one without."""
@@ -27,10 +27,7 @@ def parser() -> argparse.ArgumentParser:
 def work(options: argparse.Namespace) -> str:
     config = LANGUAGES.replace(tasks=str(options.tasks.resolve()), t="source", held_out_tasks=LEFT_OUT, eval_windows=32)
     summary = run(options.out, config, resume=(options.out / SETTINGS).exists())
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    write_json(RESULTS.parent / HELD_OUT, summary)
-    write_tables(RESULTS)
-    return f"Wrote {RESULTS.parent / HELD_OUT} and its table in {PAGE}."
+    return f"Wrote {store(HELD_OUT, summary)} and its table in {PAGE}."
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from experiments.sweeps import Losses, Result, read_results, summary
 from projkern.language.report import table_of_held_out
 from projkern.models.names import Kind, with_tildes
 from projkern.utils import markdown
-from projkern.utils.files import Format, write_text
+from projkern.utils.files import Format, write_json, write_text
 
 from .arms import ARMS, Arm
 
@@ -30,6 +30,15 @@ def write_tables(results: Path, page: Path = PAGE, readme: Path = README) -> Non
     """Write the tables of the page and the texts of the README anew."""
     write_text(page, render(results, page.read_text()))
     write_text(readme, render_readme(results, readme.read_text()))
+
+
+def store(file: str, values: dict[str, Any]) -> Path:
+    """Write what was measured beside the stored results, and the tables anew; returns the file."""
+    path = RESULTS.parent / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, values)
+    write_tables(RESULTS)
+    return path
 
 
 def render(results: Path, text: str) -> str:

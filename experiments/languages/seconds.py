@@ -20,11 +20,10 @@ from projkern.models.names import SOURCE, Kind, ModelName
 from projkern.training.steps import forward_backward_step, make_optimizer
 from projkern.utils import command
 from projkern.utils.device import describe, keep_freed_memory
-from projkern.utils.files import write_json
 from projkern.utils.version import __version__
 
 from .arms import EVERY, FIRST, NORMS, SCALE, SOURCE_STEPS, STEPS, TASKS
-from .page import PAGE, RESULTS, SECONDS, write_tables
+from .page import PAGE, SECONDS, store
 
 PROJECTED, CONDITIONAL = ModelName(Kind.PROJECTED, SCALE), ModelName(Kind.CONDITIONAL, SCALE)
 MODELS: dict[str, tuple[ModelName, dict[str, Any]]] = {
@@ -71,11 +70,7 @@ def work(options: argparse.Namespace) -> str:
         "device": describe(cpu),
         "versions": {"projkern": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    path = RESULTS.parent / SECONDS
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, stored)
-    write_tables(RESULTS)
-    return f"Wrote {path} and its table in {PAGE}."
+    return f"Wrote {store(SECONDS, stored)} and its table in {PAGE}."
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,10 +26,9 @@ from projkern.training.losses import nats_per_token
 from projkern.training.stages import count
 from projkern.utils import command
 from projkern.utils.device import describe
-from projkern.utils.files import write_json
 from projkern.utils.version import __version__
 
-from .page import PAGE, RESULTS, STEP_COST, write_tables
+from .page import PAGE, STEP_COST, store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,11 +84,7 @@ def work(options: argparse.Namespace) -> str:
         )
         print(rows[-1], flush=True)
     stored: dict[str, Any] = {"model": options.model.name, "tasks": TASKS, "tokens": TOKENS, "rows": rows}
-    path = RESULTS.parent / STEP_COST
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, stored)
-    write_tables(RESULTS)
-    return f"Wrote {path} and its table in {PAGE}."
+    return f"Wrote {store(STEP_COST, stored)} and its table in {PAGE}."
 
 
 def _step(model: PreTrainedModel, tokens: Tensor) -> None:

@@ -11,9 +11,9 @@ from projkern.language.sampling import printable, write
 from projkern.language.trained import LanguageRun
 from projkern.models.sampling import Draws
 from projkern.utils import command
-from projkern.utils.files import read_object, write_json
+from projkern.utils.files import read_object
 
-from .page import PAGE, RESULTS, TEXTS, write_tables
+from .page import PAGE, TEXTS, store
 
 PROMPTS = {"de": "Die ", "fr": "Les ", "es": "La ", "el": "Για ", "vi": "Các "}
 """What each text begins with, by language."""
@@ -27,10 +27,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def work(options: argparse.Namespace) -> str:
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    write_json(RESULTS.parent / TEXTS, texts_of(LanguageRun.open(options.run)))
-    write_tables(RESULTS)
-    return f"Wrote {RESULTS.parent / TEXTS} and its texts in {PAGE} and README.md."
+    path = store(TEXTS, texts_of(LanguageRun.open(options.run)))
+    return f"Wrote {path} and its texts in {PAGE} and README.md."
 
 
 def texts_of(run: LanguageRun) -> dict[str, Any]:

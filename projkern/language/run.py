@@ -66,15 +66,11 @@ def run(out: Path, config: LanguageConfig, *, resume: bool = False, overwrite: b
     Raises:
         InputError, OSError: settings that cannot be met, or a folder that cannot be used.
     """
-    with distributed.processes(config.run.device) as ranks:
-        is_restart = ranks.is_restart
-        out = ranks.from_main(out)
-        return _run(out, config, ranks, resume or is_restart, overwrite and not is_restart)
+    return distributed.run_together(_run, out, config, resume, overwrite)
 
 
 def _run(out: Path, config: LanguageConfig, ranks: Ranks, resume: bool, overwrite: bool) -> dict[str, Any]:
     machine = pick_machine(distributed.local_device(config.run.device), config.run.dtype)
-    ranks.require_same("settings", lambda: [config.flat()])
     if resume and (out / SETTINGS).exists():
         resumed_config(out, config.flat())
     ranks.require_even(config.schedule.batch_size, config.tasks.examples_per_task)

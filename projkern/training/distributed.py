@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, redi
 from dataclasses import dataclass
 from datetime import timedelta
 from io import StringIO
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,9 +22,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..utils.command import Interrupted
+from ..utils.config import Config
 from ..utils.errors import InputError, ProjkernError
 
 Value = TypeVar("Value")
+Settings = TypeVar("Settings", bound=Config)
 LONGEST_WAIT = timedelta(days=1)
 """For another process, which may tokenise a large text; a process that has ended is noticed at once."""
 _FIRST_ERROR = "projkern: first error"
@@ -225,6 +228,28 @@ def processes(device: str) -> Iterator[Ranks]:
         _current = None
 
 
+def run_together(
+    work: Callable[[Path, Settings, Ranks, bool, bool], Value],
+    out: Path,
+    config: Settings,
+    resume: bool,
+    overwrite: bool,
+) -> Value:
+    """Do a job in all processes, with one folder and the same settings; after a restart it is resumed.
+
+    Args:
+        work: takes the folder, the settings, the processes, ``resume`` and ``overwrite``.
+        out: the folder.
+        config: the settings, among them "device".
+        resume, overwrite: as the user has asked.
+    """
+    with processes(config.flat()["device"]) as ranks:
+        is_restart = ranks.is_restart
+        out = ranks.from_main(out)
+        ranks.require_same("settings", lambda: [config.flat()])
+        return work(out, config, ranks, resume or is_restart, overwrite and not is_restart)
+
+
 def local_device(name: str) -> str:
     """The device that a setting names, on this process: of several cards of a machine, the one of its local rank."""
     return str(_card()) if current().size > 1 and _takes_cards(name) else name
@@ -292,12 +317,13 @@ def _connected() -> Iterator[None]:
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     """Tensors of one type, up to so many numbers in each list."""
     bucket: list[Tensor] = []
+    size = 0
     for tensor in tensors:
-        size = sum(t.numel() for t in bucket)
         if bucket and (size + tensor.numel() > _BUCKET or tensor.dtype != bucket[0].dtype):
             yield bucket
-            bucket = []
+            bucket, size = [], 0
         bucket.append(tensor)
+        size += tensor.numel()
     if bucket:
         yield bucket
 

@@ -39,8 +39,8 @@ class Config:
         hints = settings.hints_of(cls)
         try:
             top = {name for name, section in owners.items() if section is None}
-            given = {name for key, value in values.items() for name in ((key,) if key in top else value)}
-            if differing := given ^ owners.keys():
+            stored = {name for key, value in values.items() for name in ((key,) if key in top else value)}
+            if differing := stored ^ owners.keys():
                 raise KeyError(", ".join(sorted(differing)))
             by_name = {
                 name: _value(values[name] if section is None else values[section][name], hints[name])

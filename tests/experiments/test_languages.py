@@ -105,7 +105,7 @@ def test_languages_left_out_are_judged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(held_out, "LANGUAGES", SETTINGS)
     monkeypatch.setattr(held_out, "LEFT_OUT", ("red",))
-    monkeypatch.setattr(held_out, "write_tables", lambda results: None)
+    monkeypatch.setattr(page, "write_tables", lambda results: None)
     assert held_out.main(["--tasks", str(tasks), "--out", str(tmp_path / "run")]) == 0
     stored = json.loads((tmp_path / page.RESULTS.parent / page.HELD_OUT).read_text())
     row = stored["held_out_tasks"]["red"]
@@ -115,7 +115,7 @@ def test_languages_left_out_are_judged(tmp_path, monkeypatch):
 def test_the_cost_of_a_step_is_measured_in_parts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(step_cost, "TOKENS", 64)
-    monkeypatch.setattr(step_cost, "write_tables", lambda results: None)
+    monkeypatch.setattr(page, "write_tables", lambda results: None)
     write_model(tmp_path / "model")
     assert step_cost.main([str(tmp_path / "model"), "--rounds", "1"]) == 0
     stored = json.loads((tmp_path / page.RESULTS.parent / page.STEP_COST).read_text())
@@ -127,7 +127,7 @@ def test_the_cost_of_a_step_is_measured_in_parts(tmp_path, monkeypatch):
 def test_a_step_of_each_model_is_timed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(seconds, "LANGUAGES", TINY.replace(scales=(arms.SCALE,)))
-    monkeypatch.setattr(seconds, "write_tables", lambda results: None)
+    monkeypatch.setattr(page, "write_tables", lambda results: None)
     assert seconds.main(["--rounds", "2"]) == 0
     stored = json.loads((tmp_path / page.RESULTS.parent / page.SECONDS).read_text())
     assert stored["seconds"].keys() == seconds.MODELS.keys() and min(stored["seconds"].values()) > 0
