@@ -32,7 +32,7 @@ ELSEWHERE = {
     "python -m projkern.reproduce": "an experiment takes long; tests/experiments runs tiny ones",
     "python -m experiments.compression": "it takes hours; tests/experiments runs a tiny one",
     "python -m experiments.languages": "it takes hours; tests/experiments runs a tiny one",
-    "torchrun": "it starts many processes; tests/training/test_distributed.py starts a few",
+    "torchrun": "it starts many processes; tests/training/test_torchrun.py starts a few",
     "lm_eval": "it needs EleutherAI's harness",
     "vllm": "it needs vLLM and a card",
     "python convert_hf_to_gguf.py": "it needs llama.cpp",

@@ -40,6 +40,7 @@ THOROUGH = (
     "tests/training/test_settings.py",
     "tests/training/test_source.py",
     "tests/training/test_token_runs.py",
+    "tests/training/test_torchrun.py",
     "tests/training/test_trained.py",
     "tests/training/test_training.py",
     "tests/utils/test_command.py::test_sigterm_ends_a_process_that_ignores_sigint",

@@ -1,53 +1,17 @@
-"""Several processes train as one does: the same losses, gradients and weights; and one message when one fails."""
+"""Several processes train as one does: the same losses, gradients and weights."""
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import rank_cases
-import task_texts
 import torch
+from ranks import ROOT, torchrun
 
-import projkern.train
 from projkern.training import distributed
 from projkern.training.distributed import Ranks
-from projkern.training.folder import read_config
-from projkern.training.metrics import read_metrics
-from projkern.training.run import run
 from projkern.utils.errors import InputError
-from projkern.utils.files import read_object
-
-ROOT = Path(__file__).parents[2]
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
-
-
-def torchrun(ranks: int, *words: object, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """Start processes on this machine, whose connection is its loopback."""
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers", os.environ.get("PYTHONPATH", ""))))
-    return subprocess.Popen(
-        [*TORCHRUN, f"--nproc-per-node={ranks}", *options, *map(str, words)],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def train(ranks: int, *options: object) -> tuple[int, str]:
-    """Exit status and output of ``torchrun -m projkern.train``; of one rank in this process, without the output."""
-    if ranks == 1:
-        return projkern.train.main(list(map(str, options))), ""
-    process = torchrun(ranks, "-m", "projkern.train", *options)
-    output, _ = process.communicate(timeout=120)
-    return process.returncode, output
 
 
 @pytest.fixture(scope="module")
@@ -95,99 +59,6 @@ def test_a_batch_is_dealt_by_task():
         Ranks(0, 3).require_even(12, 2, source_batch=4)
 
 
-def run_options(out: Path) -> list[object]:
-    """A run of three trainings, in seconds."""
-    return ["--preset", "debug", "--scales", "1/4", "--no-unconditional", "--steps", 100, "--out", out]
-
-
-def losses_of(run: Path) -> dict[str, float]:
-    summary = read_object(run / "summary.json", "a summary")
-    return {name: row["loss"] for name, row in summary["models"].items()}
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that two ranks have trained without an interruption."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    status, output = train(2, *run_options(out))
-    assert status == 0, output
-    assert output.count("Training on") == output.count("Wrote") == 1
-    return out
-
-
-def test_a_stopped_run_goes_on_with_any_number_of_ranks(whole_run, tmp_path):
-    process = torchrun(2, "-m", "projkern.train", *run_options(tmp_path / "run"))
-    log = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 100
-    while not (log.exists() and any(line["stage"] == "P_1/4" for line in read_metrics(log))):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode != 0 and re.search(r"stopped at step \d+ of 100 of P_1/4", output), output
-    assert output.count("To go on: ") == 1
-    for ranks in (1, 4):
-        resumed = tmp_path / f"by-{ranks}"
-        shutil.copytree(tmp_path / "run", resumed)
-        status, output = train(ranks, "--out", resumed, "--resume")
-        assert status == 0, output
-        assert losses_of(resumed) == pytest.approx(losses_of(whole_run), abs=1e-4)  # rounding, over 100 steps
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("nan", r"not finite at step 4, on rank 1; the last good checkpoint is \S*step-00000003"),
-        ("full disk", r"rank 0 of 2: could not write \S*step-00000004.*No space left"),
-        ("killed", None),  # torchrun's own report names it; its SIGTERM may reach rank 0 before the lost connection
-        ("bug", None),
-    ],
-)
-def test_a_fault_of_one_rank_ends_all_with_one_message(fault, message, tmp_path):
-    start = time.monotonic()
-    process = torchrun(2, ROOT / "tests" / "helpers" / "rank_faults.py", fault, tmp_path / "out")
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1 and time.monotonic() - start < 60
-    messages = re.findall("faulty: error: (.*)", output)
-    if fault == "killed":
-        assert len(messages) <= 1 and re.search(r"exitcode *: -9", output), output
-    elif fault == "bug":
-        assert messages == [] and "TypeError: this is no that" in output
-    else:
-        assert len(messages) == 1 and re.search(message, messages[0]), output
-    assert [path.name for path in (tmp_path / "out" / "checkpoint").iterdir()] == ["step-00000003"]
-    masks = re.findall(r"dropout (\[.*?\])", output)
-    assert len(masks) == 2 and masks[0] != masks[1]  # each rank draws its own
-
-
-def test_a_killed_rank_is_started_again_and_the_run_goes_on(whole_run, tmp_path):
-    script = ROOT / "tests" / "helpers" / "killed_train.py"
-    process = torchrun(2, script, *run_options(tmp_path / "run"), options=("--max-restarts=1",))
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == 0 and output.count("Training on") == 2, output
-    assert losses_of(tmp_path / "run") == losses_of(whole_run)
-
-
-def test_a_run_is_not_resumed_with_other_settings(whole_run, tmp_path):
-    """As a restart would, whose command names a folder with another run."""
-    shutil.copytree(whole_run, tmp_path / "run")
-    with pytest.raises(InputError, match="seed .* was 1"):
-        run(tmp_path / "run", read_config(tmp_path / "run").replace(seed=1), resume=True)
-    assert losses_of(tmp_path / "run") == losses_of(whole_run)
-
-
-def test_tasks_of_text_are_trained_by_several_ranks(tmp_path):
-    """The stages that take their gradients themselves, and t from the source."""
-    tasks, losses = task_texts.write_folder(tmp_path / "tasks"), []
-    options = ["--tasks", tasks, "--preset", "tiny", "--t", "source", "--task-dim", 2, "--length", 16, "--sample", 24]
-    options += ["--eval-windows", 4, "--source-steps", 6, "--steps", 6]
-    for ranks in (1, 2):
-        status, output = train(ranks, *options, "--out", tmp_path / f"of-{ranks}")
-        assert status == 0, output
-        losses.append(losses_of(tmp_path / f"of-{ranks}"))
-    assert losses[1] == pytest.approx(losses[0], abs=2e-5)
-
-
 def test_several_ranks_take_a_card_each():
     with pytest.raises(InputError, match="device .* was cuda:1"):
         distributed._connect(Ranks(0, 2), None, "cuda:1")
@@ -198,12 +69,3 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
     with distributed.processes("cpu") as ranks:
         assert ranks == Ranks() and ranks.is_main and not ranks.is_restart
         ranks.finish()
-
-
-def test_ranks_with_other_settings_are_refused(tmp_path):
-    command = f"exec {sys.executable} -m projkern.train --preset debug --seed $RANK --out {tmp_path / 'run'}"
-    process = torchrun(2, "bash", "-c", command, options=("--no-python",))
-    output, _ = process.communicate(timeout=60)
-    errors = re.findall("projkern.train: error: (.*)", output)
-    assert process.returncode == 1 and len(errors) == 1 and re.search("settings .* rank 1", errors[0]), output
-    assert not (tmp_path / "run").exists()
