@@ -1,4 +1,4 @@
-"""A block: parameters of one shape and kind, in several layers, that are merged and trained together.
+"""Stacks: parameters of one shape and kind, in several layers, that are merged and trained together. A block makes one:
 
     W_C = P_out W P_in + A        (Projected Compression, Sec. 2), for L matrices at once
 
@@ -16,14 +16,30 @@ from ..kernels.projection import project_layers
 from .projections import Projection
 
 
-class Block(nn.Module):
-    """L parameters of the small model, as one stack.
+class Stack:
+    """L parameters of the small model, side by side: their values, and the gradients of these.
 
     Args:
         names: of the parameters, one a layer.
         shape: of each.
-        start: (L', *) float32: A, or the values themselves where nothing is projected. L' is a multiple of L where
-            several matrices lie end to end in a parameter.
+        value: (L', *). L' is a multiple of L where several matrices lie end to end in a parameter.
+    """
+
+    def __init__(self, names: list[str], shape: tuple[int, ...], value: Tensor) -> None:
+        self.names, self.shape, self.value = names, shape, value
+        self.gradient = torch.zeros_like(value)
+
+    def by_name(self, stacked: Tensor) -> dict[str, Tensor]:
+        """The part of each parameter in a tensor of the stack's shape; views of it where it is contiguous."""
+        return dict(zip(self.names, stacked.reshape(len(self.names), *self.shape).unbind(0)))
+
+
+class Block(nn.Module):
+    """What a stack is made of.
+
+    Args:
+        names, shape: of its parameters, as in ``Stack``.
+        start: (L', *), floating point: A, or the values themselves where nothing is projected.
         frozen: the L' source matrices W, views of the source's own parameters; empty where nothing is projected.
         rows, columns: for each W the projection of its axis 0 and 1; empty for an axis that stays.
         is_grouped: whether projections are grouped diagonals, for the kernels of ``projkern.project``.
@@ -43,7 +59,7 @@ class Block(nn.Module):
         is_grouped: bool,
     ) -> None:
         super().__init__()
-        self.names, self.shape, self.is_grouped = names, shape, is_grouped
+        self.is_grouped = is_grouped
         self.residual = nn.Parameter(start)
         self.left = self._parameter(rows)
         self.right = self._parameter(columns)
@@ -52,13 +68,12 @@ class Block(nn.Module):
         if any(len(projection.coordinates) > 1 for projection in (*rows[:1], *columns[:1])):
             orders = [[p.coordinates.flatten().to(start.device) for p in side] for side in (rows, columns)]
             self._orders = [tuple(side[i] if side else None for side in orders) for i in range(len(frozen))]
-        self.value = torch.empty_like(start) if frozen else self.residual.detach()
-        self.gradient = torch.zeros_like(start)
+        self.stack = Stack(names, shape, torch.empty_like(start) if frozen else self.residual.detach())
 
     def _parameter(self, projections: list[Projection]) -> nn.Parameter | None:
         if not projections:
             return None
-        return nn.Parameter(torch.stack([p.values for p in projections]).to(self.residual.device))
+        return nn.Parameter(torch.stack([p.values for p in projections]).to(self.residual))
 
     @property
     def projections(self) -> list[nn.Parameter]:
@@ -103,19 +118,15 @@ class Block(nn.Module):
         """W_C (L', a', b'), differentiable in P and A; of a block without projections, its own values."""
         return self.product() + self.residual if self.projections else self.residual
 
-    def by_name(self, stacked: Tensor) -> dict[str, Tensor]:
-        """The part of each parameter in a stack; views of it where it is contiguous."""
-        return dict(zip(self.names, stacked.reshape(len(self.names), *self.shape).unbind(0)))
-
     @torch.no_grad()
     def materialise(self) -> None:
-        """Write W_C into ``value``, where the small model's parameters lie."""
+        """Write W_C into the stack, where the small model's parameters lie."""
         if self.projections:
-            torch.add(self.product(), self.residual, out=self.value)
+            torch.add(self.product(), self.residual, out=self.stack.value)
 
     def backward(self) -> None:
-        """Take the gradients of P and A from ``gradient``, that of W_C: one vector-Jacobian product."""
-        self.residual.grad = self.gradient
+        """Take the gradients of P and A from the stack's, that of W_C: one vector-Jacobian product."""
+        self.residual.grad = self.stack.gradient
         if not self.projections:
             return
         gradients = self._grouped_gradients() if self.is_grouped else self._gradients()
@@ -124,12 +135,12 @@ class Block(nn.Module):
 
     def _grouped_gradients(self) -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            return torch.autograd.grad(self.product(), self.projections, self.gradient)
+            return torch.autograd.grad(self.product(), self.projections, self.stack.gradient)
 
     @torch.no_grad()
     def _gradients(self) -> list[Tensor]:
         """Of P_out and P_in. Only the first of the two products is made again, and that only where there are two."""
-        w, g = self._weights(), self.gradient
+        w, g = self._weights(), self.stack.gradient
         if self.left is None or self.right is None or not self._rows_first():
             left = [] if self.left is None else [_rows_gradient(_columns(w, self.right, g.shape[-1]), self.left, g)]
             back = g if self.left is None else _rows_back(self.left, g)

@@ -7,7 +7,7 @@ input of its last matrix. By magnitude: the mean norm of the rows or columns of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,23 +60,30 @@ def readers(model: PreTrainedModel, axes: Axes) -> dict[str, Axis]:
 
 
 @torch.no_grad()
-def gather_inputs(model: PreTrainedModel, axes: Axes, batches: Iterable[Tensor], *, moments: bool = False) -> Inputs:
-    """Run the model over token batches (B, T) and gather what ``Inputs`` holds."""
+def gather_inputs(
+    model: PreTrainedModel, axes: Axes, batches: Iterable[Tensor], *, moments: Container[str] = ()
+) -> Inputs:
+    """Run the model over token batches (B, T) and gather what ``Inputs`` holds.
+
+    Args:
+        moments: the parameters whose moments are gathered.
+    """
     inputs = Inputs()
-    last: list[Any] = [None, ""]  # the input seen last, and the parameter that it was entered for
+    last: list[Any] = [None, "", ""]  # the input seen last, and the parameters that its sum and moments are entered for
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             x = arguments[0]
-            if x is last[0]:  # q, k and v, or gate and up, read one input
-                inputs.sums[name] = inputs.sums[last[1]]
-                if moments:
-                    inputs.moments[name] = inputs.moments[last[1]]
-                return
             rows = x.detach().flatten(0, -2).float()
-            last[:] = [x, name]
-            _add(inputs.sums, name, rows.abs().sum(0, dtype=torch.float64))
-            if moments:
+            if x is not last[0]:
+                last[:] = [x, name, ""]
+                _add(inputs.sums, name, rows.abs().sum(0, dtype=torch.float64))
+            else:  # q, k and v, or gate and up, read one input
+                inputs.sums[name] = inputs.sums[last[1]]
+            if name in moments and last[2]:
+                inputs.moments[name] = inputs.moments[last[2]]
+            elif name in moments:
+                last[2] = name
                 _add(inputs.moments, name, rows.mT @ rows)
 
         return enter
@@ -89,7 +96,7 @@ def gather_inputs(model: PreTrainedModel, axes: Axes, batches: Iterable[Tensor],
         with evaluating(model):
             for tokens in tqdm(batches, desc="importance", unit=" batches", leave=False):
                 model(tokens.to(model.device), use_cache=False)
-                last[:] = [None, ""]
+                last[:] = [None, "", ""]
     finally:
         for handle in handles:
             handle.remove()

@@ -38,16 +38,17 @@ class _NextTokenLosses(torch.autograd.Function):
         count = tokens[:, 1:].numel()
         gradient = torch.empty_like(logits)
         gradient[:, -1] = 0
-        entropy, divergence = logits.new_zeros(2, dtype=torch.float32)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        entropy, divergence = logits.new_zeros(2, dtype=dtype)
         at_once = max(1, _AT_ONCE // logits[0].numel())
         for rows in range(0, len(logits), at_once):
             part = slice(rows, rows + at_once)
             targets = tokens[part, 1:, None]
-            log_p = logits[part, :-1].float().log_softmax(-1)
+            log_p = logits[part, :-1].log_softmax(-1, dtype=dtype)
             entropy -= log_p.gather(-1, targets).sum()
             g = log_p.exp()
             if teacher is not None:
-                log_q = teacher[part, :-1].float().log_softmax(-1)
+                log_q = teacher[part, :-1].log_softmax(-1, dtype=dtype)
                 q = log_q.exp()
                 divergence += (q * (log_q - log_p)).sum()
                 g.sub_(q, alpha=weight)

@@ -13,7 +13,8 @@ import transformers
 from ..data.text import Windows, open_tokens, tokenise
 from ..models.huggingface.axes import Sizes
 from ..models.huggingface.causal import PretrainedFolder
-from ..training import checkpoint
+from ..training import checkpoint, distributed
+from ..training.distributed import Ranks
 from ..training.loop import train
 from ..training.metrics import Metrics
 from ..training.stages import count
@@ -56,11 +57,17 @@ def run(out: Path, config: CompressConfig, *, resume: bool = False, overwrite: b
         InputError, OSError: a source, text or settings that cannot be used, or a folder that cannot.
         Interrupted, Diverged, CheckpointError: of the training.
     """
+    return distributed.run_together(_run, out, config, resume, overwrite)
+
+
+def _run(out: Path, config: CompressConfig, ranks: Ranks, resume: bool, overwrite: bool) -> dict[str, Any]:
     if resume and (out / SETTINGS).exists():
         resumed_config(out, config.flat())
         if (out / SUMMARY).exists():
+            ranks.finish()
             return read_object(out / SUMMARY, "what a compression came to")
-    machine = pick_machine(config.run.device, config.run.dtype)
+    machine = pick_machine(distributed.local_device(config.run.device), config.run.dtype)
+    ranks.require_even(config.tuning.batch_size, 1)
     folder = PretrainedFolder.open(Path(config.model))
     sizes = target_sizes(folder.config, config)
     check_length(config, folder.config)
@@ -68,11 +75,12 @@ def run(out: Path, config: CompressConfig, *, resume: bool = False, overwrite: b
     if (config.text.text and not config.text.is_tokenised) or folder.has_tokenizer():
         tokenizer = folder.tokenizer()
     _check_files(out, config, overwrite)
-    with open_output(out, FORMAT, config.to_json(), resume=resume, overwrite=overwrite):
+    with ranks.on_main(open_output(out, FORMAT, config.to_json(), resume=resume, overwrite=overwrite)):
         try:
-            return _compress(out, config, machine, folder, tokenizer, sizes)
+            return _compress(out, config, machine, ranks, folder, tokenizer, sizes)
         except InputError:
-            if not (out / KEPT).exists() and config.text.generate is None:  # so that other settings can be tried
+            # So that other settings can be tried.
+            if ranks.is_main and not (out / KEPT).exists() and config.text.generate is None:
                 for name in (SETTINGS, TOKENS):
                     (out / name).unlink(missing_ok=True)
             raise
@@ -95,20 +103,29 @@ def _compress(
     out: Path,
     config: CompressConfig,
     machine: Machine,
+    ranks: Ranks,
     folder: PretrainedFolder,
     tokenizer: PreTrainedTokenizerBase | None,
     sizes: Sizes,
 ) -> dict[str, Any]:
     source = folder.load(machine.device, torch.float32 if machine.dtype == torch.float32 else None)
     print(f"Source {source.config.model_type} of {count(source):,} parameters, on {machine.reason}.")
-    windows = _windows(out, config, source, tokenizer)
-    projected = _start(out, config, source, windows, sizes)
+    with ranks.main_first():
+        windows = _windows(out, config, source, tokenizer)
+    projected = _start(out, config, ranks, source, windows, sizes)
+    if ranks.size > 1 and config.tuning.distill == 0:
+        source.to("meta")  # type: ignore[arg-type]  # what this rank projects is kept by its blocks
     job = compression_job(projected, source, windows, config, machine.dtype)
     small, passes = count(projected.small), job.steps * config.tuning.batch_size / windows.count
     print(f"To {small:,} parameters ({small / count(source):.1%}): {sizes}.")
     print(f"{job.steps * job.batch_size:,} tokens of training, {passes:.1f} passes over the text.")
     seconds = train(job, out / CHECKPOINTS, Metrics(out))
     result = projected.merge(folder.dtype)
+    as_source = result if source.dtype == folder.dtype else projected.merge(source.dtype)
+    trained_parameters = sum(ranks.gather(count(projected)))
+    ranks.finish()
+    if source.device.type == "meta":
+        source = folder.load(machine.device, source.dtype)
     losses = START.read(out / "start.json")
     summary = {
         "source": losses["source"] | {"parameters": count(source)},
@@ -119,11 +136,10 @@ def _compress(
         "seconds": round(seconds, 1),
         "sizes": {"hidden": sizes.hidden, "intermediate": sizes.intermediate, "layers": sizes.layers},
         "lr": config.rate(source.config.hidden_size, source.config.num_hidden_layers),
-        "trained_parameters": count(projected),
+        "trained_parameters": trained_parameters,
         "device": machine.reason,
         "versions": _versions(),
     }
-    as_source = result if source.dtype == folder.dtype else projected.merge(source.dtype)
     models = {"source": source, "result": as_source}
     summary["speed"] = measure_speed(models, next(windows.held_out_batches(1))[:, :16], folder.dtype)
     samples = write_samples(models, tokenizer, windows) if tokenizer is not None else []
@@ -153,20 +169,22 @@ def _windows(
 
 
 def _start(
-    out: Path, config: CompressConfig, source: PreTrainedModel, windows: Windows, sizes: Sizes
+    out: Path, config: CompressConfig, ranks: Ranks, source: PreTrainedModel, windows: Windows, sizes: Sizes
 ) -> ProjectedModel:
     """The projected model as training begins with it: a new one, or that of an interrupted run."""
     checkpoints = out / CHECKPOINTS
-    if (out / KEPT).exists() and checkpoint.latest(checkpoints) is not None:
-        return make_projected(source, Kept.load(out / KEPT), config, sizes)
-    kept, inputs = choose(source, windows, config, sizes)
-    projected = make_projected(source, kept, config, sizes, inputs)
+    if ranks.from_main((out / KEPT).exists() and checkpoint.latest(checkpoints) is not None):
+        return make_projected(source, Kept.load(out / KEPT), config, sizes, None, ranks)
+    kept, inputs = choose(source, windows, config, sizes, ranks)
+    projected = make_projected(source, kept, config, sizes, inputs, ranks)
     del inputs  # moments are larger than the source's feed-forwards
-    losses = {"source": _loss(source, windows, config), "start": _loss(projected.small, windows, config)}
-    START.write(out / "start.json", losses)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    checkpoint.save(checkpoints, 0, 0.0, projected, [])
-    kept.save(out / KEPT)  # last: its presence says that the start is stored whole
+    if ranks.is_main:
+        losses = {"source": _loss(source, windows, config), "start": _loss(projected.small, windows, config)}
+        START.write(out / "start.json", losses)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    checkpoint.save(checkpoints, 0, 0.0, projected, [], ranks)
+    if ranks.is_main:
+        kept.save(out / KEPT)  # last: its presence says that the start is stored whole
     return projected
 
 

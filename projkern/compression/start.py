@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..data.text import Windows
-from ..models.huggingface.axes import Sizes, find_axes, sizes_of
+from ..models.huggingface.axes import Sizes, find_axes, shapes_of, sizes_of
+from ..training.distributed import ALONE, Ranks
 from ..utils.errors import InputError
 from ..utils.tensors import read_tensors, write_tensors
 from .config import CompressConfig
@@ -18,6 +19,7 @@ from .depth import influence, with_layers
 from .importance import Inputs, gather_inputs, scores_of
 from .plan import Plan
 from .projected import ProjectedModel
+from .shares import owned_names
 from .sizes import choose_sizes
 
 if TYPE_CHECKING:
@@ -70,11 +72,14 @@ def check_length(config: CompressConfig, source: PreTrainedConfig) -> None:
         raise InputError(f"length must be at most the model's {most} positions; it was {config.text.length}")
 
 
-def choose(source: PreTrainedModel, windows: Windows, config: CompressConfig, sizes: Sizes) -> tuple[Kept, Inputs]:
+def choose(
+    source: PreTrainedModel, windows: Windows, config: CompressConfig, sizes: Sizes, ranks: Ranks = ALONE
+) -> tuple[Kept, Inputs]:
     """What to keep of a source, by its scores, and its inputs, which the compensated start needs.
 
     Args:
         sizes: of ``target_sizes``.
+        ranks: the processes that share the projected model; each has the moments of its own part.
     """
     batches = _calibration(windows, config)
     total = sizes_of(source.config).layers
@@ -87,18 +92,24 @@ def choose(source: PreTrainedModel, windows: Windows, config: CompressConfig, si
     is_compensated = config.method.start == "compensated"
     inputs = Inputs()
     if is_compensated or config.method.importance == "activation":
-        inputs = gather_inputs(shallow, axes, batches, moments=is_compensated)
+        moments = owned_names(shapes_of(shallow), axes, ranks.rank, ranks.size) if is_compensated else ()
+        inputs = gather_inputs(shallow, axes, batches, moments=moments)
     plan = Plan.of(shallow, sizes, scores_of(config.method.importance, shallow, axes, inputs))
-    return Kept(layers, plan.hidden, plan.intermediate), inputs
+    return ranks.from_main(Kept(layers, plan.hidden, plan.intermediate)), inputs
 
 
 def make_projected(
-    source: PreTrainedModel, kept: Kept, config: CompressConfig, sizes: Sizes, inputs: Inputs | None = None
+    source: PreTrainedModel,
+    kept: Kept,
+    config: CompressConfig,
+    sizes: Sizes,
+    inputs: Inputs | None = None,
+    ranks: Ranks = ALONE,
 ) -> ProjectedModel:
     """The projected model of a source. Without ``inputs`` its P selects, whatever the setting ``start``."""
     shallow = shallow_source(source, kept.layers)
     plan = Plan.of(shallow, sizes).keeping(kept.hidden, kept.intermediate)
-    return ProjectedModel(shallow, plan, config.method.method, config.method.block, inputs)
+    return ProjectedModel(shallow, plan, config.method.method, config.method.block, inputs, ranks)
 
 
 def shallow_source(source: PreTrainedModel, layers: list[int]) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..data.text import Windows
 from ..training.checkpoint import Optimizers
+from ..training.distributed import current
 from ..training.loop import Job, schedule
 from ..training.muon import Muon
 from .blocks import Block
@@ -30,7 +31,7 @@ def make_optimizers(projected: ProjectedModel, config: CompressConfig, lr: float
 
 def _of_block(projected: ProjectedModel, block: Block, config: CompressConfig, lr: float) -> Optimizers:
     with_muon = config.tuning.optimizer == "muon"
-    is_matrix = block.residual.dim() == 3 and not projected.tables & set(block.names)
+    is_matrix = block.residual.dim() == 3 and not projected.tables & set(block.stack.names)
     by_muon = [block.residual] if with_muon and is_matrix else []
     if by_muon and not block.is_grouped:
         by_muon += block.projections
@@ -46,26 +47,28 @@ def _of_block(projected: ProjectedModel, block: Block, config: CompressConfig, l
 def compression_job(
     projected: ProjectedModel, teacher: PreTrainedModel, windows: Windows, config: CompressConfig, dtype: torch.dtype
 ) -> Job:
-    """The training of a projected model on windows of text.
+    """The training of a projected model on windows of text, of which each process takes its share.
 
     Args:
-        teacher: the source, for the divergence; it is run where ``distill`` is above 0.
+        teacher: the source, for the divergence; it is run where ``distill`` is above 0, and needs no weights elsewhere.
         dtype: of autocast; float32 for none.
     """
+    ranks = current()
+    ranks.require_same("text", lambda: [windows.batch(0)])
     lr = config.rate(teacher.config.hidden_size, teacher.config.num_hidden_layers)
     optimizers = make_optimizers(projected, config, lr)
     weight, micro = config.tuning.distill, config.micro_batch(teacher.config.vocab_size)
-    small, device = projected.small, teacher.device
+    small, device = projected.small, projected.small.device
 
     def step_block(block: Block) -> None:
         for optimizer in optimizers[block]:
             optimizer.step()
 
     def update(step: int) -> tuple[dict[str, Tensor], Tensor]:
-        batch = windows.batch(step)
+        batch = ranks.share(windows.batch(step), 1)
         projected.materialise()
         small.train()
-        total = torch.zeros(2, device=device)
+        total = torch.zeros(2, dtype=projected.dtype, device=device)
         for tokens in batch.to(device).split(micro):
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 with torch.no_grad():
@@ -75,6 +78,7 @@ def compression_job(
             loss, entropy, divergence = next_token_losses(logits, tokens, target, weight)
             (share * loss).backward()
             total += share * torch.stack([entropy, divergence])
+        projected.average_gradients()
         norm = projected.clip_gradients(CLIP)
         projected.backward(step_block)
         losses = {"text": total[0]} | ({"from the source": total[1]} if weight > 0 else {})
@@ -93,4 +97,5 @@ def compression_job(
         seed=config.run.seed,
         log_every=config.run.log_every,
         checkpoint_every=config.run.checkpoint_every,
+        is_shared=True,
     )

@@ -2,6 +2,9 @@
 
     checkpoint/P_1-4/step-000500/{model.safetensors, optimizer.safetensors, state.json}
 
+Where several processes have a part of the model each, each writes its own, model-00001-of-00002.safetensors and so on,
+and any number of processes reads them: every tensor has one name, whichever file it is in.
+
 Only the last one of a stage is kept, and it is dropped only once its successor is in place.
 """
 
@@ -14,8 +17,9 @@ from torch import Tensor, nn
 
 from ..models.names import ModelName
 from ..utils.errors import InputError, ProjkernError
-from ..utils.files import Format, new_folder
+from ..utils.files import Format, hidden_name, new_folder
 from ..utils.tensors import read_tensors, write_tensors
+from .distributed import ALONE, Ranks
 
 FORMAT = Format("projkern checkpoint", 1, "the state of a checkpoint")
 Optimizers = Sequence[torch.optim.Optimizer]
@@ -38,30 +42,43 @@ def latest(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), default=None)
 
 
-def save(folder: Path, step: int, seconds: float, model: nn.Module, optimizers: Optimizers) -> None:
+def save(
+    folder: Path, step: int, seconds: float, model: nn.Module, optimizers: Optimizers, ranks: Ranks = ALONE
+) -> None:
     """Save a training state, after ``step`` steps and ``seconds`` of work, as the stage's last checkpoint.
+
+    Args:
+        ranks: the processes of which each has a part of the model; all of them call this.
 
     Raises:
         CheckpointError: it could not be written; the one before it is kept.
     """
     target = folder / f"step-{step:08d}"
-    if target.exists():
+    if ranks.from_main(target.exists()):
         return
     try:
-        with new_folder(target) as partial:
-            write_tensors(partial / "model.safetensors", _model_tensors(model))
-            write_tensors(partial / "optimizer.safetensors", _optimizer_tensors(model, optimizers))
-            FORMAT.write(partial / "state.json", {"step": step, "seconds": seconds})
+        with ranks.on_main(new_folder(target)):
+            partial = hidden_name(target)
+            write_tensors(partial / _part("model", ranks), _model_tensors(model))
+            write_tensors(partial / _part("optimizer", ranks), _optimizer_tensors(model, optimizers))
+            ranks.wait()
+            if ranks.is_main:
+                FORMAT.write(partial / "state.json", {"step": step, "seconds": seconds})
     except OSError as error:
         last_good = latest(folder) or "none"
         raise CheckpointError(f"could not write {target}: {error}; the last good checkpoint is {last_good}") from error
+    if not ranks.is_main:
+        return
     for old in (*folder.glob("step-*"), *folder.glob(".*partial")):  # hidden: left by a process that was killed
         if old != target:
             shutil.rmtree(old)
 
 
-def load(path: Path, model: nn.Module, optimizers: Optimizers = ()) -> tuple[int, float]:
+def load(path: Path, model: nn.Module, optimizers: Optimizers = (), ranks: Ranks = ALONE) -> tuple[int, float]:
     """Load a checkpoint into a model of the same shape, and its optimizers.
+
+    Args:
+        ranks: the processes of which each has a part of the model; all of them call this.
 
     Returns:
         The step and the seconds that were saved with it.
@@ -71,16 +88,16 @@ def load(path: Path, model: nn.Module, optimizers: Optimizers = ()) -> tuple[int
     """
     try:
         state = FORMAT.read(path / "state.json")
-        weights = read_tensors(path / "model.safetensors")
-        moments = read_tensors(path / "optimizer.safetensors") if optimizers else {}
+        weights = _read_parts(path / "model.safetensors")
+        moments = _read_parts(path / "optimizer.safetensors") if optimizers else {}
     except InputError as error:
         raise CheckpointError(str(error)) from error
     if not isinstance(state.get("step"), int) or not isinstance(state.get("seconds"), (int, float)):
         raise CheckpointError(f"{path}/state.json must name the step and the seconds; it was {state}")
-    _assign(path / "model.safetensors", weights, _model_tensors(model))
+    _assign(path / "model.safetensors", weights, _model_tensors(model), ranks)
     if optimizers:
         _make_states(model, optimizers, moments.keys())
-        _assign(path / "optimizer.safetensors", moments, _optimizer_tensors(model, optimizers))
+        _assign(path / "optimizer.safetensors", moments, _optimizer_tensors(model, optimizers), ranks)
     return state["step"], state["seconds"]
 
 
@@ -113,9 +130,22 @@ def _optimizer_tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, Te
     }
 
 
-def _assign(path: Path, stored: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
-    if stored.keys() != targets.keys():
-        differing = sorted(stored.keys() ^ targets.keys())
+def _part(name: str, ranks: Ranks) -> str:
+    """The file of one process."""
+    number = "" if ranks.size == 1 else f"-{ranks.rank + 1:05}-of-{ranks.size:05}"
+    return f"{name}{number}.safetensors"
+
+
+def _read_parts(path: Path) -> dict[str, Tensor]:
+    """All tensors, from one file or from those of several processes. What is not used stays on the disk."""
+    parts = sorted(path.parent.glob(f"{path.stem}-*{path.suffix}")) or [path]
+    return {name: tensor for part in parts for name, tensor in read_tensors(part).items()}
+
+
+def _assign(path: Path, stored: dict[str, Tensor], targets: dict[str, Tensor], ranks: Ranks) -> None:
+    names = set().union(*ranks.gather(set(targets)))
+    if stored.keys() != names:
+        differing = sorted(stored.keys() ^ names)
         raise CheckpointError(f"{path} is of another model: {len(differing)} tensors differ, such as {differing[0]}")
     for name, target in targets.items():
         if stored[name].shape != target.shape or stored[name].dtype != target.dtype:

@@ -123,12 +123,24 @@ class Ranks:
                 dist.all_gather_object(values, value)
         return values
 
-    def broadcast(self, module: nn.Module) -> None:
-        """Give all processes the main one's parameters and buffers."""
+    def broadcast(self, tensors: Iterable[Tensor], owner: int = 0) -> None:
+        """Give all processes what one of them has in these tensors."""
         if self.size > 1:
             with _connected(), torch.no_grad():
-                for tensor in module.state_dict().values():
-                    dist.broadcast(tensor, 0)
+                for tensor in tensors:
+                    dist.broadcast(tensor, owner)
+
+    def reduce(self, tensor: Tensor, owner: int) -> None:
+        """Give one process the mean of a tensor over all; what the others have in it then means nothing."""
+        if self.size > 1:
+            with _connected(), torch.no_grad():
+                dist.reduce(tensor, owner)
+                if self.rank == owner:
+                    tensor /= self.size
+
+    def norm(self, norm: Tensor) -> Tensor:
+        """The norm of all processes' numbers together, from that of each one's own."""
+        return (self.average(norm.square()) * self.size).sqrt() if self.size > 1 else norm
 
     def require_same(self, name: str, make: Callable[[], Iterable[Any]]) -> None:
         """Raise InputError, which names the first rank that differs, unless ``make`` returns the same on all."""
@@ -150,7 +162,7 @@ class Ranks:
             self.wait()
 
     @contextmanager
-    def on_main(self, context: AbstractContextManager[None]) -> Iterator[None]:
+    def on_main(self, context: AbstractContextManager[object]) -> Iterator[None]:
         """A context, a folder's lock, that the main process enters once all are here, and before any goes on."""
         self.wait()
         with context if self.is_main else nullcontext():
@@ -180,13 +192,15 @@ class Ranks:
                         tensor.copy_(mean.view_as(tensor))
 
 
+ALONE = Ranks()
+"""The one process of a training without torchrun."""
 _current: Ranks | None = None
 """The processes that ``processes`` has connected."""
 
 
 def current() -> Ranks:
     """The processes of the training that this one belongs to."""
-    return _current or Ranks()
+    return _current or ALONE
 
 
 @contextmanager

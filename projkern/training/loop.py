@@ -17,6 +17,7 @@ from ..utils.command import Interrupted
 from ..utils.errors import ProjkernError
 from ..utils.seeds import seed_of
 from . import checkpoint, distributed
+from .distributed import ALONE
 from .metrics import Metrics
 
 
@@ -39,6 +40,7 @@ class Job:
         batch_size: how many of them a step takes.
         seed: with the step it seeds torch, which draws dropout.
         log_every, checkpoint_every: steps.
+        is_shared: whether each rank has a part of the module by itself, and stores that part.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Job:
     seed: int
     log_every: int
     checkpoint_every: int
+    is_shared: bool = False
 
 
 def train(job: Job, folder: Path, metrics: Metrics, on_step: Callable[[int], bool] | None = None) -> float:
@@ -73,22 +76,24 @@ def train(job: Job, folder: Path, metrics: Metrics, on_step: Callable[[int], boo
         CheckpointError: a checkpoint that cannot be read or written.
     """
     ranks = distributed.current()
+    writers = ranks if job.is_shared else ALONE
     groups = [group for optimizer in job.optimizers for group in optimizer.param_groups]
     peaks = [group["lr"] for group in groups]
     start, seconds = 0, 0.0
     if last := ranks.from_main(checkpoint.latest(folder)):
-        start, seconds = checkpoint.load(last, job.module, job.optimizers)
+        start, seconds = checkpoint.load(last, job.module, job.optimizers, writers)
     if last and start == job.steps:
         return seconds
-    ranks.broadcast(job.module)
+    if not job.is_shared:
+        ranks.broadcast(job.module.state_dict().values())
     if ranks.is_main:
         metrics.begin(job.name, job.unit, start)
     start_time, step = time.monotonic() - seconds, start
 
     def save() -> None:
         _mean(job.name, unlogged, step, folder)
-        if ranks.is_main:
-            checkpoint.save(folder, step, time.monotonic() - start_time, job.module, job.optimizers)
+        if ranks.is_main or job.is_shared:
+            checkpoint.save(folder, step, time.monotonic() - start_time, job.module, job.optimizers, writers)
 
     job.module.train()
     unlogged: list[Tensor] = []  # [losses..., norm of the gradient] of the steps since the last log line

@@ -144,7 +144,7 @@ def test_the_order_of_coordinates_does_not_matter(importance):
     logits = []
     for source in (model, other):
         axes = find_axes(source.config, HALF)
-        inputs = gather_inputs(source, axes, [TOKENS], moments=True)
+        inputs = gather_inputs(source, axes, [TOKENS], moments=axes)
         plan = Plan.of(source, HALF, scores_of(importance, source, axes, inputs))
         logits.append(ProjectedModel(source, plan, inputs=inputs).merge()(TOKENS).logits)
     assert torch.allclose(*logits, atol=1e-3)
@@ -158,8 +158,8 @@ def test_group_is_what_the_projection_kernels_compute():
     plan = random_plan(model)
     grouped, dense = (disturbed(ProjectedModel(model, plan, method)) for method in ("group", "project"))
     name = "model.layers.1.mlp.up_proj.weight"
-    (part,) = [b for b in grouped.all_blocks() if name in b.names]
-    (whole,) = [b for b in dense.all_blocks() if name in b.names]
+    (part,) = [b for b in grouped.all_blocks() if name in b.stack.names]
+    (whole,) = [b for b in dense.all_blocks() if name in b.stack.names]
     with torch.no_grad():
         for side, axis in ((0, plan.intermediate["model.layers.1"]), (1, plan.hidden)):
             size = model.get_parameter(name).shape[side]
@@ -199,7 +199,7 @@ def test_both_methods_may_start_compensated():
     model = decoders.decoder("llama")
     axes = find_axes(model.config, HALF)
     text = torch.randint(decoders.VOCABULARY, (32, 24), generator=torch.Generator().manual_seed(0))
-    inputs = gather_inputs(model, axes, text.split(8), moments=True)
+    inputs = gather_inputs(model, axes, text.split(8), moments=axes)
     plan = Plan.of(model, HALF, scores_of("activation", model, axes, inputs))
     project, prune, plain = (
         ProjectedModel(model, plan, method, inputs=moments).merge()(TOKENS).logits

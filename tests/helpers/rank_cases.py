@@ -2,19 +2,33 @@
 
     OUT/CASE-RANK.pt    {"losses": by step, "gradients": of the first step, "weights": after the last step}
 
+Of a compression each rank has the gradients of its own part, all have the small model's weights, and "sent" is what a
+step has a rank send, in bytes.
+
 All is in float64, so that what differs is a fault and not rounding.
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import decoders
+import numpy as np
 import torch
+from ranks import sent_bytes
 from torch import Tensor
 
+from projkern.compression.config import CompressConfig
+from projkern.compression.start import choose, make_projected
+from projkern.compression.training import compression_job
+from projkern.data.text import Windows
+from projkern.models.huggingface.axes import Sizes
 from projkern.models.names import SOURCE, Kind, ModelName
 from projkern.training import distributed
 from projkern.training.data import open_data, run_palette
@@ -34,6 +48,15 @@ CASES: dict[str, dict[str, Any]] = {
     "source_batch": {"source_batch": 4, "distill": 0.0},
     "several examples of a task": {"examples_per_task": 2},
     "no loss of the source": {"w_src": 0.0, "distill": 0.0},
+}
+
+COMPRESSION = CompressConfig().replace(
+    length=12, batch_size=8, held_out=8, tokens=50 * 96, log_every=1, checkpoint_every=50, calibration=16
+)
+COMPRESSIONS: dict[str, dict[str, Any]] = {
+    "compression": {},
+    "compression in groups": {"method": "group", "optimizer": "adamw", "distill": 0.0},
+    "pruning": {"method": "prune"},
 }
 
 
@@ -71,10 +94,46 @@ def run_case(changes: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"losses": logged, "gradients": gradients, "weights": stage.module.state_dict()}
 
 
+def run_compression(changes: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same of a compression."""
+    config, ranks = COMPRESSION.replace(**changes), distributed.current()
+    source = decoders.decoder("starcoder2").double()  # the norms of others compute in float32
+    sizes = Sizes(decoders.HIDDEN // 2, decoders.INTERMEDIATE // 2, decoders.LAYERS)
+    tokens = np.random.default_rng(0).integers(0, decoders.VOCABULARY, 1200)
+    windows = Windows(tokens, config.text.length, config.tuning.batch_size, config.text.held_out, seed=0)
+    kept, inputs = choose(source, windows, config, sizes, ranks)
+    projected = make_projected(source, kept, config, sizes, inputs, ranks)
+    gradients: dict[str, Tensor] = {}
+    take = projected.backward
+
+    def keep_the_first(after: Any) -> None:
+        if not gradients:
+            take()
+            gradients.update((name, p.grad.clone()) for name, p in projected.named_parameters() if p.grad is not None)
+        take(after)
+
+    projected.backward = keep_the_first  # type: ignore[method-assign]
+    folder.mkdir(parents=True, exist_ok=True)
+    train(compression_job(projected, source, windows, config, torch.float32), folder / "checkpoint", Metrics(folder))
+    before = sent_bytes()
+    projected.materialise()
+    projected.average_gradients()
+    time.sleep(0.2)  # until the kernel has sent what it was given
+    sent = sent_bytes() - before
+    logged = [line["losses"] for line in read_metrics(folder / "metrics.jsonl")] if ranks.is_main else None
+    return {"losses": logged, "gradients": gradients, "weights": dict(projected.small.named_parameters()), "sent": sent}
+
+
+RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    **{name: partial(run_case, changes) for name, changes in CASES.items()},
+    **{name: partial(run_compression, changes) for name, changes in COMPRESSIONS.items()},
+}
+
+
 def main(out: Path) -> None:
     with distributed.processes("cpu") as ranks:
-        for name, changes in CASES.items():
-            torch.save(run_case(changes, out / name), out / f"{name}-{ranks.rank}.pt")
+        for name, run in RUNS.items():
+            torch.save(run(out / name), out / f"{name}-{ranks.rank}.pt")
         ranks.finish()
 
 

@@ -13,6 +13,7 @@ THOROUGH_PARAMETERS = {"triton", "cuda", "projected"}
 THOROUGH = (
     "tests/benchmarks",
     "tests/compression/test_compress.py",
+    "tests/compression/test_ranks.py::test_a_stopped",
     "tests/compression/test_stories.py",
     "tests/evaluation",
     "tests/experiments",

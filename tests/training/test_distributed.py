@@ -19,7 +19,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, objec
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("alone")
-    cases = {name: rank_cases.run_case(changes, folder / name) for name, changes in rank_cases.CASES.items()}
+    cases = {name: run(folder / name) for name, run in rank_cases.RUNS.items()}
     torch.set_num_threads(threads)
     return cases
 
@@ -33,7 +33,7 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return request.param, out
 
 
-@pytest.mark.parametrize("case", rank_cases.CASES)
+@pytest.mark.parametrize("case", rank_cases.RUNS)
 def test_ranks_train_as_one_process_does(case, alone, together):
     size, out = together
     expected = alone[case]
@@ -41,11 +41,21 @@ def test_ranks_train_as_one_process_does(case, alone, together):
     assert len(stored[0]["losses"]) == 50
     for line, reference in zip(stored[0]["losses"], expected["losses"]):
         assert line == pytest.approx(reference, abs=1e-6)  # in 50 steps the general generator makes 1e-16 into 1e-7
-    assert stored[0]["gradients"].keys() == expected["gradients"].keys()
+    gradients = {name: gradient for rank in stored for name, gradient in rank["gradients"].items()}
+    assert gradients.keys() == expected["gradients"].keys()
     for name, gradient in expected["gradients"].items():
-        torch.testing.assert_close(stored[-1]["gradients"][name], gradient, atol=1e-12, rtol=0)
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-12, rtol=0)
     for rank in stored[1:]:
         assert all(torch.equal(rank["weights"][name], w) for name, w in stored[0]["weights"].items())
+
+
+def test_compression_sends_values_and_gradients_of_the_small_model(together):
+    """By gloo's algorithms: a tree for the broadcast; a ring and a gather for the reduction."""
+    size, out = together
+    stored = [torch.load(out / f"compression-{rank}.pt") for rank in range(size)]
+    numbers = {id(w): w.numel() for w in stored[0]["weights"].values()}  # of tied tables once
+    expected = 8 * sum(numbers.values()) * (size - 1) * (2 + 1 / size)  # in float64
+    assert expected < sum(rank["sent"] for rank in stored) < 1.06 * expected  # heads of messages of small matrices
 
 
 def test_a_batch_is_dealt_by_task():

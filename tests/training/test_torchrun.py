@@ -96,8 +96,8 @@ def test_a_fault_of_one_rank_ends_all_with_one_message(fault, message, tmp_path)
 
 
 def test_a_killed_rank_is_started_again_and_the_run_goes_on(whole_run, tmp_path):
-    script = ROOT / "tests" / "helpers" / "killed_train.py"
-    process = torchrun(2, script, *run_options(tmp_path / "run"), options=("--max-restarts=1",))
+    script, steps = ROOT / "tests" / "helpers" / "killed.py", 150
+    process = torchrun(2, script, "train", steps, *run_options(tmp_path / "run"), options=("--max-restarts=1",))
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0 and output.count("Training on") == 2, output
     assert losses_of(tmp_path / "run") == losses_of(whole_run)
