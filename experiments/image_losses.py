@@ -20,7 +20,8 @@ import numpy as np
 from projkern.utils.errors import InputError
 from projkern.utils.files import write_atomically
 
-from .measures import DECIMALS
+DECIMALS = 4
+"""Of a stored loss."""
 
 Masks = Mapping[str, np.ndarray]
 """Which held-out images (N,) belong to a part, by the name that ``by_part`` has for it."""

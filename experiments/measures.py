@@ -15,7 +15,8 @@ from projkern.evaluation.sweep import with_component
 from projkern.training.losses import another_task, evaluate
 from projkern.training.stages import Model
 
-DECIMALS = 4
+from .image_losses import DECIMALS
+
 T_SCALES = tuple(k / 4 for k in range(9))
 SWEEP_IMAGES = 192
 

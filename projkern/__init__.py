@@ -4,15 +4,20 @@ W_s = P(t) W_1 Q(t)        a small model for each task (Projectable Models, arXi
 W_C = P_out W P_in + A     one smaller model (Projected Compression, arXiv 2506.22255)
 """
 
-from .compression.api import compress
-from .compression.plan import Plan as CompressionPlan
-from .compression.projected import ProjectedModel
-from .kernels.cost import explain
-from .kernels.dispatch import available_backends, use_backend
-from .kernels.linear import project_linear
-from .kernels.projection import project, project_layers
-from .models import GPT, GPTConfig, ProjectionOperator
+from typing import TYPE_CHECKING
+
+from .utils.lazy import attach
 from .utils.version import __version__
+
+if TYPE_CHECKING:
+    from .compression.api import compress
+    from .compression.plan import Plan as CompressionPlan
+    from .compression.projected import ProjectedModel
+    from .kernels.cost import explain
+    from .kernels.dispatch import available_backends, use_backend
+    from .kernels.linear import project_linear
+    from .kernels.projection import project, project_layers
+    from .models import GPT, GPTConfig, ProjectionOperator
 
 __all__ = [
     "GPT",
@@ -29,3 +34,21 @@ __all__ = [
     "project_linear",
     "use_backend",
 ]
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "GPT": "models",
+        "CompressionPlan": "compression.plan:Plan",
+        "GPTConfig": "models",
+        "ProjectedModel": "compression.projected",
+        "ProjectionOperator": "models",
+        "available_backends": "kernels.dispatch",
+        "compress": "compression.api",
+        "explain": "kernels.cost",
+        "project": "kernels.projection",
+        "project_layers": "kernels.projection",
+        "project_linear": "kernels.linear",
+        "use_backend": "kernels.dispatch",
+    },
+)

@@ -5,7 +5,6 @@ import sys
 import time
 from pathlib import Path
 
-from .compression.api import compress
 from .utils import command
 from .utils.settings import add_options, given_options
 
@@ -85,5 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     sys.exit(main())
 else:
+    from .compression.api import compress
+
     # As in project.py: let ``import projkern.compress`` bind the function that the package exports.
     sys.modules[__name__] = compress  # type: ignore[assignment]

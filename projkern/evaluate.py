@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .data import TASK_NAMES
+from .data.task_names import TASK_NAMES
 from .utils import command
 
 EXAMPLES = f"""

@@ -4,7 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from .kernels.projection import project
 from .utils import command
 
 EXAMPLES = """
@@ -101,6 +100,8 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     sys.exit(main())
 else:
+    from .kernels.projection import project
+
     # This module has the name of the function that the package exports. ``import projkern.project`` binds that name on
     # the package to the object in sys.modules: let that be the function.
     sys.modules[__name__] = project  # type: ignore[assignment]

@@ -8,9 +8,9 @@ from typing import Any
 
 from .language.config import FROM_SOURCE, NAME, LanguageConfig
 from .language.presets import PRESETS as LANGUAGE_PRESETS
-from .training.folder import SETTINGS
 from .training.presets import PRESETS, QUICK
 from .utils import command
+from .utils.files import SETTINGS
 from .utils.settings import add_options, given_options
 
 EXAMPLES = """

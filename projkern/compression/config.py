@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from ..training.config import ComputeConfig
 from ..utils.config import Config
 from ..utils.settings import count, require, require_types, setting
-from .importance import IMPORTANCES
-from .projected import METHODS
 
+METHODS = ("project", "prune", "group")
+IMPORTANCES = ("activation", "magnitude", "index")
 STARTS = ("compensated", "pruned")
 OPTIMIZERS = ("muon", "adamw")
 RATES = {

@@ -22,8 +22,6 @@ from .plan import Scores, feed_forwards, index_order
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-IMPORTANCES = ("activation", "magnitude", "index")
-
 
 @dataclass
 class Inputs:
@@ -111,7 +109,7 @@ def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
 
 
 def scores_of(importance: str, model: PreTrainedModel, axes: Axes, inputs: Inputs) -> Scores:
-    """Scores of one of ``IMPORTANCES``.
+    """Scores of one of ``IMPORTANCES`` (``config.py``).
 
     Args:
         inputs: of ``gather_inputs``, used by "activation" alone.

@@ -22,6 +22,7 @@ from ..models.huggingface.axes import shapes_of, small_shape
 from ..training.distributed import ALONE, Ranks
 from ..utils.errors import InputError
 from .blocks import Block, Stack
+from .config import METHODS
 from .importance import Inputs, input_axis
 from .plan import Plan
 from .projections import Projection, compensated, selection
@@ -30,7 +31,6 @@ from .shares import owners, stacks_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-METHODS = ("project", "prune", "group")
 
 
 class ProjectedModel(nn.Module):

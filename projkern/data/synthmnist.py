@@ -24,13 +24,7 @@ from ..utils.errors import InputError
 from ..utils.seeds import seed_of
 from .digits import Digits, Split, check_split, load_digits
 from .palette import Palette, fit_palette
-
-TASK_NAMES = (
-    "angle", "scale", "center_x", "center_y", "warp_x", "warp_y", "warp_scale",
-    "shift_r", "shift_g", "shift_b", "class_stripes", "class_rings", "class_cells",
-    "cells_frequency", "cells_phase", "color_r", "color_g", "color_b",
-)  # fmt: skip
-TASK_DIM = len(TASK_NAMES)
+from .task_names import TASK_DIM
 
 WARP_THRESHOLD = 0.3  # alpha: no warp below it
 COLOR_MIN, COLOR_RANGE = 0.5, 1.5  # beta, gamma

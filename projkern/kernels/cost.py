@@ -165,7 +165,7 @@ def explain(
     return _decide(call, _costs(call, constants, unavailable), constants.free)
 
 
-@torch.compiler.assume_constant_result
+@linear_ops.constant_in_graphs
 def choose(
     rows: int,
     cols: int,

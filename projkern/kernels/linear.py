@@ -67,7 +67,7 @@ def project_linear(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, group: Group
     if form == "auto":
         backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, p, q))
         # torch.compile may know none of these as numbers yet.
-        sizes = [index(size) for size in (N, M, row_group, col_group, x.shape[0], x.shape[1])]
+        sizes = index(N), index(M), index(row_group), index(col_group), index(x.shape[0]), index(x.shape[1])
         form = cost.choose(*sizes, weight.dtype, x.dtype, x.device, backward)
     elif form == "projected":
         reason = limits.why_not_served(weight.dtype, x.dtype, row_group, col_group)

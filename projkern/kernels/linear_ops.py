@@ -11,13 +11,15 @@ The first and the last are made of operators that exist. The second is ``projker
 import importlib
 from functools import lru_cache
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
+
+Function = TypeVar("Function")
 
 
 def materialised(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int) -> Tensor:
@@ -32,6 +34,12 @@ def factored(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, co
     wide = (x[..., None] * q.unflatten(1, (-1, col_group))[:, None]).to(dtype).flatten(2)  # [B, S, M]
     z = F.linear(wide, weight.to(dtype)).unflatten(2, (-1, row_group))  # [B, S, n, row_group]
     return (z * p.unflatten(1, (-1, row_group))[:, None]).sum(-1).to(x.dtype)
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """What ``torch.compiler.assume_constant_result`` does, without its import of Dynamo, which takes a second."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +58,7 @@ def _kernels() -> ModuleType:
     return kernels
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def why_not_here(device: torch.device) -> str | None:
     """Why the projected form's kernels cannot run on a device; None if they can, Triton's interpreter included."""
     kernels, reason = _load()

@@ -57,7 +57,7 @@ class ProjectionOperator(nn.Module):
     """
 
     of_transformers: type[ProjectionOperator] | None = None
-    """The class for a transformers model; ``models/__init__.py`` puts it in."""
+    """The class for a transformers model; ``models/huggingface/operator.py`` puts it in."""
 
     def __new__(cls, source: object = None, *arguments: object, **options: object) -> ProjectionOperator:
         """Of a GPT this class, of a transformers model that of ``models/huggingface/operator.py``."""

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.tokens import read_settings
 from ..utils.errors import InputError
 from ..utils.settings import require, require_types, setting
 
@@ -47,6 +46,8 @@ class TokenizeConfig:
     @classmethod
     def read(cls, folder: Path) -> TokenizeConfig:
         """The settings of a folder, finished or not; raises InputError where it holds none."""
+        from ..data.tokens import read_settings
+
         try:
             return cls(**read_settings(folder)["settings"])
         except (KeyError, TypeError) as error:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from ..data import TASK_DIM
-from ..models.generators import GENERATORS, STARTS
+from ..data.task_names import TASK_DIM
+from ..models.kinds import KINDS, STARTS
 from ..models.layout import CONDITIONINGS
 from ..utils.config import Config
 from ..utils.errors import InputError
@@ -85,7 +85,7 @@ class OperatorConfig:
 
     scales: tuple[Fraction, ...] = setting((Fraction(1, 4),), "scales s of the small models")
     rank: int = setting(8, "inner width r of the weight generators")
-    generator: str = setting("diagonal", f"what turns t into weights: {', '.join(GENERATORS)} (docs/generators.md)")
+    generator: str = setting("diagonal", f"what turns t into weights: {', '.join(KINDS)} (docs/generators.md)")
     bias_of_t: bool = setting(True, "the small models' own biases depend on t too")
     start: str = setting("constant", f"p and q of the diagonal generator at first: {', '.join(STARTS)}", option=None)
     shared_inner: bool = setting(False, "one first layer t -> r for all linear operators", option=None)
@@ -94,19 +94,23 @@ class OperatorConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require(self, "rank", self.rank >= 1, "at least 1")
-        require(self, "generator", self.generator in GENERATORS, f"one of {', '.join(GENERATORS)}")
+        require(self, "generator", self.generator in KINDS, f"one of {', '.join(KINDS)}")
         require(self, "start", self.start in STARTS, f"one of {', '.join(STARTS)}")
         require(self, "scales", len(set(self.scales)) == len(self.scales) >= 1, "at least one, each once")
         for s in self.scales:
             require(self, "scales", s.numerator == 1 and s.denominator > 1, "fractions 1/g with g >= 2")
-        for name in self.generator_options().keys() - set(GENERATORS[self.generator].options()):
-            usual = type(self).__dataclass_fields__[name].default
-            require(self, name, getattr(self, name) == usual, f"{usual} with generator {self.generator}")
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        if changed := [name for name, value in self.generator_options().items() if value != usual[name]]:
+            from ..models.generators import GENERATORS  # imports torch, for which --help does not wait
+
+            own = GENERATORS[self.generator].options()
+            for name in changed:
+                require(self, name, name in own, f"{usual[name]} with generator {self.generator}")
 
     def generator_options(self) -> dict[str, Any]:
         """The settings that are arguments of a generator's own, whichever kind it is of."""
-        names = {name for kind in GENERATORS.values() for name in kind.options()}
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in names}
+        of_every_kind = ("scales", "rank", "generator", "bias_of_t")
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in of_every_kind}
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ from fractions import Fraction
 from typing import Any
 
 from .config import TrainConfig
-from .data import with_settings_of_data
-from .source import with_shape_of_source
 
 PLAIN: dict[str, Any] = {
     "generator": "diagonal",
@@ -94,6 +92,9 @@ def new_config(preset: str, changes: dict[str, Any]) -> TrainConfig:
     Raises:
         InputError: changes that disagree with the source or the data, or with each other.
     """
+    from .data import with_settings_of_data
+    from .source import with_shape_of_source
+
     if "source" in changes:
         changes = with_shape_of_source(changes)
     if "folder" in changes:

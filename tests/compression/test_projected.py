@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import projkern as pk
-from projkern.compression.importance import IMPORTANCES, gather_inputs, scores_of
+from projkern.compression.config import IMPORTANCES
+from projkern.compression.importance import gather_inputs, scores_of
 from projkern.compression.plan import Plan, Scores
 from projkern.compression.projected import ProjectedModel
 from projkern.compression.projections import compensated, selection

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 import projkern as pk
 from projkern.models import operator as operator_module
-from projkern.models.generators import GENERATORS, STARTS, group_of, make_generator
+from projkern.models.generators import GENERATORS, group_of, make_generator
 from projkern.models.generators.diagonal import DiagonalGenerator
+from projkern.models.kinds import STARTS
 from projkern.models.layout import LINEARS
 from projkern.models.operator import generate_weights, project_and_run
 from projkern.utils.errors import InputError

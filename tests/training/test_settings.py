@@ -19,6 +19,7 @@ from projkern.__main__ import main as projkern
 from projkern.data import TokenImages
 from projkern.models.generators import GENERATORS, DiagonalGenerator
 from projkern.models.huggingface import gpt2
+from projkern.models.kinds import KINDS
 from projkern.training.checkpoint import CheckpointError
 from projkern.training.config import LEGACY_DEFAULTS, OperatorConfig, TrainConfig
 from projkern.training.data import with_settings_of_data
@@ -145,6 +146,10 @@ def test_generators_name_their_own_options():
     assert GENERATORS["diagonal"].options() == ["start", "shared_inner", "tied"]
     assert GENERATORS["low-rank"].options() == ["delta_rank"]
     assert GENERATORS["blocks"].options() == []
+
+
+def test_settings_know_every_generator():
+    assert tuple(GENERATORS) == KINDS
 
 
 def test_defaults_of_the_settings_are_those_of_the_constructor():

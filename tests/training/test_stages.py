@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import projkern as pk
-from projkern.models.generators import STARTS
+from projkern.models.kinds import STARTS
 from projkern.models.names import SOURCE, Kind, ModelName
 from projkern.training.losses import nats_from, nats_per_token
 from projkern.training.presets import PLAIN, QUICK

@@ -9,7 +9,7 @@ from ...utils.errors import InputError
 from ..gpt import GPT
 from .additive import LinearGenerator, LowRankGenerator, ModularGenerator
 from .base import Generator, TaskWeights, group_of
-from .diagonal import STARTS, DiagonalGenerator, project_factors
+from .diagonal import DiagonalGenerator, project_factors
 from .source import BlockGenerator, GeneralGenerator
 
 GENERATORS: dict[str, type[Generator]] = {

@@ -11,11 +11,9 @@ from torch import Tensor
 from ...kernels.projection import project_layers
 from ...utils.errors import InputError
 from ..gpt import GPT
+from ..kinds import STARTS
 from ..layout import LINEARS
 from .base import MLPGenerator, TaskWeights
-
-STARTS = ("constant", "noise", "signs", "one-hot")
-"""Initial values of p and q."""
 
 
 class DiagonalGenerator(MLPGenerator):

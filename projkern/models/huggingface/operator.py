@@ -205,6 +205,9 @@ class TransformersOperator(ProjectionOperator):
         return [parameters | {name: rows[u] for name, rows in generated.items()} for u, parameters in enumerate(own)]
 
 
+ProjectionOperator.of_transformers = TransformersOperator
+
+
 def _require_language_model(source: PreTrainedModel) -> None:
     head = getattr(source, "get_output_embeddings", lambda: None)()
     if head is None:
