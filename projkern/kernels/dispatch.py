@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ _FASTEST_FIRST = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "refer
 BACKENDS = tuple(_BACKENDS)
 NAMES = (*BACKENDS, "auto")
 
-_chosen = "auto"  # of the whole process: autograd runs a card's backward in threads of its own
+_chosen = ContextVar("projkern backend", default="auto")
 
 
 def why_unavailable(name: str) -> str | None:
@@ -36,9 +37,12 @@ def build_info() -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run the projections inside the ``with`` block on one backend, in all threads of the process.
+    """Run the projections inside the ``with`` block on one backend.
 
-    A backward that is run after the block takes the backend that is in force then.
+    The choice is the calling thread's (a context variable): other threads keep their own, and one that is started
+    inside begins with "auto", unless it runs in this thread's context (``contextvars.copy_context().run``). A backward,
+    whenever and in whichever thread it runs, takes the choice of its forward. A graph of ``torch.compile`` is the same
+    for all backends: forward and backward each take the choice of the thread that they run in, when they run.
 
     Args:
         name: "reference" (plain torch, any device and dtype), "cpu" (the C++ kernels), "triton", "cuda" (the CUDA
@@ -53,17 +57,29 @@ def use_backend(name: str) -> Iterator[None]:
     reason = None if name == "auto" else why_unavailable(name)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
-    global _chosen
-    previous, _chosen = _chosen, name
+    with choice(name):
+        yield
+
+
+def chosen() -> str:
+    """The choice now in force, in this thread."""
+    return _chosen.get()
+
+
+@contextmanager
+def choice(name: str) -> Iterator[None]:
+    """As ``use_backend``, of a name that ``chosen`` returned."""
+    previous = _chosen.get()
+    _chosen.set(name)
     try:
         yield
     finally:
-        _chosen = previous
+        _chosen.set(previous)
 
 
 def select(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.dtype) -> Backend:
     """The backend that serves these tensors under the choice now in force."""
-    name = _chosen
+    name = chosen()
     if name == "auto":
         for candidate in _FASTEST_FIRST.get(device.type, ()):
             backend = _BACKENDS[candidate]

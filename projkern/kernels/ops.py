@@ -118,6 +118,11 @@ def _fake_backward(
     return d_weights, p.new_empty(p.shape if need_p else 0), q.new_empty(q.shape if need_q else 0)
 
 
+def _chosen_backend() -> str:
+    """The choice that a backward takes over: autograd runs it later, on a card in threads of its own."""
+    return "auto" if torch.compiler.is_compiling() else dispatch.chosen()
+
+
 def _split(entries: list[int], rest: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     count = 1 + max(entries[::3])
     return list(rest[:count]), list(rest[count:])
@@ -134,6 +139,7 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         p, q, ctx.entries, _, *weights = inputs
+        ctx.backend = _chosen_backend()
         ctx.save_for_backward(p, q, *weights)
 
     @staticmethod
@@ -141,10 +147,14 @@ class _Project(torch.autograd.Function):
         p, q, *weights = ctx.saved_tensors
         need_p, need_q, _, _, *need_weights = ctx.needs_input_grad
         needs = (need_weights, need_p, need_q)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            dp, dq, *d_weights = _ProjectBackward.apply(p, q, ctx.entries, needs, *weights, *grads)
-        else:  # no further derivative follows; torch.compile refuses to trace one
+        if torch.compiler.is_compiling():  # it refuses to trace a further derivative
             d_weights, dp, dq = _backward(weights, p, q, list(grads), ctx.entries, *needs)
+        else:
+            with dispatch.choice(ctx.backend):
+                if torch.is_grad_enabled():
+                    dp, dq, *d_weights = _ProjectBackward.apply(p, q, ctx.entries, needs, *weights, *grads)
+                else:  # no further derivative follows
+                    d_weights, dp, dq = _backward(weights, p, q, list(grads), ctx.entries, *needs)
         return (
             dp if need_p else None,
             dq if need_q else None,
@@ -166,6 +176,7 @@ class _ProjectBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         p, q, ctx.entries, ctx.needs, *rest = inputs
+        ctx.backend = _chosen_backend()
         ctx.save_for_backward(p, q, *rest)
 
     @staticmethod
@@ -191,10 +202,11 @@ class _ProjectBackward(torch.autograd.Function):
         if need_q:
             terms.append((2, weights, p, c_q))
         for replaced, W_k, p_k, q_k in terms:
-            outputs = _Project.apply(p_k, q_k, ctx.entries, grads[0].dtype, *W_k)
-            add(2 + len(weights), outputs)
             needs = ([replaced != 0] * len(weights), replaced != 1, replaced != 2)
-            dp, dq, *d_weights = _ProjectBackward.apply(p_k, q_k, ctx.entries, needs, *W_k, *grads)
+            with dispatch.choice(ctx.backend):
+                outputs = _Project.apply(p_k, q_k, ctx.entries, grads[0].dtype, *W_k)
+                dp, dq, *d_weights = _ProjectBackward.apply(p_k, q_k, ctx.entries, needs, *W_k, *grads)
+            add(2 + len(weights), outputs)
             if replaced != 0:
                 add(2, d_weights)
             if needs[1]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -450,18 +453,58 @@ def test_which_cards_a_build_runs_on(built_for, card, runs):
     assert cuda.runs_on(built_for.split(), card) == runs
 
 
-def test_a_backend_serves_every_thread():
-    """Autograd runs a card's backward in a thread of its own."""
+def in_a_thread(work):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def test_a_choice_of_backend_is_of_one_thread():
+    """Two blocks that overlap, the first to begin also the first to end."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def other():
+        with pk.use_backend("cpu" if "cpu" in pk.available_backends() else "reference"):
+            begun.set()
+            assert ended.wait(60)
+        return dispatch.chosen()
+
+    with ThreadPoolExecutor(1) as pool:
+        with pk.use_backend("reference"):
+            pending = pool.submit(other)
+            assert begun.wait(60)
+            assert dispatch.chosen() == "reference"
+            assert in_a_thread(dispatch.chosen) == "auto"
+            assert in_a_thread(partial(contextvars.copy_context().run, dispatch.chosen)) == "reference"
+        ended.set()
+        assert (dispatch.chosen(), pending.result()) == ("auto", "auto")
+
+
+def test_a_backward_takes_the_choice_of_its_forward(monkeypatch):
     served = []
-
-    def work():
-        served.append(dispatch.select(W.device, W.dtype, W.dtype))
-
+    for kind in ("forward", "backward"):
+        original = getattr(reference, f"project_{kind}")
+        spy = lambda plan, call, kind=kind, original=original: (served.append(kind), original(plan, call))  # noqa: E731
+        monkeypatch.setattr(reference, f"project_{kind}", spy)
+    inputs = [x.clone().requires_grad_() for x in (W, P, Q)]
     with pk.use_backend("reference"):
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-    assert served == [reference]
+        out = pk.project(*inputs, 4).sum()
+    first = in_a_thread(lambda: torch.autograd.grad(out, inputs, create_graph=True))
+    assert served == ["forward", "backward"]
+    in_a_thread(lambda: torch.autograd.grad(sum(g.sum() for g in first), inputs))
+    assert len(served) > 4 and dispatch.chosen() == "auto"
+
+
+def test_a_compiled_function_takes_the_choice_in_force(monkeypatch):
+    served = []
+    for module in (reference, cpu):
+        original = module.project_forward
+        spy = lambda plan, call, module=module, original=original: (served.append(module), original(plan, call))  # noqa: E731
+        monkeypatch.setattr(module, "project_forward", spy)
+    compiled = torch.compile(lambda W, p, q: pk.project(W, p, q, 4) + 1, fullgraph=True, backend="eager")
+    for backend in ("reference", "cpu") if "cpu" in pk.available_backends() else ("reference",):
+        with pk.use_backend(backend):
+            compiled(W, P, Q)
+        assert served.pop().__name__.endswith(backend)
 
 
 def test_a_backend_asked_for_does_not_fall_back():
