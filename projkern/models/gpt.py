@@ -128,7 +128,9 @@ class GPT(nn.Module):
         if t is None:
             return t
         check_task(t, batch, self.config.task_dim)
-        return (t - self.config.t_mean) / self.config.t_std
+        own = self.tables.head.dtype
+        t = t.to(torch.promote_types(own, torch.float32))
+        return ((t - self.config.t_mean) / self.config.t_std).to(own)
 
     def _conditioned(self, t: Tensor | None) -> tuple[Tensor | None, list[Layer], Affine | None]:
         """The offset of every position (B, d), the layers and the final norm; None where t does not change it."""

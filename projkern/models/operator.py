@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.profiler import record_function
 
 from ..utils.device import free_memory
@@ -24,10 +25,32 @@ from ..utils.errors import InputError
 from .blocks import Affine, Factored, Layer, assemble, transformer
 from .decode import Decoder
 from .generators import DiagonalGenerator, TaskWeights, group_of, make_generator, project_factors
-from .generators.base import MLPGenerator, unstack
+from .generators.base import Generator, MLPGenerator, unstack
 from .gpt import GPT, check_task, check_tokens
 from .layout import LINEARS, NORMS, GPTConfig
 from .tables import Tables
+
+
+class Used:
+    """A module that another uses and does not own: it is no submodule, and a copy of the user uses it too.
+
+    Where both are copied together, in whichever order, the copy of the user uses the copy: which one that is, the memo
+    of ``copy.deepcopy`` knows once all is copied.
+    """
+
+    def __init__(self, module: nn.Module, memo: dict[int, Any] | None = None) -> None:
+        self._module, self._memo = module, memo
+
+    def get(self) -> Any:
+        if self._memo is not None:
+            self._module, self._memo = self._memo.get(id(self._module), self._module), None
+        return self._module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Used:
+        return Used(self.get(), memo)
+
+    def __reduce__(self) -> tuple[type[Used], tuple[nn.Module]]:
+        return Used, (self.get(),)
 
 
 class ProjectionOperator(nn.Module):
@@ -37,7 +60,9 @@ class ProjectionOperator(nn.Module):
     constructor makes then.
 
     The source is used, not owned: it is no submodule, so ``parameters()`` and ``state_dict()`` are the operator's
-    alone and several operators may share one source.
+    alone, several operators may share one source, and ``copy.deepcopy`` of an operator shares it. Of
+    ``nn.ModuleList([source, operator])`` both are copied, and averaged by ``torch.optim.swa_utils.AveragedModel``
+    (docs/method.md).
 
     Args:
         source: the large model M_1, unconditional.
@@ -81,7 +106,7 @@ class ProjectionOperator(nn.Module):
         check_normalisation(task_dim, rank, t_mean, t_std)
         if source.config.task_dim is not None:
             raise InputError(f"source must be unconditional; it took a t of {source.config.task_dim} numbers")
-        self._source = (source,)
+        self._source = Used(source)
         self.group = group_of(scale, source.config.n_embd, source.config.n_head)
         self.task_dim, self.t_mean, self.t_std = task_dim, t_mean, t_std
         self.config = replace(source.config, n_embd=source.config.n_embd // self.group, task_dim=None)
@@ -96,10 +121,17 @@ class ProjectionOperator(nn.Module):
         if bias_of_t:
             heads = [(self.config.n_layer, own_shapes[name][0]) for name in LINEARS]
             self.bias_of_t = MLPGenerator(heads, task_dim, rank)
+        self.to(own_dtype(source))
 
     @property
     def source(self) -> GPT:
-        return self._source[0]
+        source: GPT = self._source.get()
+        return source
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the operator's parameters, and of the models that it generates."""
+        return next(self.parameters()).dtype
 
     def parameters_of_t(self) -> list[nn.Parameter]:
         """The parameters of the functions of t."""
@@ -111,8 +143,18 @@ class ProjectionOperator(nn.Module):
         return [*self.tables.parameters(), *self.biases.parameters()]
 
     def normalised(self, t: Tensor) -> Tensor:
-        """t as the generator sees it, in float32, or float64 where its parameters are."""
-        t = t.to(torch.promote_types(next(self.parameters()).dtype, torch.float32))
+        """t as the generator sees it, in float32, or float64 where its parameters and the source's are.
+
+        Raises:
+            TypeError: only one of the two is in float64.
+        """
+        source_dtype = next(self.source.parameters()).dtype
+        if (self.dtype == torch.float64) != (source_dtype == torch.float64):
+            raise TypeError(
+                f"operator and source must both be in float64 or neither; they were {self.dtype} and {source_dtype}: "
+                "cast one of them with .to(dtype)"
+            )
+        t = t.to(torch.promote_types(self.dtype, torch.float32))
         return t if (self.t_mean, self.t_std) == (0, 1) else (t - self.t_mean) / self.t_std
 
     def with_biases_of_t(self, biases: list[Tensor], t: Tensor) -> list[Tensor]:
@@ -147,7 +189,7 @@ class ProjectionOperator(nn.Module):
         """b_s = P b_1 + b of each linear operator, from the first of the two."""
         own = torch.cat([self.biases[name] for name in LINEARS], dim=1)  # [L, sum n]
         own_parts = own.split([self.biases[name].shape[1] for name in LINEARS], dim=1)
-        return [b + o for b, o in zip(biases, [row for part in own_parts for row in part.unbind(0)])]
+        return [(b + o).to(self.dtype) for b, o in zip(biases, [row for part in own_parts for row in part.unbind(0)])]
 
     def _layers(self, linears: Sequence[Affine | Factored]) -> list[Layer]:
         """From linear operators sorted by operator, then layer."""
@@ -220,14 +262,15 @@ class ProjectionOperator(nn.Module):
             t: (task_dim,).
 
         Returns:
-            A GPT of width s·d that shares nothing with the source or the operator, in evaluation mode.
+            A GPT of width s·d that shares nothing with the source or the operator, in evaluation mode and of the
+            operator's dtype.
         """
         if t.shape != (self.task_dim,):
             raise InputError(f"t must be ({self.task_dim},), one task identifier; it was {tuple(t.shape)}")
         (generated,) = generate_weights([self], t[None])
         with torch.device("meta"):
             small = GPT(self.config)
-        small.to_empty(device=t.device)
+        small.to(self.dtype).to_empty(device=t.device)
         small.tables.load_state_dict(self.tables.state_dict())
         biases = self.with_own_biases(generated.biases)
         layers = self.config.n_layer
@@ -247,6 +290,11 @@ def check_normalisation(task_dim: int, rank: int, t_mean: float, t_std: float) -
         raise InputError(f"t_mean must be finite; it was {t_mean}")
     if not 0 < t_std < math.inf:
         raise InputError(f"t_std must be finite and above 0; it was {t_std}")
+
+
+def own_dtype(source: nn.Module) -> torch.dtype:
+    """Of a new operator's parameters: that of the source, float32 at the least."""
+    return torch.promote_types(next(source.parameters()).dtype, torch.float32)
 
 
 @torch.no_grad()
@@ -280,21 +328,19 @@ def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[Tas
     """
     source = operators[0].source
     device = t.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else operators[0].dtype
     with torch.autocast(device, enabled=False):
         inputs = [(operator.generator, operator.normalised(t)) for operator in operators]
         diagonal = [(generator, own_t) for generator, own_t in inputs if isinstance(generator, DiagonalGenerator)]
         fused = iter(_fused(source, diagonal, dtype) if diagonal else [])
         generated = [
-            next(fused) if isinstance(generator, DiagonalGenerator) else _cast(generator(source, own_t), dtype)
+            next(fused) if isinstance(generator, DiagonalGenerator) else _generated(generator, source, own_t, dtype)
             for generator, own_t in inputs
         ]
         return [TaskWeights(w, operator.with_biases_of_t(b, t)) for operator, (w, b) in zip(operators, generated)]
 
 
-def _fused(
-    source: GPT, generators: list[tuple[DiagonalGenerator, Tensor]], dtype: torch.dtype | None
-) -> list[TaskWeights]:
+def _fused(source: GPT, generators: list[tuple[DiagonalGenerator, Tensor]], dtype: torch.dtype) -> list[TaskWeights]:
     """The weights of each generator for its own t, in one call."""
     with record_function("generation"):
         factors = [generator.factors(t) for generator, t in generators]
@@ -302,8 +348,11 @@ def _fused(
         return project_factors(source, [generator for generator, _ in generators], factors, dtype)
 
 
-def _cast(generated: TaskWeights, dtype: torch.dtype | None) -> TaskWeights:
-    return generated if dtype is None else TaskWeights([w.to(dtype) for w in generated.weights], generated.biases)
+def _generated(generator: Generator, source: GPT, t: Tensor, dtype: torch.dtype) -> TaskWeights:
+    """The weights in ``dtype``, computed in t's type, which may be wider than the parameters'."""
+    parameters = {name: p.to(t.dtype) for name, p in generator.named_parameters() if p.dtype != t.dtype}
+    generated = functional_call(generator, parameters, (source, t)) if parameters else generator(source, t)
+    return TaskWeights([w.to(dtype) for w in generated.weights], generated.biases)
 
 
 def distinct_tasks(t: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -113,7 +113,8 @@ class ConditionalModel(nn.Module):
         if self.vectors is None:
             return {}
         changes = self.vectors.evaluate(t)
-        return {name: self.model.get_parameter(name) + change[0] for name, change in zip(self._names, changes)}
+        own = [self.model.get_parameter(name) for name in self._names]
+        return {name: (p + change[0]).to(p.dtype) for name, p, change in zip(self._names, own, changes)}
 
     def _logits(self, embedded: Tensor, vectors: dict[str, Tensor]) -> Tensor:
         inputs = {"inputs_embeds": embedded, "use_cache": False}

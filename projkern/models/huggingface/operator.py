@@ -21,7 +21,7 @@ from ...kernels.projection import project_layers
 from ...utils.errors import InputError
 from ..generators.base import MLPGenerator
 from ..gpt import check_task
-from ..operator import ProjectionOperator, check_normalisation, distinct_tasks
+from ..operator import ProjectionOperator, Used, check_normalisation, distinct_tasks, own_dtype
 from .grouping import Grouping, Stack
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class TransformersOperator(ProjectionOperator):
         self.group = self.grouping.group
         small = type(source)(self.grouping.config).eval()  # type: ignore[arg-type]
         small.generation_config = copy.deepcopy(source.generation_config)
-        self._models = (source, small)
+        self._source, self._small = Used(source), (small,)
         self._own_names = list(self.grouping.own)
         self.own = nn.ParameterList(nn.Parameter(w) for w in project_own(source, small, self.grouping).values())
         stacks = self.grouping.stacks
@@ -90,10 +90,12 @@ class TransformersOperator(ProjectionOperator):
             self._vector_names = [n for n, w in zip(self._own_names, self.own) if w.dim() == 1]
             sizes = [(1, small.get_parameter(name).numel()) for name in self._vector_names]
             self.vectors = MLPGenerator(sizes, task_dim, rank)
+        self.to(own_dtype(source))
 
     @property
     def source(self) -> PreTrainedModel:  # type: ignore[override]
-        return self._models[0]
+        source: PreTrainedModel = self._source.get()
+        return source
 
     @property
     def small(self) -> PreTrainedModel:
@@ -101,7 +103,7 @@ class TransformersOperator(ProjectionOperator):
 
         It is on the operator's device.
         """
-        small = self._models[1]
+        (small,) = self._small
         if small.device != self.own[0].device:
             nn.Module.to(small, self.own[0].device)
         return small
@@ -144,7 +146,7 @@ class TransformersOperator(ProjectionOperator):
     def weights(self, t: Tensor) -> list[Parameters]:
         """The parameters of the small models of U tasks, t (U, task_dim)."""
         device = t.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.own[0].dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
         with torch.autocast(device, enabled=False):
             with record_function("generation"):
                 factors = self._factors(self.normalised(t))
@@ -185,7 +187,7 @@ class TransformersOperator(ProjectionOperator):
         if self.vectors is None:
             return [shared] * len(t)
         changes = dict(zip(self._vector_names, self.vectors.evaluate(t)))  # each (1, U, n)
-        vectors = {name: (shared[name] + change[0]).unbind(0) for name, change in changes.items()}
+        vectors = {name: (shared[name] + change[0]).to(self.dtype).unbind(0) for name, change in changes.items()}
         return [shared | {name: rows[u] for name, rows in vectors.items()} for u in range(len(t))]
 
     def _project(
@@ -201,7 +203,7 @@ class TransformersOperator(ProjectionOperator):
             for name, factor in zip(stack.biases, sides[stack.output_axis]):
                 bias, size = self.source.get_parameter(name), stack.groups[stack.output_axis]
                 projected = (factor * bias).unflatten(1, (-1, size)).sum(2)
-                generated[name] = tuple(b + parameters[name] for b, parameters in zip(projected, own))
+                generated[name] = tuple((b + parameters[name]).to(self.dtype) for b, parameters in zip(projected, own))
         return [parameters | {name: rows[u] for name, rows in generated.items()} for u, parameters in enumerate(own)]
 
 
