@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
+from ..utils.files import open_text, visible_files
 from ..utils.seeds import seed_of
 from .digits import Split, check_split
 from .text import open_tokens, tokenise
@@ -67,18 +67,18 @@ def find_corpora(path: Path) -> list[Corpus]:
 
 def _corpus(path: Path) -> Corpus:
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        files = visible_files(path)
         if not files:
             raise InputError(f"tasks must have text; {path} has no file")
         return Corpus(path.name, files, [])
-    suffix = max((s for s in SUFFIXES if path.name.endswith(s)), key=len, default="")
-    return Corpus(path.name.removesuffix(suffix), [path], [])
+    suffix = max((s for s in SUFFIXES if path.name.lower().endswith(s)), key=len, default="")
+    return Corpus(path.name[: len(path.name) - len(suffix)], [path], [])
 
 
 def _from_lines(path: Path) -> list[Corpus]:
     texts: dict[str, list[str]] = {}
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        with open_text(path) as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

@@ -133,9 +133,11 @@ def _idx_digits(directory: Path, split: Split) -> Digits:
 
 
 def _find_idx(directory: Path, name: str) -> Path:
-    for path in (directory / name, directory / f"{name}.gz"):
-        if path.is_file():
-            return path
+    names = (name, name.replace("-idx", ".idx"))  # as they are published, and as some archives have them
+    for folder in (directory, directory / "raw", directory / "MNIST" / "raw"):  # the latter two are torchvision's
+        for path in (folder / f"{name}{suffix}" for name in names for suffix in ("", ".gz")):
+            if path.is_file():
+                return path
     raise FileNotFoundError(f"{directory} must hold {name} or {name}.gz; it holds neither")
 
 
@@ -155,7 +157,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
         InputError: the file is truncated, too long, badly compressed or has another magic number.
     """
     data = path.read_bytes()
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         try:
             data = gzip.decompress(data)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:

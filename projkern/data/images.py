@@ -1,5 +1,6 @@
 """Collections of labelled images on disk, read at one size: what a tokenizer is trained on and applied to."""
 
+import contextlib
 import io
 import itertools
 import re
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..utils.errors import InputError, ProjkernError
+from ..utils.files import visible_files
 
 _NAMED = 5  # unreadable images that a message names
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
@@ -55,7 +57,8 @@ class LabelledImages:
         """The readable images, in parts.
 
         Args:
-            size: S; other sizes are cropped to their central square and resized (bicubic, antialiased).
+            size: S; other sizes are cropped to their central square and resized (bicubic, antialiased). Before that an
+                image is turned as its EXIF orientation says, and 16-bit grey is scaled to 8 bits.
             batch: images read at a time.
             indices: of the images to read, in this order; None: all.
 
@@ -67,7 +70,7 @@ class LabelledImages:
 
         def read(index: int) -> np.ndarray | None:
             try:
-                image = self.open(index).convert("RGB")
+                image = _as_rgb(self.open(index))
                 return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
             except _BROKEN:
                 return None
@@ -94,9 +97,10 @@ def open_images(path: str | Path) -> LabelledImages:
 
     Args:
         path: a folder of class folders of image files, where both are sorted by name and a label is the index of
-            the class folder; an ``.npz`` of JPEG files end to end (``jpeg`` (bytes,) uint8, ``offsets`` (n + 1,),
-            ``labels`` (n,) and optionally ``names``); or an ``.npz`` of the downsampled ImageNet (``data``
-            (n, 3 S S) uint8, channels first, ``labels`` (n,) from 1), or a folder of these.
+            the class folder (hidden files and folders are left out); an ``.npz`` of JPEG files end to end (``jpeg``
+            (bytes,) uint8, ``offsets`` (n + 1,), ``labels`` (n,) and optionally ``names``); or an ``.npz`` of the
+            downsampled ImageNet (``data`` (n, 3 S S) uint8, channels first, ``labels`` (n,) from 1), or a folder of
+            these.
 
     Returns:
         A ``LabelledImages``.
@@ -111,7 +115,7 @@ def open_images(path: str | Path) -> LabelledImages:
     if path.is_file():
         with _stored(path) as stored:
             return _jpegs(path) if "jpeg" in stored else _pixels(path, [path])
-    if files := sorted(path.glob("*.npz"), key=_natural):
+    if files := sorted((file for file in path.glob("*.npz") if not file.name.startswith(".")), key=_natural):
         return _pixels(path, files)
     return _class_folders(path)
 
@@ -121,13 +125,25 @@ def _class_folders(path: Path) -> LabelledImages:
     classes = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     files, labels = [], []
     for label, folder in enumerate(classes):
-        class_files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+        class_files = [file for file in visible_files(folder) if file.suffix.lower() in suffixes]
         files += class_files
         labels += [label] * len(class_files)
     if not files:
         raise InputError(f"images must be a folder of class folders of images, or of .npz files; {path} holds neither")
     names = [file.relative_to(path).as_posix() for file in files]
     return LabelledImages(path, names, np.array(labels, np.int64), lambda index: Image.open(files[index]))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Upright, in 8 bits a channel; raises one of ``_BROKEN`` where it has pixels of which that cannot be made."""
+    with contextlib.suppress(Exception):  # damaged EXIF says nothing; damaged pixels are found below
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # Pillow's own conversion would clip all above 255 to white.
+        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels, of mode {image.mode}, have no known range")
+    return image.convert("RGB")
 
 
 def _jpegs(path: Path) -> LabelledImages:

@@ -1,6 +1,7 @@
 """Task identifiers: read from files, drawn at random, and checked against the training range."""
 
 import csv
+import io
 import json
 import warnings
 from pathlib import Path
@@ -21,7 +22,7 @@ def read_tasks(path: Path, task_dim: int = TASK_DIM) -> Tensor:
 
             - .json: a list of task_dim numbers; or a list of such;
             - .npy: an array (task_dim,) or (n, task_dim);
-            - .csv: task_dim numbers a line.
+            - .csv: task_dim numbers a line, as ``read_csv`` reads them.
 
             Where task_dim is 18 the numbers have names (``TASK_NAMES``): an object of a .json file may map all of them
             to numbers, and the first line of a .csv file may hold them.
@@ -35,10 +36,10 @@ def read_tasks(path: Path, task_dim: int = TASK_DIM) -> Tensor:
         OSError: the file cannot be read.
     """
     readers = {".json": _from_json, ".npy": _from_npy, ".csv": _from_csv}
-    if path.suffix not in readers:
+    if path.suffix.lower() not in readers:
         raise InputError(f"t must be a .json, .npy or .csv file; it was {path}")
     try:
-        t = torch.from_numpy(np.array(readers[path.suffix](path, task_dim), dtype=np.float32))
+        t = torch.from_numpy(np.array(readers[path.suffix.lower()](path, task_dim), dtype=np.float32))
     except (ValueError, TypeError, EOFError, OverflowError, RecursionError, csv.Error) as error:
         raise InputError(f"t must hold task identifiers of {task_dim} numbers; {path} does not: {error}") from error
     if t.ndim not in (1, 2) or t.shape[-1] != task_dim or not t.numel():
@@ -50,6 +51,18 @@ def read_tasks(path: Path, task_dim: int = TASK_DIM) -> Tensor:
         name = TASK_NAMES[column] if task_dim == TASK_DIM else f"number {column}"
         raise InputError(f"t must be finite; {name} of task {row} in {path} was {value}")
     return t
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    """The cells of each line of a .csv file as any spreadsheet writes it.
+
+    Cells are separated by commas; or by semicolons or tabs, where numbers may have a decimal comma.
+    """
+    text = path.read_bytes().decode("utf-8-sig")  # spreadsheets begin with a mark of their own
+    first = text.partition("\n")[0]
+    separator = next((mark for mark in ";\t" if mark in first), ",")
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    return [[cell if separator == "," else cell.replace(",", ".") for cell in row] for row in rows if row]
 
 
 def random_tasks(count: int, seed: int = 0) -> Tensor:
@@ -104,8 +117,7 @@ def _from_npy(path: Path, task_dim: int) -> np.ndarray:
 
 
 def _from_csv(path: Path, task_dim: int) -> list[list[float]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark of their own
-        rows = [row for row in csv.reader(file) if row]
+    rows = read_csv(path)
     if rows and any(not _is_number(cell) for cell in rows[0]):
         names = tuple(cell.strip() for cell in rows.pop(0))
         if task_dim != TASK_DIM:

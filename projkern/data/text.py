@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..utils.errors import InputError
-from ..utils.files import write_atomically
+from ..utils.files import open_text, write_atomically
 from ..utils.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def read_pieces(path: Path | str, *, at_blank_lines: bool) -> Iterator[Piece]:
         yield from ((start == 0, path[start : start + PIECE]) for start in range(0, len(path), PIECE))
         return
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        with open_text(path) as file:
             if not at_blank_lines:
                 is_first = True
                 while piece := file.read(PIECE) + file.readline():

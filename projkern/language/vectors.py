@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.tasks import read_csv
 from ..models.huggingface.operator import positions_of
 from ..utils.errors import InputError
 from ..utils.tensors import read_tensors, write_tensors
@@ -94,11 +94,10 @@ def of_file(path: Path, names: list[str]) -> TaskVectors:
         InputError: another format, a number of rows that is not that of the tasks, or numbers that are not finite.
     """
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             rows = np.load(path, allow_pickle=False)
-        elif path.suffix == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                rows = np.array([[float(cell) for cell in row] for row in csv.reader(file) if row])
+        elif path.suffix.lower() == ".csv":
+            rows = np.array([[float(cell) for cell in row] for row in read_csv(path)])
         else:
             raise InputError(f"t must be name, source, or a .npy or .csv file; it was {path}")
         values = torch.from_numpy(np.asarray(rows, dtype=np.float32))

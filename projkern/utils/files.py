@@ -1,5 +1,6 @@
 """Files and folders that an interruption at any moment leaves whole, one writer at a time, and JSON with a version."""
 
+import gzip
 import json
 import os
 import shutil
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
@@ -26,6 +27,17 @@ def hidden_name(path: Path) -> Path:
 
 def _is_hidden_name(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == ".partial"
+
+
+def open_text(path: Path) -> TextIO:
+    """A UTF-8 file to read, plain or .gz."""
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix.lower() == ".gz" else path.open(encoding="utf-8")
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """The files below a folder, sorted; what is hidden, and what lies in a hidden folder, is not data."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -59,6 +59,17 @@ def test_idx_files(mnist):
             assert np.array_equal(loaded.labels.numpy(), arrays[prefix][1])
 
 
+@pytest.mark.parametrize("inner", ["", "raw", "MNIST/raw"])
+def test_other_names_of_idx_files(mnist, inner, tmp_path):
+    """train-images.idx3-ubyte, as some archives have it; the folders that torchvision makes."""
+    folder, arrays = mnist
+    target = tmp_path / "other" / inner
+    target.mkdir(parents=True)
+    for path in folder.iterdir():
+        path.rename(target / path.name.replace("-idx", ".idx"))
+    assert np.array_equal(load_digits(tmp_path / "other", "validation").images.numpy(), arrays["t10k"][0])
+
+
 def test_missing_idx_file_is_named(mnist):
     folder, _ = mnist
     next(folder.glob("t10k-labels*")).unlink()

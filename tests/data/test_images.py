@@ -149,3 +149,38 @@ def test_embeddings_that_do_not_fit(tmp_path, stored, message):
     np.savez(tmp_path / "t.npz", **stored)
     with pytest.raises(InputError, match=message):
         read_embeddings(tmp_path / "t.npz", "train", images)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_orientation_and_depth(tmp_path):
+    """As a viewer shows it: turned as the EXIF data say, 16-bit grey as grey, and what has no known range left out."""
+    pixels = pictures(1, 8)[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(np.rot90(pixels)).save(tmp_path / "turned.png", exif=exif)
+    broken = encoded(pixels, "JPEG")
+    broken = broken[:2] + b"\xff\xe1\x00\x10Exif\0\0MM\0\x2a\xff\xff" + broken[4:4] + broken[2:]
+    grey = (pixels[..., 0].astype(np.uint16) << 8) + 5
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    Image.fromarray(pixels[..., 0].astype(np.float32)).save(tmp_path / "float.tiff")
+    Image.fromarray(pixels[..., 0].astype(np.int32) << 12).save(tmp_path / "integers.tiff")
+    Image.fromarray(pixels).save(tmp_path / "plain.png")
+    files = ("turned.png", "deep.png", "float.tiff", "integers.tiff", "plain.png")
+    images = open_images(pack(tmp_path / "i.npz", [*((tmp_path / f).read_bytes() for f in files), broken], range(6)))
+    kept, read = read_all(images, 8)
+    assert kept.tolist() == [0, 1, 4, 5] and images.skipped == {2, 3}
+    assert np.array_equal(read[0], pixels) and np.array_equal(read[2], pixels)
+    assert (np.abs(read[1].astype(int) - pixels[..., :1]) <= 1).all()
+
+
+def test_hidden_files_are_no_data(tmp_path):
+    """What file managers, version control and notebooks leave in folders."""
+    for name in ("a/1.png", "a/._1.png", "a/.thumbnails/2.png", "b/.ipynb_checkpoints/3.png", "b/4.png", ".git/5.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pictures(1, 8)[0]).save(tmp_path / name)
+    images = open_images(tmp_path)
+    assert list(images.names) == ["a/1.png", "b/4.png"] and images.labels.tolist() == [0, 1]
+    flat = pictures(1, 8).transpose(0, 3, 1, 2).reshape(1, -1)
+    np.savez(tmp_path / "batch.npz", data=flat, labels=[1])
+    (tmp_path / "._batch.npz").write_bytes(b"of another system")
+    assert list(open_images(tmp_path).names) == ["batch.npz:0"]

@@ -42,12 +42,16 @@ LINE = ",".join(map(str, T))
         ("t.csv", f"{LINE}\n{LINE}\n", (2, 18)),
         ("t.csv", f"{','.join(TASK_NAMES)}\n{LINE}\n", (1, 18)),
         ("t.csv", f"\ufeff{','.join(TASK_NAMES)}\r\n{LINE}\r\n", (1, 18)),  # as spreadsheets write it
+        ("t.csv", f"{';'.join(TASK_NAMES)}\r\n{LINE.replace(',', ';').replace('.', ',')}\r\n", (1, 18)),
+        ("t.CSV", LINE.replace(",", "\t"), (1, 18)),
+        ("t.JSON", T, (18,)),
         ("t.json", f"\ufeff[{LINE}]", (18,)),
     ],
 )
 def test_read_tasks(tmp_path, name, content, shape):
     t = read_tasks(write(tmp_path, name, content))
     assert t.dtype == torch.float32 and t.shape == shape
+    assert torch.equal(t, torch.tensor(T).expand(shape))
     assert torch.equal(t.view(-1, 18), torch.tensor(T).expand(t.view(-1, 18).shape))
 
 
