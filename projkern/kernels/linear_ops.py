@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import ops
+from . import batching, ops
 
 Function = TypeVar("Function")
 
@@ -75,6 +75,8 @@ def is_interpreted() -> bool:
 
 def projected(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int) -> Tensor:
     """Multiply by tiles of W_s that are never written. ``why_not_served`` and ``why_not_here`` must be None."""
+    if q is p:  # as in ops.project
+        q = q.view_as(q)
     return _ProjectedLinear.apply(x, weight, p, q, row_group, col_group)
 
 
@@ -123,8 +125,25 @@ torch.library.register_fake("projkern::linear_forward", _fake_forward, lib=_libr
 torch.library.register_fake("projkern::linear_backward", _fake_backward, lib=_library)
 
 
+@torch.library.register_vmap("projkern::linear_forward", lib=_library)
+def _batched_forward(info: Any, axes: Any, x: Any, weight: Any, p: Any, q: Any, *groups: int) -> Any:
+    size = info.batch_size
+    if axes[1] is not None:
+        return torch.stack(batching.one_by_one(_forward, axes, (x, weight, p, q, *groups), size)), 0
+    x, p, q = (batching.fold(t, axis, size) for t, axis in zip((x, p, q), (axes[0], *axes[2:4])))
+    return _forward(x, weight, p, q, *groups).unflatten(0, (size, -1)), 0
+
+
+@torch.library.register_vmap("projkern::linear_backward", lib=_library)
+def _batched_backward(info: Any, axes: Any, *arguments: Any) -> Any:
+    samples = batching.one_by_one(_backward, axes, arguments, info.batch_size)  # each has its own sum for dL/dW
+    return tuple(map(torch.stack, zip(*samples))), (0, 0, 0, 0)
+
+
 class _ProjectedLinear(torch.autograd.Function):
     """(x, weight, p, q, row_group, col_group) -> y"""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int) -> Tensor:
@@ -137,15 +156,16 @@ class _ProjectedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight, p, q = inputs = ctx.saved_tensors
+        inputs = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:4])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # A further derivative follows: the factored form is the same function, and torch knows all of them.
-            leaves = [t for t, need in zip(inputs, needs) if need]
-            y = factored(x, weight, p, q, ctx.row_group, ctx.col_group)
-            remaining = iter(torch.autograd.grad(y, leaves, grad, create_graph=True))
-            grads = [next(remaining) if need else None for need in needs]
+            def same(x: Tensor, weight: Tensor, p: Tensor, q: Tensor) -> Tensor:
+                return factored(x, weight, p, q, ctx.row_group, ctx.col_group)
+
+            pull_back = torch.func.vjp(same, *inputs)[1]
+            grads = [d if need else None for d, need in zip(pull_back(grad), needs)]
         else:
-            outputs = _backward(grad, x, weight, p, q, ctx.row_group, ctx.col_group, needs)
+            outputs = _backward(grad, *inputs, ctx.row_group, ctx.col_group, needs)
             grads = [out if need else None for out, need in zip(outputs, needs)]
         return *grads, None, None

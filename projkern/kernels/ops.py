@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from . import dispatch
+from . import batching, dispatch
 from .backends.backend import Backward, Forward
-from .plan import Plan, make_plan
+from .plan import ALIGN, Plan, make_plan
 
 _library = torch.library.Library("projkern", "DEF")
 _library.define("project_forward(Tensor[] weights, Tensor p, Tensor q, int[] entries, ScalarType dtype) -> Tensor")
@@ -38,6 +39,8 @@ def project(weights: list[Tensor], p: Tensor, q: Tensor, entries: list[int], dty
         One (B, rows / row_group, cols / col_group) for each matrix: the layers of the first entry, of the
         second, and so on. All are views of one buffer.
     """
+    if q is p:  # Dynamo refuses a tensor that is two inputs of an autograd function
+        q = q.view_as(q)
     return list(_Project.apply(p, q, entries, dtype, *weights))
 
 
@@ -118,6 +121,36 @@ def _fake_backward(
     return d_weights, p.new_empty(p.shape if need_p else 0), q.new_empty(q.shape if need_q else 0)
 
 
+@torch.library.register_vmap("projkern::project_forward", lib=_library)
+def _batched_forward(info: Any, axes: Any, weights: Any, p: Any, q: Any, entries: Any, dtype: Any) -> Any:
+    size = info.batch_size
+    if batching.is_batched(axes[0]):
+        return torch.stack(batching.one_by_one(_forward, axes, (weights, p, q, entries, dtype), size)), 0
+    p, q = (batching.fold(t, axis, size) for t, axis in zip((p, q), axes[1:3]))
+    plan, batch = _plan(weights, entries), len(p)
+    views = plan.output_views(_forward(weights, p, q, entries, dtype), batch)
+    padded = [F.pad(v.reshape(size, -1), (0, -v.numel() // size % ALIGN)) for v in views]
+    return torch.cat(padded, 1), 0
+
+
+@torch.library.register_vmap("projkern::project_backward", lib=_library)
+def _batched_backward(
+    info: Any, axes: Any, weights: Any, p: Any, q: Any, grads: Any, entries: Any, need_weights: Any, *needs: Any
+) -> Any:
+    size = info.batch_size
+    if batching.is_batched(axes[0]) or any(need_weights):  # of dL/dW each sample has its own sum over tasks
+        arguments = (weights, p, q, grads, entries, need_weights, *needs)
+        d_weights, dp, dq = zip(*batching.one_by_one(_backward, axes, arguments, size))
+        results = [torch.stack(samples) for samples in zip(*d_weights)], torch.stack(dp), torch.stack(dq)
+    else:
+        p, q = (batching.fold(t, axis, size) for t, axis in zip((p, q), axes[1:3]))
+        grads = [batching.fold(grad, axis, size) for grad, axis in zip(grads, axes[3])]
+        d_weights, *factors = _backward(weights, p, q, grads, entries, need_weights, *needs)
+        dp, dq = (d.unflatten(0, (size, -1)) if need else d.expand(size, 0) for d, need in zip(factors, needs))
+        results = [d.expand(size, 0) for d in d_weights], dp, dq
+    return results, ([0] * len(weights), 0, 0)
+
+
 def _chosen_backend() -> str:
     """The choice that a backward takes over: autograd runs it later, on a card in threads of its own."""
     return "auto" if torch.compiler.is_compiling() else dispatch.chosen()
@@ -130,6 +163,8 @@ def _split(entries: list[int], rest: Sequence[Tensor]) -> tuple[list[Tensor], li
 
 class _Project(torch.autograd.Function):
     """(p, q, entries, dtype, *weights) -> one projected matrix a layer and entry, views of one buffer."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(p: Tensor, q: Tensor, entries: list[int], dtype: torch.dtype, *weights: Tensor) -> Any:
@@ -166,6 +201,8 @@ class _Project(torch.autograd.Function):
 
 class _ProjectBackward(torch.autograd.Function):
     """(p, q, entries, needs, *weights, *grads) -> dp, dq, *d_weights; one not needed is empty."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(p: Tensor, q: Tensor, entries: list[int], needs: tuple[list[bool], bool, bool], *rest: Tensor) -> Any:

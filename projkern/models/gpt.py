@@ -92,14 +92,14 @@ class GPT(nn.Module):
             InputError: tokens of another shape, or a t where none is taken or the other way round.
         """
         check_tokens(tokens, self.config)
-        t = self._checked(t, len(tokens))
+        t = self._checked(t, tokens.shape[0])
         offset, layers, final_norm = self._conditioned(t)
         dropout = self.config.dropout if self.training else 0.0
         x = self.tables.embed(tokens, t)
         if offset is not None:
             x = x + offset[:, None]
         x = F.dropout(x, dropout, dropout > 0)
-        x = transformer(x.view(1, -1, x.shape[-1]), layers, len(tokens), self.config.n_head, dropout)
+        x = transformer(x.view(1, -1, x.shape[-1]), layers, tokens.shape[0], self.config.n_head, dropout)
         return self.tables.logits(x, final_norm).view(*tokens.shape, -1)
 
     def decoder(self, batch: int, t: Tensor | None = None) -> Decoder:
@@ -183,7 +183,7 @@ class GPT(nn.Module):
 def check_tokens(tokens: Tensor, config: GPTConfig) -> None:
     if tokens.dim() != 2 or tokens.dtype != torch.int64:
         raise InputError(f"tokens must be int64 (B, T); it was {tokens.dtype} {tuple(tokens.shape)}")
-    if not len(tokens):
+    if tokens.shape[0] == 0:
         raise InputError("tokens must hold at least one sequence; it was empty")
     if not 1 <= tokens.shape[1] <= config.n_positions:
         raise InputError(f"tokens must hold 1 to {config.n_positions} positions; it held {tokens.shape[1]}")

@@ -29,28 +29,7 @@ from .generators.base import Generator, MLPGenerator, unstack
 from .gpt import GPT, check_task, check_tokens
 from .layout import LINEARS, NORMS, GPTConfig
 from .tables import Tables
-
-
-class Used:
-    """A module that another uses and does not own: it is no submodule, and a copy of the user uses it too.
-
-    Where both are copied together, in whichever order, the copy of the user uses the copy: which one that is, the memo
-    of ``copy.deepcopy`` knows once all is copied.
-    """
-
-    def __init__(self, module: nn.Module, memo: dict[int, Any] | None = None) -> None:
-        self._module, self._memo = module, memo
-
-    def get(self) -> Any:
-        if self._memo is not None:
-            self._module, self._memo = self._memo.get(id(self._module), self._module), None
-        return self._module
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Used:
-        return Used(self.get(), memo)
-
-    def __reduce__(self) -> tuple[type[Used], tuple[nn.Module]]:
-        return Used, (self.get(),)
+from .used import Used
 
 
 class ProjectionOperator(nn.Module):
@@ -164,25 +143,28 @@ class ProjectionOperator(nn.Module):
         changes = unstack(self.bias_of_t.evaluate(self.normalised(t)))
         return [b + change for b, change in zip(biases, changes)]
 
-    def forward(self, tokens: Tensor, t: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, t: Tensor, *, distinct: bool = False) -> Tensor:
         """Predict every token, each example with the model generated for its own t.
 
         Args:
             tokens: (B, T) int64.
             t: (B, task_dim). Each distinct row is generated once.
+            distinct: t is (U, task_dim) instead, already without repetition: row u is of the u-th B / U examples. The
+                values of t then decide no shape, as ``torch.export``, ``torch.func.vmap`` and ``torch.compile`` with
+                ``fullgraph=True`` need it.
 
         Returns:
             (B, T, vocab_size) logits; those at position i predict token i.
         """
-        return project_and_run([self], tokens, t)[0]
+        return project_and_run([self], tokens, t, distinct=distinct)[0]
 
     def run(self, tokens: Tensor, task_weights: TaskWeights) -> Tensor:
         """Predict with weights already generated: examples sorted by task, B/U for each of the U tasks."""
         layers = self._layers(list(map(Affine, task_weights.weights, self.with_own_biases(task_weights.biases))))
         dropout = self.config.dropout if self.training else 0.0
         x = F.dropout(self.tables.embed(tokens, None), dropout, dropout > 0)
-        tasks = len(task_weights.weights[0])
-        x = transformer(x.view(tasks, -1, x.shape[-1]), layers, len(tokens), self.config.n_head, dropout)
+        tasks = task_weights.weights[0].shape[0]
+        x = transformer(x.view(tasks, -1, x.shape[-1]), layers, tokens.shape[0], self.config.n_head, dropout)
         return self.tables.logits(x).view(*tokens.shape, -1)
 
     def with_own_biases(self, biases: list[Tensor]) -> list[Tensor]:
@@ -369,15 +351,31 @@ def distinct_tasks(t: Tensor) -> tuple[Tensor, Tensor | None]:
     return distinct, which
 
 
-def project_and_run(operators: list[ProjectionOperator], tokens: Tensor, t: Tensor) -> list[Tensor]:
+def check_distinct(t: Tensor, batch: int, task_dim: int) -> None:
+    """Raises InputError where t is not one row for each block of examples."""
+    # Not len(t), an int, which would fix U in an exported graph.
+    if t.dim() != 2 or t.shape[1] != task_dim or t.shape[0] == 0 or batch % t.shape[0]:
+        raise InputError(
+            f"t must be (U, {task_dim}) with a U that divides the {batch} examples, as distinct=True says; it was "
+            f"{tuple(t.shape)}"
+        )
+
+
+def project_and_run(
+    operators: list[ProjectionOperator], tokens: Tensor, t: Tensor, *, distinct: bool = False
+) -> list[Tensor]:
     """The logits (B, T, vocab_size) of each operator's models on the same examples, each with its own t.
 
-    Every distinct t of the batch is generated once, at all scales in one call.
+    Every distinct t of the batch is generated once, at all scales in one call. ``distinct`` is as of the operator.
     """
     check_tokens(tokens, operators[0].config)
-    check_task(t, len(tokens), operators[0].task_dim)
-    distinct, which = distinct_tasks(t)
-    generated = generate_weights(operators, distinct)
+    if distinct:
+        check_distinct(t, tokens.shape[0], operators[0].task_dim)
+        tasks, which = t, None
+    else:
+        check_task(t, len(tokens), operators[0].task_dim)
+        tasks, which = distinct_tasks(t)
+    generated = generate_weights(operators, tasks)
     if which is not None:  # give each example its own copy of its task's weights
         generated = [TaskWeights([w[which] for w in ws], [b[which] for b in bs]) for ws, bs in generated]
     return [operator.run(tokens, weights) for operator, weights in zip(operators, generated)]

@@ -30,7 +30,7 @@ class Tables(nn.Module):
 
     def embed(self, tokens: Tensor, t: Tensor | None) -> Tensor:
         """(B, T) tokens -> (B, T, d): the start slot, then all tokens but the last, each with its position."""
-        start = self.start.expand(len(tokens), 1, -1) if t is None else self.start_of_task(t)[:, None]
+        start = self.start.expand(tokens.shape[0], 1, -1) if t is None else self.start_of_task(t)[:, None]
         x = torch.cat([start, F.embedding(tokens[:, :-1], self.token_embedding)], dim=1)
         return x + self.position_embedding[: tokens.shape[1]]
 

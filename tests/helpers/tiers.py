@@ -30,8 +30,10 @@ THOROUGH = (
     "tests/kernels/test_projection.py::test_results_larger_than_the_caches",
     "tests/kernels/test_triton.py",
     "tests/language",
+    "tests/kernels/test_transforms.py::test_one_tensor",
     "tests/models/test_huggingface.py",
     "tests/models/test_sampling.py::test_samples_of",
+    "tests/models/test_transforms.py",
     "tests/test_docs.py::test_a_page_runs_from_top_to_bottom",
     "tests/test_docs.py::test_documentation_agrees_with_the_stored_results",
     "tests/test_docs.py::test_notebooks_run",
@@ -46,6 +48,7 @@ THOROUGH = (
     "tests/training/test_training.py",
     "tests/utils/test_command.py::test_sigterm_ends_a_process_that_ignores_sigint",
     "tests/utils/test_files.py::test_one_process_at_a_time",
+    "tests/utils/test_lazy.py",
 )
 """Folders, files and tests, by the start of their names, that train runs, start processes or compile."""
 

@@ -110,7 +110,7 @@ class LowRankGenerator(MLPGenerator):
             L, R = both.split((self.delta_rank * n, self.delta_rank * m), dim=2)
             change = L.unflatten(2, (n, -1)) @ R.unflatten(2, (-1, m))  # [L, U, n, m]
             weights.append(W[:, None] + change)
-        biases = [self.biases[name][:, None].expand(-1, len(t), -1) for name in LINEARS]
+        biases = [self.biases[name][:, None].expand(-1, t.shape[0], -1) for name in LINEARS]
         return TaskWeights(unstack(weights), unstack(biases))
 
 

@@ -71,7 +71,7 @@ class MLPGenerator(Generator):
     def evaluate(self, t: Tensor) -> list[Tensor]:
         """t (U, task_dim) -> (MLPs, U, outputs) of each stack, in t's type, which may be wider than the parameters'."""
         hidden = F.silu(F.linear(t, self.inner_weight.to(t.dtype), self.inner_bias.to(t.dtype)))
-        hidden = hidden.view(len(t), -1, self.rank).transpose(0, 1).expand(sum(self._counts), -1, -1)
+        hidden = hidden.view(t.shape[0], -1, self.rank).transpose(0, 1).expand(sum(self._counts), -1, -1)
         stacks = zip(hidden.split(self._counts), self.outer_weight, self.outer_bias)
         return [torch.baddbmm(b[:, None].to(t.dtype), h, W.mT.to(t.dtype)) for h, W, b in stacks]
 

@@ -77,7 +77,7 @@ class DiagonalGenerator(MLPGenerator):
             else:
                 parts = own, self._q_to_p * outputs[-1].expand(len(own), -1, -1)
             for factor, part in zip((p, q), parts):
-                factor.append(part.transpose(0, 1).reshape(len(t), -1))
+                factor.append(part.transpose(0, 1).reshape(t.shape[0], -1))
         return torch.cat(p, dim=1), torch.cat(q, dim=1)
 
     def forward(self, source: GPT, t: Tensor) -> TaskWeights:
@@ -87,7 +87,7 @@ class DiagonalGenerator(MLPGenerator):
         """P b_1 (U, n) of each linear operator."""
         bias = torch.cat([source.biases[name].reshape(-1) for name in LINEARS])  # ordered as p is
         widths = [self.shapes[name][0] // self.group for name in LINEARS for _ in range(source.config.n_layer)]
-        return list((p * bias).view(len(p), -1, self.group).sum(2).split(widths, dim=1))
+        return list((p * bias).view(p.shape[0], -1, self.group).sum(2).split(widths, dim=1))
 
     def _columns(self, name: str, both: Tensor) -> Tensor:
         """The part of an operator's own outputs (L, ...) that is q."""

@@ -21,7 +21,8 @@ from ...kernels.projection import project_layers
 from ...utils.errors import InputError
 from ..generators.base import MLPGenerator
 from ..gpt import check_task
-from ..operator import ProjectionOperator, Used, check_normalisation, distinct_tasks, own_dtype
+from ..operator import ProjectionOperator, check_distinct, check_normalisation, distinct_tasks, own_dtype
+from ..used import Used
 from .grouping import Grouping, Stack
 
 if TYPE_CHECKING:
@@ -122,23 +123,30 @@ class TransformersOperator(ProjectionOperator):
         """The parameters that do not depend on t."""
         return list(self.own)
 
-    def forward(self, tokens: Tensor, t: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, t: Tensor, *, distinct: bool = False) -> Tensor:
         """Predict every token, each example with the model generated for its own t.
 
         Args:
             tokens: (B, T) int64.
             t: (B, task_dim). Each distinct row is generated once.
+            distinct: t is (U, task_dim) instead; see ``ProjectionOperator.forward``.
 
         Returns:
             (B, T, vocab_size) logits; those at position i predict token i. The start token comes first (``predict``).
         """
-        return self.run_tasks(tokens, t)[0]
+        return self.run_tasks(tokens, t, distinct=distinct)[0]
 
-    def run_tasks(self, tokens: Tensor, t: Tensor, *, with_states: bool = False) -> tuple[Tensor, list[Tensor]]:
+    def run_tasks(
+        self, tokens: Tensor, t: Tensor, *, distinct: bool = False, with_states: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         """As ``forward``; and, where they are asked for, the hidden states (B, T, d_s) after each layer."""
-        check_task(t, len(tokens), self.task_dim)
-        parts, distinct, order = by_task(tokens, t)
-        models = zip(parts, self.weights(distinct))
+        if distinct:
+            check_distinct(t, tokens.shape[0], self.task_dim)
+            parts, tasks, order = in_blocks(tokens, t.shape[0]), t, None
+        else:
+            check_task(t, len(tokens), self.task_dim)
+            parts, tasks, order = by_task(tokens, t)
+        models = zip(parts, self.weights(tasks))
         outputs = [run(self.small, part, weights, with_states=with_states) for part, weights in models]
         logits, *states = (torch.cat(rows) for rows in zip(*((logits, *states) for logits, states in outputs)))
         return in_batch_order(logits, order), [in_batch_order(state, order) for state in states]
@@ -231,9 +239,14 @@ def by_task(rows: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor, Tensor | Non
     """
     distinct, which = distinct_tasks(t)
     if which is None:
-        return list(rows.unflatten(0, (len(distinct), -1)).unbind(0)), distinct, None
+        return in_blocks(rows, len(distinct)), distinct, None
     order = which.argsort(stable=True)
     return list(rows[order].split(which.bincount().tolist())), distinct, order
+
+
+def in_blocks(rows: Tensor, count: int) -> list[Tensor]:
+    """(B, ...) as ``count`` parts (B / count, ...)."""
+    return list(rows.unflatten(0, (count, -1)).unbind(0))
 
 
 def in_batch_order(rows: Tensor, order: Tensor | None) -> Tensor:
