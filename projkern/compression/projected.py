@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-
 class ProjectedModel(nn.Module):
     """A module whose parameters are P and A of every matrix, and the norms and biases themselves.
 
