@@ -80,7 +80,7 @@ def _write_language(options: argparse.Namespace) -> int:
     run = LanguageRun.open(options.run, pick_device(options.device))
     scale = choose_scale(options.scale, run.config.operator.scales, options.run)
     return write_models(
-        run.operator(scale),
+        run.stored_operator(scale),
         run.chosen(options.task, options.like, options.t),
         options.out,
         run.tokenizer,

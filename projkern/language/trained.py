@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,9 +22,11 @@ from ..training import checkpoint
 from ..training.stages import names_of
 from ..training.trained import IncompleteRun, choose_scale
 from ..utils.errors import InputError
+from ..utils.tensors import StoredTensors
 from .config import LanguageConfig
 from .folder import TASKS_FILE, TOKENS, VECTORS, Tasks, read_config, read_source_config, read_tasks, read_tokenizer
-from .stages import TaskSpace, TextModel, TextStage, make_stage
+from .stages import TaskSpace, TextModel, TextStage, make_operator, make_stage
+from .stored import StoredOperator
 from .vectors import TaskVectors, read
 
 if TYPE_CHECKING:
@@ -50,7 +53,6 @@ class LanguageRun:
         tasks: their names.
         vectors: their t.
         tokenizer: of its text.
-        source: the trained M_1, in evaluation mode.
         device: where its models are.
     """
 
@@ -59,7 +61,6 @@ class LanguageRun:
     tasks: Tasks
     vectors: TaskVectors
     tokenizer: PreTrainedTokenizerBase
-    source: PreTrainedModel
     device: torch.device
 
     @classmethod
@@ -73,10 +74,15 @@ class LanguageRun:
         config, device = read_config(path), torch.device(device)
         if not (path / TASKS_FILE).exists() or not (path / VECTORS).exists():
             raise IncompleteRun(f"{path} must hold a trained run; this one has only begun. {_continue(path)}")
-        tasks, vectors = read_tasks(path), TaskVectors.load(path / VECTORS)
-        stage = make_stage(SOURCE, config, TaskSpace.of(vectors), empty_source(path), device)
-        _load(path, stage)
-        return cls(path, config, tasks, vectors, read_tokenizer(path), stage.module, device)  # type: ignore[arg-type]
+        _finished(path, SOURCE, config.schedule.source_steps)
+        return cls(path, config, read_tasks(path), TaskVectors.load(path / VECTORS), read_tokenizer(path), device)
+
+    @cached_property
+    def source(self) -> PreTrainedModel:
+        """The trained M_1, in evaluation mode."""
+        stage = make_stage(SOURCE, self.config, TaskSpace.of(self.vectors), empty_source(self.path), self.device)
+        _load(self.path, stage)
+        return stage.module  # type: ignore[return-value]
 
     def operator(self, scale: Fraction | None) -> TransformersOperator:
         """The trained operator of one scale, in evaluation mode; None is the run's only one.
@@ -90,6 +96,19 @@ class LanguageRun:
         operator = self._stage(ModelName(Kind.PROJECTED, scale)).module.get_submodule("operator")
         assert isinstance(operator, TransformersOperator)
         return operator
+
+    def stored_operator(self, scale: Fraction | None) -> StoredOperator:
+        """The same operator, of which memory holds the functions of t alone. Raises as ``operator`` does."""
+        scale, schedule = choose_scale(scale, self.config.operator.scales, self.path), self.config.schedule
+        folder = _finished(self.path, ModelName(Kind.PROJECTED, scale), schedule.steps)
+        with torch.device("meta"):
+            operator = make_operator(empty_source(self.path), scale, self.config, TaskSpace.of(self.vectors))
+        return StoredOperator.open(
+            operator,
+            StoredTensors.of_folder(folder),
+            _finished(self.path, SOURCE, schedule.source_steps) if schedule.freeze_source else None,
+            self.device,
+        )
 
     def models(self) -> list[TextModel]:
         """Every model of the run, as the paper's tables name them. Raises as ``operator`` does."""
@@ -202,14 +221,19 @@ def empty_source(run: Path) -> PreTrainedModel:
 
 
 def _load(run: Path, stage: TextStage) -> None:
-    last = checkpoint.latest(checkpoint.stage_folder(run, stage.name))
-    step = checkpoint.load(last, stage.module)[0] if last else -1
-    if step != stage.steps:
-        raise IncompleteRun(
-            f"{run} must hold a trained {stage.name}; it stands at step {max(0, step)} of {stage.steps}. "
-            + _continue(run)
-        )
+    checkpoint.load(_finished(run, stage.name, stage.steps), stage.module)
     stage.module.eval()
+
+
+def _finished(run: Path, name: ModelName, steps: int) -> Path:
+    """The last checkpoint of a training; raises IncompleteRun where that has not ended."""
+    last = checkpoint.latest(checkpoint.stage_folder(run, name))
+    step = checkpoint.read_state(last)[0] if last else -1
+    if last is None or step != steps:
+        raise IncompleteRun(
+            f"{run} must hold a trained {name}; it stands at step {max(0, step)} of {steps}. " + _continue(run)
+        )
+    return last
 
 
 def _continue(path: Path) -> str:

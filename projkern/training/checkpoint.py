@@ -86,19 +86,29 @@ def load(path: Path, model: nn.Module, optimizers: Optimizers = (), ranks: Ranks
     Raises:
         CheckpointError: anything that is not a whole checkpoint of such a model.
     """
+    step, seconds = read_state(path)
     try:
-        state = FORMAT.read(path / "state.json")
         weights = _read_parts(path / "model.safetensors")
         moments = _read_parts(path / "optimizer.safetensors") if optimizers else {}
     except InputError as error:
         raise CheckpointError(str(error)) from error
-    if not isinstance(state.get("step"), int) or not isinstance(state.get("seconds"), (int, float)):
-        raise CheckpointError(f"{path}/state.json must name the step and the seconds; it was {state}")
     _assign(path / "model.safetensors", weights, _model_tensors(model), ranks)
     if optimizers:
         _make_states(model, optimizers, moments.keys())
         _assign(path / "optimizer.safetensors", moments, _optimizer_tensors(model, optimizers), ranks)
-    return state["step"], state["seconds"]
+    return step, seconds
+
+
+def read_state(path: Path) -> tuple[int, float]:
+    """The step of a checkpoint and the seconds up to it; raises CheckpointError where it does not say."""
+    try:
+        state = FORMAT.read(path / "state.json")
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
+    step, seconds = state.get("step"), state.get("seconds")
+    if not isinstance(step, int) or not isinstance(seconds, (int, float)):
+        raise CheckpointError(f"{path}/state.json must name the step and the seconds; it was {state}")
+    return step, seconds
 
 
 def _make_states(model: nn.Module, optimizers: Optimizers, names: Collection[str]) -> None:

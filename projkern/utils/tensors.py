@@ -1,10 +1,13 @@
 """Tensors in safetensors files, alone and in checkpoint folders; pickles are refused, as reading one can run code."""
 
+from __future__ import annotations
+
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,7 +31,58 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if whole.exists():
         return read_tensors(whole)
     require_safetensors(folder)
-    return {name: tensor for shard in _shards(index) for name, tensor in read_tensors(folder / shard).items()}
+    shards = sorted(set(_weight_map(index).values()))
+    return {name: tensor for shard in shards for name, tensor in read_tensors(folder / shard).items()}
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of safetensors files by name, each read when it is asked for: on the CPU, and the caller's own.
+
+    A file is opened for one tensor and closed after it: pages that are mapped count as the process's own. So reading
+    takes twice the tensor's bytes, and nothing once it is dropped.
+
+    Args:
+        places: of each tensor the file, and its name there.
+    """
+
+    def __init__(self, places: Mapping[str, tuple[Path, str]]) -> None:
+        self._places = dict(places)
+
+    @classmethod
+    def of_file(cls, path: Path) -> StoredTensors:
+        """Those of one file; raises InputError as ``read_tensors``."""
+        with _readable(path), safe_open(path, "pt") as file:
+            names = file.keys()
+        return cls({name: (path, name) for name in names})
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> StoredTensors:
+        """Those of a checkpoint folder; raises InputError as ``read_weights``, for a damaged shard when it is read."""
+        whole, index = _weight_files(folder)
+        if whole.exists():
+            return cls.of_file(whole)
+        require_safetensors(folder)
+        return cls({name: (folder / shard, name) for name, shard in _weight_map(index).items()})
+
+    def under(self, prefix: str) -> StoredTensors:
+        """Those whose names begin with ``prefix``, by the rest of their names."""
+        return self.renamed({name[len(prefix) :]: name for name in self if name.startswith(prefix)})
+
+    def renamed(self, names: Mapping[str, str]) -> StoredTensors:
+        """Some of them by other names: ``names`` has the present one for each."""
+        return StoredTensors({new: self._places[name] for new, name in names.items()})
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, stored_name = self._places[name]
+        with _readable(path), safe_open(path, "pt") as file:
+            tensor: Tensor = file.get_tensor(stored_name)
+            return tensor.clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def require_safetensors(folder: Path) -> None:
@@ -46,7 +100,8 @@ def _weight_files(folder: Path) -> tuple[Path, Path]:
     return folder / "model.safetensors", folder / "model.safetensors.index.json"
 
 
-def _shards(index: Path) -> list[str]:
+def _weight_map(index: Path) -> dict[str, str]:
+    """The shard of each tensor."""
     contents = "the list of the shards of the weights"
     shards = read_object(index, contents).get("weight_map")
     if not isinstance(shards, dict):
@@ -54,13 +109,20 @@ def _shards(index: Path) -> list[str]:
     for name in shards.values():
         if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
             raise InputError(f"{index} must list files of its own folder; it lists {name}")
-    return sorted(set(shards.values()))
+    return shards
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read one safetensors file; raises InputError where it is missing, damaged, or a pickle."""
-    try:
+    with _readable(path):
         return load_file(path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns errors of reading a file into InputError."""
+    try:
+        yield
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     except SafetensorError as error:

@@ -97,6 +97,14 @@ def test_models_are_generated_checked_and_ordinary(named, tmp_path, capsys):
         with torch.no_grad():
             expected = operator(tokens, run.t_of(name)[None])
             torch.testing.assert_close(predict(loaded, tokens), expected, atol=1e-5, rtol=1e-5)
+        generated = operator.generate(run.t_of(name))
+        generated.save_pretrained(tmp_path / "saved")  # the bytes are those of transformers' own way
+        weights, settings = "model.safetensors", "generation_config.json"
+        assert (folder / weights).read_bytes() == (tmp_path / "saved" / weights).read_bytes()
+        assert (folder / settings).read_text() == (tmp_path / "saved" / settings).read_text()
+        assert loaded.config.to_dict() | {"_name_or_path": "", "projkern": {}} == (
+            hf.AutoConfig.from_pretrained(tmp_path / "saved").to_dict() | {"_name_or_path": "", "projkern": {}}
+        )
         assert loaded.config.projkern["task"] == name and f"the task {name}" in (folder / "README.md").read_text()
     status, _, err = verb("project", named, "--task", "blue", "--out", tmp_path / "models" / "blue", capsys=capsys)
     assert status == 1 and "--resume" in err and "--overwrite" in err

@@ -43,7 +43,7 @@ def of_gpt2(gpt, folder):
 def copied_operator(fused, source):
     """An operator on a GPT-2 with the parameters of one on a GPT."""
     functional = pk.ProjectionOperator(source, scale=1 / fused.group, task_dim=fused.task_dim, rank=2).double()
-    state, own = fused.state_dict(), dict(zip(functional._own_names, functional.own))
+    state, own = fused.state_dict(), dict(zip(functional.own_names, functional.own))
     with torch.no_grad():
         for name in ("inner_weight", "inner_bias"):
             getattr(functional.generator, name).copy_(state[f"generator.{name}"])
@@ -128,6 +128,7 @@ def test_every_family_gives_ordinary_models(family, shrink_heads, tmp_path):
     assert all(source.get_parameter(name).grad.any() for name in matrices)
     for i in (0, 2):
         small = operator.generate(t[i])
+        assert_generated(operator, t[[0, i]], small)
         small.save_pretrained(tmp_path / str(i))
         loaded, loading = hf.AutoModelForCausalLM.from_pretrained(tmp_path / str(i), output_loading_info=True)
         assert type(loaded) is type(source) and not any(loading.values())
@@ -135,6 +136,14 @@ def test_every_family_gives_ordinary_models(family, shrink_heads, tmp_path):
         with torch.no_grad():
             torch.testing.assert_close(predict(loaded, tokens[i : i + 1]), logits[i : i + 1], atol=1e-5, rtol=1e-5)
         assert loaded.generate(tokens[:1, :2], min_new_tokens=2, max_new_tokens=2, do_sample=False).shape == (1, 4)
+
+
+def assert_generated(operator, t, small):
+    """One parameter at a time, all are those of ``small``, the model of the last of the tasks, bit for bit."""
+    values = dict(operator.each_parameter(t))
+    assert values.keys() == dict(small.named_parameters()).keys()
+    for name, parameter in small.named_parameters():
+        assert torch.equal(values[name][-1], parameter), name
 
 
 @pytest.mark.parametrize("family", ["opt", "mixtral", "qwen3_moe", "mamba", "gemma3, with images"])
@@ -216,7 +225,7 @@ def test_a_subclass_of_the_operator_changes_nothing():
 def test_without_change_it_is_a_pruning_free_projection_at_g_1():
     source = decoder("llama, biases")
     operator = pk.ProjectionOperator(source, 1, task_dim=3)
-    for name, own in zip(operator._own_names, operator.own):
+    for name, own in zip(operator.own_names, operator.own):
         torch.testing.assert_close(
             own, torch.zeros_like(own) if name in operator.grouping.added else source.get_parameter(name)
         )

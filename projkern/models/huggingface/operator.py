@@ -9,6 +9,7 @@ own code, with these weights in place of its parameters.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ class TransformersOperator(ProjectionOperator):
         small = type(source)(self.grouping.config).eval()  # type: ignore[arg-type]
         small.generation_config = copy.deepcopy(source.generation_config)
         self._source, self._small = Used(source), (small,)
-        self._own_names = list(self.grouping.own)
+        self.own_names = list(self.grouping.own)
         self.own = nn.ParameterList(nn.Parameter(w) for w in project_own(source, small, self.grouping).values())
         stacks = self.grouping.stacks
         self.generator = MLPGenerator([(len(s.names), sum(s.shape)) for s in stacks], task_dim, rank)
@@ -88,7 +89,7 @@ class TransformersOperator(ProjectionOperator):
                 bias[:, stack.shape[0] :] = q
         self.vectors = None
         if vectors_of_t:
-            self._vector_names = [n for n, w in zip(self._own_names, self.own) if w.dim() == 1]
+            self._vector_names = [n for n, w in zip(self.own_names, self.own) if w.dim() == 1]
             sizes = [(1, small.get_parameter(name).numel()) for name in self._vector_names]
             self.vectors = MLPGenerator(sizes, task_dim, rank)
         self.to(own_dtype(source))
@@ -180,6 +181,46 @@ class TransformersOperator(ProjectionOperator):
             parameter.data = weights[name].clone()
         return model.eval()
 
+    @torch.no_grad()
+    def each_parameter(
+        self, t: Tensor, source: Mapping[str, Tensor] | None = None, own: Mapping[str, Tensor] | None = None
+    ) -> Iterator[tuple[str, list[Tensor]]]:
+        """Generate the small models of U tasks, one parameter after another, each of all tasks in one call.
+
+        The numbers are those of ``generate``, bit for bit. Memory holds one parameter of the source, and what is made
+        of it.
+
+        Args:
+            t: (U, task_dim).
+            source: where the source's parameters are read by name; the source's own unless given.
+            own: the same for the small models' own parameters.
+
+        Returns:
+            The name of each parameter, once, and its values for each task.
+        """
+        source = dict(self.source.named_parameters()) if source is None else source
+        own = dict(zip(self.own_names, self.own)) if own is None else own
+        rows = [self.normalised(row)[None] for row in t]  # apart, as in ``generate``: the last bits depend on it
+        factors = [self._factors(row) for row in rows]
+        changes = [self._changes(row) for row in rows]
+
+        def own_values(name: str) -> list[Tensor]:
+            value = own[name].to(t.device)
+            return [(value + change[name][0]).to(self.dtype) if name in change else value for change in changes]
+
+        for name in self.own_names:
+            if name not in self.grouping.added:
+                yield name, own_values(name)
+        for number, stack in enumerate(self.grouping.stacks):
+            for layer, name in enumerate(stack.names):
+                p, q = (torch.cat([of_task[number][side][layer] for of_task in factors]) for side in (0, 1))
+                matrix = source[name].to(t.device)
+                yield name, list(project_layers([matrix], p, q, [stack.groups], dtype=self.dtype)[0].unbind(0))
+                if stack.biases:
+                    bias = stack.biases[layer]
+                    projected = _project_bias(stack, (p, q)[stack.output_axis], source[bias].to(t.device))
+                    yield bias, [(b + value).to(self.dtype) for b, value in zip(projected, own_values(bias))]
+
     def decoder(self, t: Tensor, *, form: str = "auto") -> Any:
         """Not of this class: a generated model has transformers' own ``generate``."""
         raise InputError("decoder must be asked of an operator on a GPT; use generate(t).generate(...) here")
@@ -191,12 +232,18 @@ class TransformersOperator(ProjectionOperator):
 
     def _own(self, t: Tensor) -> list[Parameters]:
         """The small models' own parameters, for each of U tasks."""
-        shared = dict(zip(self._own_names, self.own))
+        shared = dict(zip(self.own_names, self.own))
         if self.vectors is None:
             return [shared] * len(t)
-        changes = dict(zip(self._vector_names, self.vectors.evaluate(t)))  # each (1, U, n)
-        vectors = {name: (shared[name] + change[0]).to(self.dtype).unbind(0) for name, change in changes.items()}
+        changes = self._changes(t).items()
+        vectors = {name: (shared[name] + change).to(self.dtype).unbind(0) for name, change in changes}
         return [shared | {name: rows[u] for name, rows in vectors.items()} for u in range(len(t))]
+
+    def _changes(self, t: Tensor) -> Parameters:
+        """What t adds to the small models' vectors: (U, n) by name."""
+        if self.vectors is None:
+            return {}
+        return {name: change[0] for name, change in zip(self._vector_names, self.vectors.evaluate(t))}
 
     def _project(
         self, factors: list[tuple[Tensor, Tensor]], own: list[Parameters], dtype: torch.dtype
@@ -209,13 +256,17 @@ class TransformersOperator(ProjectionOperator):
         generated = {name: w.unbind(0) for name, w in zip(names, weights)}
         for stack, sides in zip(stacks, factors):
             for name, factor in zip(stack.biases, sides[stack.output_axis]):
-                bias, size = self.source.get_parameter(name), stack.groups[stack.output_axis]
-                projected = (factor * bias).unflatten(1, (-1, size)).sum(2)
+                projected = _project_bias(stack, factor, self.source.get_parameter(name))
                 generated[name] = tuple((b + parameters[name]).to(self.dtype) for b, parameters in zip(projected, own))
         return [parameters | {name: rows[u] for name, rows in generated.items()} for u, parameters in enumerate(own)]
 
 
 ProjectionOperator.of_transformers = TransformersOperator
+
+
+def _project_bias(stack: Stack, factor: Tensor, bias: Tensor) -> Tensor:
+    """P(t) b_1 of U tasks: factor (U, n), bias (n,)."""
+    return (factor * bias).unflatten(1, (-1, stack.groups[stack.output_axis])).sum(2)
 
 
 def _require_language_model(source: PreTrainedModel) -> None:
