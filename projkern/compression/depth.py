@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..models.huggingface.causal import evaluating
+from ..models.huggingface.stored import is_stored, with_names
 from ..utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,16 +69,19 @@ def with_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
         if isinstance(value, list) and len(value) == len(layers):  # such as layer_types
             setattr(config, key, [value[i] for i in kept])
     config.num_hidden_layers = len(kept)
-    shallow: PreTrainedModel = type(model)(config).to(model.device)  # type: ignore[arg-type]
     numbers = {str(old): str(new) for new, old in enumerate(kept)}
-    state = {}
-    for key, tensor in model.state_dict().items():
+
+    def new_name(key: str) -> str | None:
+        number, _, rest = key.removeprefix(f"{name}.").partition(".")
         if not key.startswith(f"{name}."):
-            state[key] = tensor
-            continue
-        number, _, rest = key[len(name) + 1 :].partition(".")
-        if number in numbers:
-            state[f"{name}.{numbers[number]}.{rest}"] = tensor
+            return key
+        return f"{name}.{numbers[number]}.{rest}" if number in numbers else None
+
+    if is_stored(model):
+        names = [key for key, _ in model.named_parameters()]
+        return with_names(model, config, {new: key for key in names if (new := new_name(key)) is not None})
+    shallow: PreTrainedModel = type(model)(config).to(model.device)  # type: ignore[arg-type]
+    state = {new: w for key, w in model.state_dict().items() if (new := new_name(key)) is not None}
     shallow.load_state_dict(state, assign=True)
     shallow.tie_weights()
     return shallow.eval().requires_grad_(False)

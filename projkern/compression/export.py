@@ -82,15 +82,23 @@ def write_model(
 
     tokens = next(windows.held_out_batches(1)).to(model.device)
     expected = trained.eval()(tokens, use_cache=False).logits.float().cpu()
-    notes = notes_of(model.config)
     with new_folder(folder) as partial:
         save_pretrained(model, partial)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-        write_text(partial / "README.md", _card(model.config, source, summary, notes))
+        notes = write_card(partial, model.config, source, tokenizer, summary)
         logits = read_back(AutoModelForCausalLM, partial).to(model.device)(tokens, use_cache=False).logits.float().cpu()
         compare_logits("transformers", folder, logits, expected, TOLERANCE)
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped between this and its summary
+    return notes
+
+
+def write_card(
+    folder: Path, config: Any, source: str, tokenizer: PreTrainedTokenizerBase | None, summary: dict[str, Any]
+) -> list[str]:
+    """Write tokenizer and card of a model of this configuration; returns what a user should know of it."""
+    notes = notes_of(config)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    write_text(folder / "README.md", _card(config, source, summary, notes))
     return notes
 
 

@@ -7,7 +7,8 @@ input of its last matrix. By magnitude: the mean norm of the rows or columns of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from ..models.huggingface.axes import Axes, Axis, layer_of, sizes_of
 from ..models.huggingface.causal import evaluating
+from ..models.huggingface.stored import parameters_of
 from .plan import Scores, feed_forwards, index_order
 
 if TYPE_CHECKING:
@@ -66,6 +68,15 @@ def gather_inputs(
     Args:
         moments: the parameters whose moments are gathered.
     """
+    with gathering(model, axes, moments=moments) as inputs, evaluating(model):
+        for tokens in tqdm(batches, desc="importance", unit=" batches", leave=False):
+            model(tokens.to(model.device), use_cache=False)
+    return inputs
+
+
+@contextmanager
+def gathering(model: PreTrainedModel, axes: Axes, *, moments: Container[str] = ()) -> Iterator[Inputs]:
+    """Gather what ``Inputs`` holds of all that runs through the model's layers."""
     inputs = Inputs()
     last: list[Any] = [None, "", ""]  # the input seen last, and the parameters that its sum and moments are entered for
 
@@ -91,14 +102,10 @@ def gather_inputs(
         for name in readers(model, axes):
             module = model.get_submodule(name.rpartition(".")[0])
             handles.append(module.register_forward_pre_hook(hook(name)))
-        with evaluating(model):
-            for tokens in tqdm(batches, desc="importance", unit=" batches", leave=False):
-                model(tokens.to(model.device), use_cache=False)
-                last[:] = [None, "", ""]
+        yield inputs
     finally:
         for handle in handles:
             handle.remove()
-    return inputs
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
@@ -142,10 +149,12 @@ def _add_activations(
 
 
 def _add_magnitudes(model: PreTrainedModel, axes: Axes, hidden: Tensor, intermediate: dict[str, Tensor]) -> None:
-    for name, weight in model.named_parameters():
-        if weight.dim() != 2:
+    parameters = parameters_of(model)
+    for name, both in axes.items():
+        if len(both) != 2 or both == (None, None):
             continue
-        for i, axis in enumerate(axes[name]):
+        weight = parameters[name]
+        for i, axis in enumerate(both):
             if axis is None:
                 continue
             norms = weight.detach().double().norm(dim=1 - i).cpu().view(axis.copies, -1).mean(0)

@@ -18,15 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..models.huggingface.axes import shapes_of, small_shape
+from ..models.huggingface.axes import shapes_of
 from ..training.distributed import ALONE, Ranks
-from ..utils.errors import InputError
 from .blocks import Block, Stack
-from .config import METHODS
-from .importance import Inputs, input_axis
+from .importance import Inputs
+from .making import BlockMaker
 from .plan import Plan
-from .projections import Projection, compensated, selection
-from .shares import owners, stacks_of
+from .shares import owners
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,19 +67,19 @@ class ProjectedModel(nn.Module):
         ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
-        if method not in METHODS:
-            raise InputError(f"method must be one of {', '.join(METHODS)}; it was {method}")
-        if block is not None and (method != "project" or block < 1):
-            raise InputError(f"block must be at least 1, and left out with another method than project; it was {block}")
         self.plan, self.method, self._ranks = plan, method, ranks
-        self.dtype = torch.promote_types(source.dtype, torch.float32)
-        self._compensated: dict[tuple[int, int], Projection] = {}  # q, k and v, or gate and up, have one input
-        self._block = 1 if method == "group" else block
         self.blocks = nn.ModuleDict()
         self._stacks: list[tuple[int, Stack]] = []
         """Of all, in the same order in each process, with their owners."""
-        self._make_stacks(source, inputs)
-        self._compensated.clear()
+        maker = BlockMaker(source, plan, method, block, inputs)
+        self.dtype, stacks = maker.dtype, maker.names()
+        for number, (names, owner) in enumerate(zip(stacks, owners(stacks, shapes_of(source), ranks.size))):
+            if owner == ranks.rank:
+                own = maker.make(names)
+                self.blocks[str(number)] = own
+                self._stacks.append((owner, own.stack))
+            else:
+                self._stacks.append((owner, maker.empty(names)))
         small: PreTrainedModel = type(source)(plan.config)
         small.to(device=source.device, dtype=self.dtype)  # type: ignore[call-arg]
         small.generation_config = copy.deepcopy(source.generation_config)
@@ -159,65 +157,6 @@ class ProjectedModel(nn.Module):
         model.load_state_dict(self.small.state_dict())
         model.generation_config = copy.deepcopy(self.small.generation_config)
         return model.eval()
-
-    def _make_stacks(self, source: PreTrainedModel, inputs: Inputs | None) -> None:
-        shapes, axes = shapes_of(source), self.plan.axes
-        stacks = stacks_of(shapes, axes)
-        for number, (names, owner) in enumerate(zip(stacks, owners(stacks, shapes, self._ranks.size))):
-            if owner == self._ranks.rank:
-                block = self._make_block(source, names, inputs)
-                self.blocks[str(number)] = block
-                stack = block.stack
-            else:
-                shape = small_shape(shapes[names[0]], axes[names[0]], self.plan.sizes)
-                value = torch.empty(len(names), *shape, dtype=self.dtype, device=source.device)
-                stack = Stack(names, shape, value)
-            self._stacks.append((owner, stack))
-
-    def _make_block(self, source: PreTrainedModel, names: list[str], inputs: Inputs | None) -> Block:
-        axes = self.plan.axes[names[0]]
-        weights = {name: source.get_parameter(name).detach() for name in names}
-        shape = small_shape(tuple(weights[names[0]].shape), axes, self.plan.sizes)
-        if len(axes) != 2 or axes == (None, None):
-            values = torch.stack([self._select(name, w) for name, w in weights.items()])
-            return Block(names, shape, values, [], [], [], False)
-        copies = 1 if axes[0] is None else axes[0].copies
-        parts = [(name, w) for name, whole in weights.items() for w in whole.view(copies, -1, whole.shape[1])]
-        sides: list[list[Projection]] = [[], []]
-        for i, axis in enumerate(axes):
-            if axis is not None:
-                sides[i] = [self._projection(source, name, i, w.shape[i], inputs) for name, w in parts]
-        start = torch.zeros(len(parts), shape[0] // copies, shape[1], dtype=self.dtype, device=source.device)
-        frozen = [w for _, w in parts]
-        block = Block(names, shape, start, frozen, sides[0], sides[1], self.method == "group")
-        if self.method != "prune":
-            return block
-        block.materialise()
-        return Block(names, shape, block.stack.value, [], [], [], False)
-
-    def _projection(
-        self, source: PreTrainedModel, name: str, index: int, size: int, inputs: Inputs | None
-    ) -> Projection:
-        axis = self.plan.axes[name][index]
-        assert axis is not None
-        kept = self.plan.kept(name, axis)
-        projection = selection(size, kept, self._block)
-        if inputs is None or name not in inputs.moments or index != input_axis(source, name):
-            return projection
-        key = id(inputs.moments[name]), id(kept)
-        if key not in self._compensated:
-            self._compensated[key] = compensated(projection, kept, inputs.moments[name].cpu())
-        return self._compensated[key]
-
-    def _select(self, name: str, weight: Tensor) -> Tensor:
-        """The kept coordinates of a parameter whose axes are not projected."""
-        for i, axis in enumerate(self.plan.axes[name]):
-            if axis is not None:
-                size = weight.shape[i] // axis.copies
-                kept = self.plan.kept(name, axis)
-                index = torch.cat([kept + copy * size for copy in range(axis.copies)])
-                weight = weight.index_select(i, index.to(weight.device))
-        return weight.to(self.dtype)
 
 
 def _tables(model: PreTrainedModel) -> set[str]:

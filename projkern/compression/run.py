@@ -11,8 +11,10 @@ import torch
 import transformers
 
 from ..data.text import Windows, open_tokens, tokenise
+from ..export.streamed import check_logits, write_settings
 from ..models.huggingface.axes import Sizes
 from ..models.huggingface.causal import PretrainedFolder
+from ..models.huggingface.stored import is_stored, open_stored
 from ..training import checkpoint, distributed
 from ..training.distributed import Ranks
 from ..training.loop import train
@@ -20,15 +22,16 @@ from ..training.metrics import Metrics
 from ..training.stages import count
 from ..utils.device import Machine, pick_machine
 from ..utils.errors import InputError
-from ..utils.files import SETTINGS, Format, open_output, read_object, write_json
+from ..utils.files import SETTINGS, Format, new_folder, open_output, read_object, write_json
 from ..utils.version import __version__
 from .config import CompressConfig
-from .export import write_model
+from .export import write_card, write_model
 from .measures import held_out_loss, measure_speed, write_samples
 from .projected import ProjectedModel
 from .report import write_report
 from .start import Kept, check_length, choose, make_projected, target_sizes
 from .training import compression_job
+from .untrained import write_start
 from .writing import write_tokens
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 FORMAT = Format("projkern compression", 1, "the settings of a compression")
 START = Format("projkern start", 1, "the losses at the start of a compression")
 TOKENS, KEPT, CHECKPOINTS, SUMMARY = "tokens.npy", "kept.safetensors", "checkpoint", "summary.json"
+MOST_BYTES = 1 << 30
+"""Of a source that is left in its files: a larger one is not loaded to measure its speed and to have it write samples."""
 
 
 def resumed_config(out: Path, changes: dict[str, Any]) -> CompressConfig:
@@ -108,13 +113,18 @@ def _compress(
     tokenizer: PreTrainedTokenizerBase | None,
     sizes: Sizes,
 ) -> dict[str, Any]:
-    source = folder.load(machine.device, torch.float32 if machine.dtype == torch.float32 else None)
+    dtype = torch.float32 if machine.dtype == torch.float32 else None
+    is_run_seldom = config.steps == 0 or (ranks.size > 1 and config.tuning.distill == 0)
+    is_left = is_run_seldom and config.text.generate is None
+    stored = open_stored(folder, machine.device, dtype or folder.dtype) if is_left else None
+    source = stored or folder.load(machine.device, dtype)
     print(f"Source {source.config.model_type} of {count(source):,} parameters, on {machine.reason}.")
     with ranks.main_first():
         windows = _windows(out, config, source, tokenizer)
+    if config.steps == 0 and is_stored(source):
+        ranks.finish()
+        return _compress_stored(out, config, machine, folder, tokenizer, sizes, source, windows)
     projected = _start(out, config, ranks, source, windows, sizes)
-    if ranks.size > 1 and config.tuning.distill == 0:
-        source.to("meta")  # type: ignore[arg-type]  # what this rank projects is kept by its blocks
     job = compression_job(projected, source, windows, config, machine.dtype)
     small, passes = count(projected.small), job.steps * config.tuning.batch_size / windows.count
     print(f"To {small:,} parameters ({small / count(source):.1%}): {sizes}.")
@@ -124,31 +134,101 @@ def _compress(
     as_source = result if source.dtype == folder.dtype else projected.merge(source.dtype)
     trained_parameters = sum(ranks.gather(count(projected)))
     ranks.finish()
-    if source.device.type == "meta":
-        source = folder.load(machine.device, source.dtype)
     losses = START.read(out / "start.json")
-    summary = {
-        "source": losses["source"] | {"parameters": count(source)},
-        "start": losses["start"],
-        "result": _loss(result, windows, config) | {"parameters": small},
-        "method": config.method.method,
-        "tokens": job.steps * job.batch_size,
-        "seconds": round(seconds, 1),
-        "sizes": {"hidden": sizes.hidden, "intermediate": sizes.intermediate, "layers": sizes.layers},
-        "lr": config.rate(source.config.hidden_size, source.config.num_hidden_layers),
-        "trained_parameters": trained_parameters,
-        "device": machine.reason,
-        "versions": _versions(),
-    }
-    models = {"source": source, "result": as_source}
-    summary["speed"] = measure_speed(models, next(windows.held_out_batches(1))[:, :16], folder.dtype)
-    samples = write_samples(models, tokenizer, windows) if tokenizer is not None else []
+    losses["result"] = _loss(result, windows, config)
+    summary = _summary(config, machine, sizes, source, losses, small, seconds, trained_parameters)
+    loaded = _loaded(source, folder)
+    models = {} if loaded is None else {"source": loaded, "result": as_source}
+    summary["speed"], samples = _speed_and_samples(models, folder, tokenizer, windows)
     # What training computed with, where the file has its numbers; else what is stored of them.
     trained = projected.small if folder.dtype == torch.float32 else result
     notes = write_model(out / "model", result, trained, folder.folder.name, tokenizer, summary, windows)
     write_report(out, config, summary, windows, samples, notes)
     write_json(out / SUMMARY, summary)
     return summary
+
+
+def _compress_stored(
+    out: Path,
+    config: CompressConfig,
+    machine: Machine,
+    folder: PretrainedFolder,
+    tokenizer: PreTrainedTokenizerBase | None,
+    sizes: Sizes,
+    source: PreTrainedModel,
+    windows: Windows,
+) -> dict[str, Any]:
+    """As ``_compress``, without training, of a source that is left in its files."""
+    if not (out / KEPT).exists():
+        choose(source, windows, config, sizes, moments=False)[0].save(out / KEPT)
+    if not (out / "start.json").exists():
+        START.write(out / "start.json", {"source": _loss(source, windows, config)})
+    losses = START.read(out / "start.json")
+    target = out / "model"
+    with new_folder(target) as partial:
+        small, trained = write_start(partial, source, Kept.load(out / KEPT), config, sizes, windows, folder.dtype)
+        print(f"To {count(small):,} parameters ({count(small) / count(source):.1%}): {sizes}.")
+        write_settings(partial, small, folder.dtype)
+        result = open_stored(PretrainedFolder.open(partial), machine.device, folder.dtype)
+        assert result is not None
+        losses["start"] = losses["result"] = _loss(result, windows, config)
+        summary = _summary(config, machine, sizes, source, losses, count(small), 0.0, trained)
+        models: dict[str, PreTrainedModel] = {}
+        if loaded := _loaded(source, folder):
+            models = {"source": loaded, "result": PretrainedFolder.open(partial).load(machine.device, source.dtype)}
+        summary["speed"], samples = _speed_and_samples(models, folder, tokenizer, windows)
+        notes = write_card(partial, small.config, folder.folder.name, tokenizer, summary)
+        check_logits(partial, small, next(windows.held_out_batches(1)))
+        shutil.rmtree(target, ignore_errors=True)  # of a run that was stopped between this and its summary
+    write_report(out, config, summary, windows, samples, notes)
+    write_json(out / SUMMARY, summary)
+    return summary
+
+
+def _loaded(source: PreTrainedModel, folder: PretrainedFolder) -> PreTrainedModel | None:
+    """The source in memory; None where it is stored and too large to be loaded for a measurement."""
+    if not is_stored(source):
+        return source
+    if sum(p.numel() for p in source.parameters()) * source.dtype.itemsize > MOST_BYTES:
+        return None
+    return folder.load(source.device, source.dtype)
+
+
+def _summary(
+    config: CompressConfig,
+    machine: Machine,
+    sizes: Sizes,
+    source: PreTrainedModel,
+    losses: dict[str, Any],
+    parameters: int,
+    seconds: float,
+    trained: int,
+) -> dict[str, Any]:
+    return {
+        "source": losses["source"] | {"parameters": count(source)},
+        "start": losses["start"],
+        "result": losses["result"] | {"parameters": parameters},
+        "method": config.method.method,
+        "tokens": config.steps * config.tuning.batch_size * config.text.length,
+        "seconds": round(seconds, 1),
+        "sizes": {"hidden": sizes.hidden, "intermediate": sizes.intermediate, "layers": sizes.layers},
+        "lr": config.rate(source.config.hidden_size, source.config.num_hidden_layers),
+        "trained_parameters": trained,
+        "device": machine.reason,
+        "versions": _versions(),
+    }
+
+
+def _speed_and_samples(
+    models: dict[str, PreTrainedModel],
+    folder: PretrainedFolder,
+    tokenizer: PreTrainedTokenizerBase | None,
+    windows: Windows,
+) -> tuple[dict[str, dict[str, float]], list[dict[str, str]]]:
+    if not models:
+        return {}, []
+    speed = measure_speed(models, next(windows.held_out_batches(1))[:, :16], folder.dtype)
+    return speed, write_samples(models, tokenizer, windows) if tokenizer is not None else []
 
 
 def _windows(

@@ -73,15 +73,22 @@ def check_length(config: CompressConfig, source: PreTrainedConfig) -> None:
 
 
 def choose(
-    source: PreTrainedModel, windows: Windows, config: CompressConfig, sizes: Sizes, ranks: Ranks = ALONE
+    source: PreTrainedModel,
+    windows: Windows,
+    config: CompressConfig,
+    sizes: Sizes,
+    ranks: Ranks = ALONE,
+    *,
+    moments: bool = True,
 ) -> tuple[Kept, Inputs]:
     """What to keep of a source, by its scores, and its inputs, which the compensated start needs.
 
     Args:
         sizes: of ``target_sizes``.
         ranks: the processes that share the projected model; each has the moments of its own part.
+        moments: whether the inputs have the moments that this start needs, of all layers at once.
     """
-    batches = _calibration(windows, config)
+    batches = calibration(windows, config)
     total = sizes_of(source.config).layers
     layers = list(range(total))
     if sizes.layers < total:
@@ -89,11 +96,11 @@ def choose(
         layers = sorted(scores.argsort(descending=True, stable=True)[: sizes.layers].tolist())
     shallow = shallow_source(source, layers)
     axes = find_axes(shallow.config, sizes)
-    is_compensated = config.method.start == "compensated"
+    is_compensated = moments and config.method.start == "compensated"
     inputs = Inputs()
     if is_compensated or config.method.importance == "activation":
-        moments = owned_names(shapes_of(shallow), axes, ranks.rank, ranks.size) if is_compensated else ()
-        inputs = gather_inputs(shallow, axes, batches, moments=moments)
+        own = owned_names(shapes_of(shallow), axes, ranks.rank, ranks.size) if is_compensated else ()
+        inputs = gather_inputs(shallow, axes, batches, moments=own)
     plan = Plan.of(shallow, sizes, scores_of(config.method.importance, shallow, axes, inputs))
     return ranks.from_main(Kept(layers, plan.hidden, plan.intermediate)), inputs
 
@@ -117,7 +124,7 @@ def shallow_source(source: PreTrainedModel, layers: list[int]) -> PreTrainedMode
     return source if len(layers) == sizes_of(source.config).layers else with_layers(source, layers)
 
 
-def _calibration(windows: Windows, config: CompressConfig) -> list[Tensor]:
+def calibration(windows: Windows, config: CompressConfig) -> list[Tensor]:
     """The first windows of the training order."""
     steps = -(-config.method.calibration // windows.batch_size)
     tokens = torch.cat([windows.batch(step) for step in range(steps)])[: config.method.calibration]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..models import TransformersOperator
 from ..training.checkpoint import CheckpointError
-from ..utils.tensor_file import Layout, bytes_of
+from ..utils.tensor_file import bytes_of
 from ..utils.tensors import StoredTensors
 
 CHUNK_BYTES = 256 << 20
@@ -63,12 +63,6 @@ class StoredOperator:
             state.renamed({name: f"own.{number}" for number, name in enumerate(operator.own_names)}),
             _digest(state),
         )
-
-    @property
-    def layout(self) -> Layout:
-        """The parameters of a small model."""
-        dtype = self.operator.own[0].dtype
-        return {name: (dtype, tuple(w.shape)) for name, w in self.operator.small.named_parameters()}
 
     @property
     def chunk(self) -> int:

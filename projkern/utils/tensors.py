@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -78,6 +79,12 @@ class StoredTensors(Mapping[str, Tensor]):
             tensor: Tensor = file.get_tensor(stored_name)
             return tensor.clone()
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one."""
+        path, stored_name = self._places[name]
+        with _readable(path), safe_open(path, "pt") as file:
+            return tuple(file.get_slice(stored_name).get_shape())
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
@@ -110,6 +117,12 @@ def _weight_map(index: Path) -> dict[str, str]:
         if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
             raise InputError(f"{index} must list files of its own folder; it lists {name}")
     return shards
+
+
+def same_bits(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one type and shape are the same, NaN and the sign of zero included."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize]
+    return tensor.dtype == other.dtype and torch.equal(tensor.view(integers), other.view(integers))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from projkern.utils.errors import InputError
 from projkern.utils.tensor_file import TensorFile
-from projkern.utils.tensors import StoredTensors
+from projkern.utils.tensors import StoredTensors, same_bits
 
 TENSORS = {
     "b.weight": torch.randn(3, 5),
@@ -35,11 +35,17 @@ def test_the_bytes_are_those_of_safetensors(tmp_path):
         for name in sorted(TENSORS, reverse=True):
             file.write(name, TENSORS[name])
             stored = StoredTensors.of_file(path)[name]  # before the others are there
-            assert torch.equal(stored.view(-1).view(torch.uint8), TENSORS[name].contiguous().view(-1).view(torch.uint8))
+            assert same_bits(stored, TENSORS[name])
     assert path.read_bytes() == expected.read_bytes()
     (tmp_path / "other").touch()
     assert path.stat().st_mode == (tmp_path / "other").stat().st_mode  # as the umask says
     assert load_file(path).keys() == TENSORS.keys()
+
+
+def test_bits_are_compared():
+    nan, zero = torch.tensor([torch.nan, 1.0]), torch.zeros(2, dtype=torch.bfloat16)
+    assert same_bits(nan, nan.clone()) and same_bits(zero, zero.clone())
+    assert not same_bits(zero, -zero) and not same_bits(nan, nan + 1) and not same_bits(zero, zero.half())
 
 
 def test_a_file_that_was_not_filled_is_an_error(tmp_path):

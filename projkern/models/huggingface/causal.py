@@ -16,7 +16,7 @@ from ...utils.files import read_object
 from ...utils.tensors import require_safetensors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,13 @@ class PretrainedFolder:
                 raise InputError(f"{self.folder} must hold every parameter; {kind}: {min(map(str, loading[kind]))}")
         frozen: PreTrainedModel = model.to(device).eval().requires_grad_(False)
         return frozen
+
+    def generation_config(self) -> GenerationConfig | None:
+        """Its settings of generation; None where it has none of its own."""
+        from transformers import GenerationConfig
+
+        is_there = (self.folder / "generation_config.json").exists()
+        return GenerationConfig.from_pretrained(self.folder, local_files_only=True) if is_there else None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The folder's tokenizer.
