@@ -41,7 +41,7 @@ FORMAT = Format("projkern compression", 1, "the settings of a compression")
 START = Format("projkern start", 1, "the losses at the start of a compression")
 TOKENS, KEPT, CHECKPOINTS, SUMMARY = "tokens.npy", "kept.safetensors", "checkpoint", "summary.json"
 MOST_BYTES = 1 << 30
-"""Of a source that is left in its files: a larger one is not loaded to measure its speed and to have it write samples."""
+"""Of a source that is left in its files: a larger one is not loaded to measure its speed and to write samples."""
 
 
 def resumed_config(out: Path, changes: dict[str, Any]) -> CompressConfig:

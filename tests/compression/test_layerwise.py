@@ -14,9 +14,9 @@ def test_what_is_gathered_is_the_same(family):
     model = decoder(family)
     axes = find_axes(model.config, Sizes(32, 56, 3))
     batches = list(torch.arange(48).view(4, 12).split(2))
-    expected = gather_inputs(model, axes, batches, moments=True)
+    expected = gather_inputs(model, axes, batches, moments=axes)
     run, passed = LayerRun(model, batches), []
-    with gathering(model, axes, moments=True) as inputs:
+    with gathering(model, axes, moments=axes) as inputs:
         for name in run:
             assert {layer_of(n) for n in inputs.moments} <= {*passed, name}  # of no layer before its turn
             passed.append(name)
