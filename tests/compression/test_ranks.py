@@ -10,7 +10,7 @@ import time
 import pytest
 import text_models
 import torch
-from ranks import torchrun
+from ranks import script, torchrun
 from safetensors.torch import load_file
 
 from projkern.__main__ import main as projkern
@@ -49,9 +49,8 @@ def test_a_stopped_compression_goes_on_with_any_number_of_ranks(tmp_path):
     for ranks in (1, 4):
         shutil.copytree(stopped, tmp_path / f"by-{ranks}")
     assert projkern(["compress", "--out", str(tmp_path / "by-1"), "--resume"]) == 0
-    process = torchrun(4, "-m", "projkern.compress", "--out", tmp_path / "by-4", "--resume")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and output.count("tokens of training") == 1, output
+    status, output = script("rank_verbs.py", 4, "compress", "--out", tmp_path / "by-4", "--resume", timeout=120)
+    assert status == 0 and output.count("tokens of training") == 1, output
     assert losses_of(tmp_path / "by-4") == pytest.approx(losses_of(tmp_path / "by-1"), abs=1e-5)
     models = [load_file(tmp_path / f"by-{ranks}" / "model" / "model.safetensors") for ranks in (1, 4)]
     for name, weight in models[0].items():

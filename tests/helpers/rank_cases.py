@@ -1,6 +1,6 @@
-"""Trainings that one process and several must agree on; ``torchrun rank_cases.py OUT`` stores what each rank has.
+"""Trainings that one process and several must agree on; ``rank_cases.py OUT`` stores what each rank has.
 
-    OUT/CASE-RANK.pt    {"losses": by step, "gradients": of the first step, "weights": after the last step}
+    OUT/of-SIZE/CASE-RANK.pt    {"losses": by step, "gradients": of the first step, "weights": after the last step}
 
 Of a compression each rank has the gradients of its own part, all have the small model's weights, and "sent" is what a
 step has a rank send, in bytes.
@@ -21,7 +21,7 @@ from typing import Any
 import decoders
 import numpy as np
 import torch
-from ranks import sent_bytes
+from ranks import fork, sent_bytes
 from torch import Tensor
 
 from projkern.compression.config import CompressConfig
@@ -38,11 +38,12 @@ from projkern.training.presets import DEBUG
 from projkern.training.stages import make_stage
 from projkern.training.steps import stage_job
 
+SIZES = (1, 2, 4)
 CONFIG = DEBUG.replace(scales=(Fraction(1, 4),), batch_size=8, steps=50, log_every=1, checkpoint_every=50)
 CONFIG = CONFIG.replace(operator_lr=1e-3)  # at a larger one the general generator makes 1e-16 into 1e-3 in 50 steps
 CASES: dict[str, dict[str, Any]] = {
     "the default": {},
-    "general": {"generator": "general"},
+    "general": {"generator": "general", "n_layer": 1, "n_embd": 16},
     "modular": {"generator": "modular"},
     "joint": {"scales": (Fraction(1, 2), Fraction(1, 4)), "joint": True},
     "source_batch": {"source_batch": 4, "distill": 0.0},
@@ -130,13 +131,22 @@ RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def main(out: Path) -> None:
+def run_all(out: Path) -> None:
     with distributed.processes("cpu") as ranks:
         for name, run in RUNS.items():
             torch.save(run(out / name), out / f"{name}-{ranks.rank}.pt")
         ranks.finish()
 
 
-if __name__ == "__main__":
+def main(folder: Path) -> int:
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    for size in SIZES:
+        out = folder / f"of-{size}"
+        out.mkdir()
+        if codes := [code for code in fork(size, partial(run_all, out)) if code]:
+            return codes[0]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""A short training of which something goes wrong on one rank; ``torchrun rank_faults.py FAULT OUT``."""
+"""A short training of two ranks of which something goes wrong on one; ``rank_faults.py FAULT OUT``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import torch
+from ranks import fork
 from torch import Tensor, nn
 
 from projkern.training import checkpoint, distributed
 from projkern.training.loop import Job, train
 from projkern.training.metrics import Metrics
+from projkern.training.presets import DEBUG
+from projkern.training.run import run
 from projkern.utils import command
 
 STEPS, AT = 6, 3
@@ -38,6 +41,8 @@ def go_wrong(fault: str, rank: int, loss: Tensor) -> Tensor:
 
 
 def work(options: argparse.Namespace) -> str:
+    if options.fault == "settings":
+        run(options.out, DEBUG.replace(seed=int(os.environ["RANK"])))
     with distributed.processes("cpu") as ranks:
         torch.manual_seed(0)
         module = nn.Linear(3, 1)
@@ -61,12 +66,12 @@ def work(options: argparse.Namespace) -> str:
     return f"weights {module.weight.tolist()}"
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="faulty")
     parser.add_argument("fault")
     parser.add_argument("out", type=Path)
-    return command.run(parser, None, work)
+    print(f"exit codes {fork(2, lambda: command.run(parser, None, work))}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

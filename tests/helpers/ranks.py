@@ -1,12 +1,14 @@
-"""Processes under torchrun on this machine."""
+"""Processes of one training on this machine: under torchrun, or forked, which saves each the imports."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +27,40 @@ def torchrun(ranks: int, *words: object, options: tuple[str, ...] = ()) -> subpr
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def fork(ranks: int, work: Callable[[], object]) -> list[int | None]:
+    """Run ``work`` in so many ranks, forked from this process, which must not have run autograd; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def run(rank: int) -> None:
+        if ranks > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+        sys.exit(work())
+
+    processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def script(name: str, *words: object, timeout: int) -> tuple[int, str]:
+    """Exit status and output of a script of this folder that forks ranks."""
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    finished = subprocess.run(
+        [sys.executable, ROOT / "tests" / "helpers" / name, *map(str, words)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    return finished.returncode, finished.stdout
 
 
 def sent_bytes() -> int:

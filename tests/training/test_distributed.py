@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rank_cases
 import torch
-from ranks import ROOT, torchrun
+from ranks import script
 
 from projkern.training import distributed
 from projkern.training.distributed import Ranks
@@ -15,29 +16,21 @@ from projkern.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("alone")
-    cases = {name: run(folder / name) for name, run in rank_cases.RUNS.items()}
-    torch.set_num_threads(threads)
-    return cases
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cases")
+    status, output = script("rank_cases.py", out, timeout=400)
+    assert status == 0, output
+    return out
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    out = tmp_path_factory.mktemp(f"of-{request.param}")
-    process = torchrun(request.param, ROOT / "tests" / "helpers" / "rank_cases.py", out)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return request.param, out
+def stored_by(folder: Path, case: str, size: int) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"of-{size}" / f"{case}-{rank}.pt") for rank in range(size)]
 
 
+@pytest.mark.parametrize("size", rank_cases.SIZES[1:])
 @pytest.mark.parametrize("case", rank_cases.RUNS)
-def test_ranks_train_as_one_process_does(case, alone, together):
-    size, out = together
-    expected = alone[case]
-    stored = [torch.load(out / f"{case}-{rank}.pt") for rank in range(size)]
+def test_ranks_train_as_one_process_does(case, size, folder):
+    (expected,), stored = stored_by(folder, case, 1), stored_by(folder, case, size)
     assert len(stored[0]["losses"]) == 50
     for line, reference in zip(stored[0]["losses"], expected["losses"]):
         assert line == pytest.approx(reference, abs=1e-6)  # in 50 steps the general generator makes 1e-16 into 1e-7
@@ -49,10 +42,10 @@ def test_ranks_train_as_one_process_does(case, alone, together):
         assert all(torch.equal(rank["weights"][name], w) for name, w in stored[0]["weights"].items())
 
 
-def test_compression_sends_values_and_gradients_of_the_small_model(together):
+@pytest.mark.parametrize("size", rank_cases.SIZES[1:])
+def test_compression_sends_values_and_gradients_of_the_small_model(size, folder):
     """By gloo's algorithms: a tree for the broadcast; a ring and a gather for the reduction."""
-    size, out = together
-    stored = [torch.load(out / f"compression-{rank}.pt") for rank in range(size)]
+    stored = stored_by(folder, "compression", size)
     numbers = {id(w): w.numel() for w in stored[0]["weights"].values()}  # of tied tables once
     expected = 8 * sum(numbers.values()) * (size - 1) * (2 + 1 / size)  # in float64
     assert expected < sum(rank["sent"] for rank in stored) < 1.06 * expected  # heads of messages of small matrices
