@@ -19,8 +19,7 @@ def predict_dropped(moments: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
         moments: (size, size), sum of x x^T.
         kept, dropped: indices.
     """
-    rows = moments[kept].double()
-    gram = rows[:, kept]
-    ridge = RIDGE * gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
-    gram = gram + ridge * torch.eye(len(kept), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram, rows[:, dropped]).mT.float()
+    rows = moments[kept]
+    gram = rows[:, kept].double()
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny))
+    return torch.linalg.solve(gram, rows[:, dropped].double()).mT.float()

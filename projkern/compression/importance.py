@@ -24,6 +24,8 @@ from .plan import Scores, feed_forwards, index_order
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_AT_ONCE = 1 << 23  # numbers
+
 
 @dataclass
 class Inputs:
@@ -157,6 +159,12 @@ def _add_magnitudes(model: PreTrainedModel, axes: Axes, hidden: Tensor, intermed
         for i, axis in enumerate(both):
             if axis is None:
                 continue
-            norms = weight.detach().double().norm(dim=1 - i).cpu().view(axis.copies, -1).mean(0)
+            norms = _norms(weight.detach(), i).cpu().view(axis.copies, -1).mean(0)
             target = hidden if axis.is_residual else intermediate[layer_of(name)]
             target += norms / norms.mean().clamp(min=torch.finfo(norms.dtype).tiny)
+
+
+def _norms(weight: Tensor, axis: int) -> Tensor:
+    """The norm of each row (axis 0) or column (axis 1), float64; few at a time are in that type."""
+    at_once = max(1, _AT_ONCE // weight.shape[1 - axis])
+    return torch.cat([part.double().norm(dim=1 - axis) for part in weight.split(at_once, axis)])

@@ -14,7 +14,7 @@ from .blocks import Block, Stack
 from .config import METHODS
 from .importance import Inputs, input_axis
 from .plan import Plan
-from .projections import Projection, compensated, selection
+from .projections import Projection, compensated, selection, shape_of
 from .shares import stacks_of
 
 if TYPE_CHECKING:
@@ -71,6 +71,23 @@ class BlockMaker:
         """The stack of some parameters whose block another process makes."""
         shape = small_shape(shapes_of(self.source)[names[0]], self.plan.axes[names[0]], self.plan.sizes)
         return Stack(names, shape, torch.empty(len(names), *shape, dtype=self.dtype, device=self.source.device))
+
+    def select(self, name: str) -> Tensor:
+        """What the block of a parameter begins with where P selects: its kept coordinates."""
+        return self._select(name, self._parameters[name].detach())
+
+    def count(self, names: list[str]) -> int:
+        """Trained parameters of a block: those of its P and A."""
+        axes, shape = self.plan.axes[names[0]], self.source.get_parameter(names[0]).shape
+        numbers = torch.Size(small_shape(tuple(shape), axes, self.plan.sizes)).numel()
+        if self.method == "prune" or len(axes) != 2:
+            return len(names) * numbers
+        copies = 1 if axes[0] is None else axes[0].copies
+        for size, axis in zip((shape[0] // copies, shape[1]), axes):
+            if axis is not None:
+                kept = len(self.plan.kept(names[0], axis))
+                numbers += copies * torch.Size(shape_of(size, kept, self._block)).numel()
+        return len(names) * numbers
 
     def _projection(self, name: str, index: int, size: int) -> Projection:
         axis = self.plan.axes[name][index]

@@ -34,21 +34,27 @@ def selection(size: int, kept: Tensor, block: int | None) -> Projection:
         block: kept coordinates a block; None, or as many as are kept, for one dense block.
     """
     m = len(kept)
+    values = torch.zeros(shape_of(size, m, block))
     if block is None or block >= m:
-        values = torch.zeros(1, size, m)
         values[0, kept, torch.arange(m)] = 1
         return Projection(torch.arange(size)[None], values)
-    n = -(-m // block)
+    n = len(values)
     dropped = _complement(size, kept)
-    share = -(-len(dropped) // n)
-    coordinates = torch.full((n, block + share), -1)
-    values = torch.zeros(n, block + share, block)
+    coordinates = torch.full(values.shape[:2], -1)
     places = torch.arange(m)
     coordinates[places // block, places % block] = kept
     values[places // block, places % block, places % block] = 1
     turns = torch.arange(len(dropped))
     coordinates[turns % n, block + turns // n] = dropped
     return Projection(coordinates, values)
+
+
+def shape_of(size: int, kept: int, block: int | None) -> tuple[int, int, int]:
+    """The shape (n, s, k) of the values of ``selection``."""
+    if block is None or block >= kept:
+        return 1, size, kept
+    n = -(-kept // block)
+    return n, block + -(-(size - kept) // n), block
 
 
 def compensated(projection: Projection, kept: Tensor, moments: Tensor) -> Projection:

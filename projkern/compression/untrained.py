@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..data.text import Windows
 from ..export.streamed import WeightsWriter
 from ..models.huggingface.axes import Sizes, build_empty, layer_of, shapes_of
-from .blocks import Block
 from .config import CompressConfig
 from .importance import gathering
 from .layerwise import LayerRun
@@ -55,29 +55,28 @@ def write_start(
     """
     shallow = shallow_source(source, kept.layers)
     plan = Plan.of(shallow, sizes).keeping(kept.hidden, kept.intermediate)
-    small, trained = build_empty(plan.config), 0
+    small = build_empty(plan.config)
     small.generation_config = source.generation_config
     total = len(shapes_of(small))
     with WeightsWriter(folder, small, dtype) as writer, tqdm(total=total, desc="write", unit=" parameters") as bar:
-        for block in _blocks(shallow, plan, config, windows):
-            trained += sum(p.numel() for p in block.parameters())
-            value = block.residual.detach()
-            if block.projections:
-                value = block.product().add_(value)
-            for name, part in block.stack.by_name(value).items():
-                writer.write(name, part.to(dtype))
-                bar.update()
-    return small, trained
+        for name, value in _parameters(shallow, plan, config, windows):
+            writer.write(name, value.to(dtype))
+            bar.update()
+    maker = BlockMaker(shallow, plan, config.method.method, config.method.block, None)
+    return small, sum(map(maker.count, maker.names()))
 
 
-def _blocks(source: PreTrainedModel, plan: Plan, config: CompressConfig, windows: Windows) -> Iterator[Block]:
+def _parameters(
+    source: PreTrainedModel, plan: Plan, config: CompressConfig, windows: Windows
+) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of the small model, in float32."""
     method = config.method
     maker = BlockMaker(source, plan, method.method, method.block, None)
-    waiting = maker.names()
-    if method.start != "compensated":
-        yield from map(maker.make, waiting)
+    waiting, passed = maker.names(), set()
+    if method.start != "compensated":  # products with a selection, without the products
+        for names in waiting:
+            yield from ((name, maker.select(name)) for name in names)
         return
-    passed: set[str] = set()
     run = LayerRun(source, calibration(windows, config))
     with gathering(source, plan.axes, moments=plan.axes) as inputs:
         for layer in run:
@@ -85,6 +84,10 @@ def _blocks(source: PreTrainedModel, plan: Plan, config: CompressConfig, windows
             maker = BlockMaker(source, plan, method.method, method.block, inputs)  # with no projection of layers before
             for names in [names for names in waiting if all(layer_of(name) in passed for name in names)]:
                 waiting.remove(names)
-                yield maker.make(names)
+                block = maker.make(names)
+                value = block.residual.detach()
+                if block.projections:
+                    value = block.product().add_(value)
+                yield from block.stack.by_name(value).items()
                 for name in names:
                     inputs.moments.pop(name, None)

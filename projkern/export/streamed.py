@@ -1,28 +1,30 @@
 """A language model as a folder of Hugging Face's format, filled a parameter at a time.
 
-Each parameter is read back at once and must be what was written, bit for bit. The logits of the whole are compared with
-the training-time forward; both models then have the file's pages as their weights, which the system takes back where it
-needs them.
+Each parameter is read back at once and must be what was written, bit for bit. Then the logits of the whole, as
+transformers reads it, must be those of the training-time forward.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from ..models.huggingface.causal import quiet_transformers
+from ..models.huggingface.causal import PretrainedFolder
+from ..models.huggingface.stored import open_stored
 from ..utils.tensor_file import TensorFile
-from ..utils.tensors import StoredTensors, read_weights, same_bits
+from ..utils.tensors import same_bits
 from .checked import TOLERANCE, WrongModel, compare_logits, read_back
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+MOST_BYTES = 256 << 20
+"""Of a model whose check holds it whole."""
 _WEIGHTS = "model.safetensors"
 
 
@@ -36,16 +38,15 @@ class WeightsWriter:
     """
 
     def __init__(self, folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
-        path = folder / _WEIGHTS
-        self._file = TensorFile(path, {name: (dtype, tuple(p.shape)) for name, p in model.named_parameters()})
-        self._stored = StoredTensors.of_file(path)
+        layout = {name: (dtype, tuple(p.shape)) for name, p in model.named_parameters()}
+        self._file = TensorFile(folder / _WEIGHTS, layout)
 
     def write(self, name: str, value: Tensor) -> None:
         """Write one parameter and read it back; raises WrongModel where it is another, or not finite."""
         if not value.sum(dtype=torch.promote_types(value.dtype, torch.float32)).isfinite():
             raise WrongModel(f"a model must be of finite numbers; its {name} is not")
         self._file.write(name, value)
-        if not same_bits(self._stored[name], value.cpu()):
+        if not same_bits(self._file.read(name), value.cpu()):
             raise WrongModel(f"{name}, read back, must be what was generated; it is not")
 
     def __enter__(self) -> WeightsWriter:
@@ -71,6 +72,8 @@ def write_settings(folder: Path, model: PreTrainedModel, dtype: torch.dtype, **m
 def check_logits(folder: Path, model: PreTrainedModel, tokens: Tensor) -> None:
     """Compare the logits of what transformers reads from a folder with those of a model and the folder's weights.
 
+    A model of more than ``MOST_BYTES`` runs a parameter at a time too.
+
     Args:
         folder: it.
         model: whose configuration the folder's model must have; its parameters are not used.
@@ -81,12 +84,14 @@ def check_logits(folder: Path, model: PreTrainedModel, tokens: Tensor) -> None:
     """
     from transformers import AutoModelForCausalLM
 
-    inputs = {"input_ids": tokens, "use_cache": False}
-    logits = read_back(AutoModelForCausalLM, folder)(**inputs).logits.float()
-    with quiet_transformers():  # from the folder too, so that its own parameters take no memory
-        config = copy.deepcopy(model.config)
-        own = type(model).from_pretrained(folder, config=config, local_files_only=True, dtype="auto").eval()
-    expected = functional_call(own, read_weights(folder), (), inputs).logits.float()
-    if not expected.isfinite().all():
+    tokens = tokens.cpu()
+    stored = PretrainedFolder.open(folder)
+    loaded = read_back(AutoModelForCausalLM, folder)  # memory-mapped: what is not used takes no memory
+    if sum(p.nbytes for p in loaded.parameters()) > MOST_BYTES:
+        loaded = open_stored(stored, tokens.device, stored.dtype)
+    expected = open_stored(replace(stored, config=copy.deepcopy(model.config)), tokens.device, stored.dtype)
+    assert loaded is not None and expected is not None, "the file has the names of the parameters"
+    logits, own = (m(tokens, use_cache=False).logits.float() for m in (loaded, expected))
+    if not own.isfinite().all():
         raise WrongModel("a model must have finite logits; it has not")
-    compare_logits("transformers", folder, logits, expected, TOLERANCE)
+    compare_logits("transformers", folder, logits, own, TOLERANCE)

@@ -57,17 +57,24 @@ class TensorFile:
         head += b" " * (-len(head) % _ALIGNMENT)
         data = 8 + len(head)
         self._offsets = {name: data + start for name, start in places.items()}
-        self._file = path.open("wb")
+        self._file = path.open("w+b")
         self._file.write(len(head).to_bytes(8, "little") + head)
         self._file.truncate(data + end)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor, of the dtype and shape that the layout has for it; what is read of the file has it then."""
+        """Write one tensor, of the dtype and shape that the layout has for it."""
         assert (tensor.dtype, tuple(tensor.shape)) == self._layout[name], name
         self._file.seek(self._offsets[name])
         self._file.write(bytes_of(tensor))
-        self._file.flush()
         self._missing.discard(name)
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor back."""
+        dtype, shape = self._layout[name]
+        tensor = torch.empty(shape, dtype=dtype)
+        self._file.seek(self._offsets[name])
+        self._file.readinto(bytes_of(tensor))
+        return tensor
 
     def __enter__(self) -> TensorFile:
         return self
