@@ -99,6 +99,36 @@ def projecting() -> str:
     return f"{table}\n\n{_machine(result['machine'])} Medians of {rounds} interleaved rounds; float32."
 
 
+def streaming() -> str:
+    result = stored("cpu_streaming.json")
+    rows = []
+    for verb in ("project", "compress"):
+        measured = result[verb]
+        middle = {
+            name: statistics.median(sample[name] for sample in measured["rounds"])
+            for name in ("seconds", "write", "read", "peak", "anonymous")
+        }
+        disk = middle["write"] + middle["read"]
+        rows.append(
+            (
+                f"`{verb}`",
+                f"{measured['written'] / 1e9:.1f}",
+                f"{middle['peak'] / 1e9:.2f} ({middle['anonymous'] / 1e9:.2f})",
+                f"{middle['seconds']:.0f}",
+                f"{middle['read']:.0f} + {middle['write']:.0f}",
+                f"{middle['seconds'] / disk:.1f}",
+            )
+        )
+    source = result["source"]
+    head = ("command", "writes, GB", "memory, GB (anonymous)", "seconds", "disk: read + write, s", "ratio")
+    return markdown.table(head, rows) + (
+        f"\n\nA Llama of {source['bytes'] / 1e9:.1f} GB in bf16 ({source['layers']} layers, hidden size "
+        f"{source['hidden_size']}, {source['vocab_size']} tokens; the largest parameter has "
+        f"{source['largest_parameter'] / 1e6:.0f} million numbers). {_machine(result['machine'])} Medians of "
+        f"{len(result['project']['rounds'])} interleaved rounds."
+    )
+
+
 def _machine(machine: dict[str, Any]) -> str:
     return (
         f"{machine['cpu']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}, {machine['capability']}; "
@@ -161,6 +191,7 @@ PARTS = {
     "docs/kernels.md": {"projection": projection, "step": step},
     "docs/training.md": {"learning rates": learning_rates},
     "docs/projecting.md": {"projecting": projecting},
+    "docs/scale.md": {"streaming": streaming},
     "docs/evaluation.md": {"three scales": three_scales},
     "docs/sampling.md": {
         "sampling models": sampling(sampling_tables.models),

@@ -238,15 +238,16 @@ def measure(verb: str, out: Path, partial: Path, source: Path, arguments: list[A
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--folder", type=Path, required=True, help="a new folder, for about three times the source")
+    parser.add_argument("--folder", type=Path, required=True, help="new, or that of a call that was stopped")
     parser.add_argument("--gigabytes", type=float, default=8.0, help="of the source")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(argv)
     folder = options.folder.resolve()
     source, run, text = folder / "source", folder / "run", folder / "tokens.npy"
     config = source_config(options.gigabytes)
-    write_source(source, config)
-    write_run(run, source, config)
+    if not run.exists():
+        write_source(source, config)
+        write_run(run, source, config)
     save_tokens(text, [torch.randint(config.vocab_size, (4096,)).numpy()], config.vocab_size)
     largest = max(torch.Size(shape).numel() for shape in shapes_of(build_empty(config)).values())
     result: dict[str, Any] = {

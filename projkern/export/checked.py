@@ -2,7 +2,8 @@
 
 A model's folder is filled under a hidden name, ``.task-00000.partial``, and gets its own by one rename once the tensors
 read from it are those that were generated, bit for bit. The first model of a chunk must also give the logits of the
-training-time forward as transformers reads it; the others differ from it in their numbers alone. Before a chunk's
+training-time forward as transformers reads it, the first of all on a whole sequence; the others differ from it in their
+numbers alone. Before a chunk's
 renames the system is told once to put all it holds onto the disk, so that this is true after a power failure too; for
 small models that costs far less than doing it file by file.
 """
@@ -40,7 +41,7 @@ CHUNK_MODELS = 64
 
 
 FEW_TOKENS = 8
-"""Tokens that every model is run on, to see that its logits are finite; the first of a chunk runs a whole sequence."""
+"""Tokens that every model is run on, to see that its logits are finite; the first of all runs a whole sequence."""
 
 
 class WrongModel(ProjkernError, RuntimeError):
@@ -71,6 +72,7 @@ class CheckedWriter:
         self.operator, self.origin, self.with_onnx = operator, origin, with_onnx
         self._writer = gpt2.Writer(operator.config, palette)
         self._onnx: onnx.OnnxWriter | None = None  # exported from the first model
+        self._is_first = True
         if with_onnx:
             onnx.require_onnx()
         config = operator.config
@@ -83,7 +85,8 @@ class CheckedWriter:
         """Models to generate at once: each has its weights twice, and the activations and logits of its check."""
         config = self.operator.config
         weights = 2 * config.n_layer * sum(rows * cols for rows, cols in config.linear_shapes().values())
-        check = config.n_positions * (16 * config.n_embd + 2 * config.vocab_size)
+        tokens = config.n_positions if self.with_onnx else FEW_TOKENS
+        check = tokens * (16 * config.n_embd + 2 * config.vocab_size)
         return max(1, min(CHUNK_MODELS, CHUNK_BYTES // (4 * (weights + check))))
 
     def provenance(self, t: Tensor) -> dict[str, Any]:
@@ -108,7 +111,8 @@ class CheckedWriter:
         few = self._probe[:, : None if self.with_onnx else FEW_TOKENS].expand(len(t), -1).to(device)
         expected = self.operator.run(few, generated).cpu()
         first = TaskWeights([w[:1] for w in generated.weights], [b[:1] for b in generated.biases])
-        whole = self.operator.run(self._probe.to(device), first)[0].cpu()
+        probe = self._probe if self._is_first else self._probe[:, :FEW_TOKENS]
+        of_first = self.operator.run(probe.to(device), first)[0].cpu()
         try:
             for row, partial, state, logits in zip(t, partials, state_dicts(self.operator, generated), expected):
                 if not logits.isfinite().all():
@@ -117,7 +121,8 @@ class CheckedWriter:
                 self._writer.write(partial, state, self.provenance(row))
                 _check_tensors(partial, state)
                 if partial == partials[0]:
-                    self._check_logits(partial, whole)
+                    self._check_logits(partial, of_first)
+                    self._is_first = False
                 if self.with_onnx:
                     self._write_onnx(partial / onnx.FILE, state, logits)
                 done()
@@ -133,7 +138,7 @@ class CheckedWriter:
         from transformers import GPT2LMHeadModel
 
         model = read_back(GPT2LMHeadModel, folder)
-        logits = model(self._input_ids).logits[0, :, : self.operator.config.vocab_size]
+        logits = model(self._input_ids[:, : len(expected)]).logits[0, :, : self.operator.config.vocab_size]
         compare_logits("transformers", folder, logits, expected, TOLERANCE)
 
     def _write_onnx(self, path: Path, state: dict[str, Tensor], expected: Tensor) -> None:

@@ -66,9 +66,10 @@ class StoredOperator:
 
     @property
     def chunk(self) -> int:
-        """Models to generate at once: of each, the factors of all matrices and three times its largest parameter."""
-        factors = sum(len(stack.names) * sum(stack.shape) for stack in self.operator.grouping.stacks)
-        largest = max(w.numel() for w in self.operator.small.parameters())
+        """Models to generate at once: of each, the factors of all matrices and three times its largest matrix."""
+        stacks = self.operator.grouping.stacks
+        factors = sum(len(stack.names) * sum(stack.shape) for stack in stacks)
+        largest = max(stack.shape[0] * stack.shape[1] // (stack.groups[0] * stack.groups[1]) for stack in stacks)
         return max(1, min(CHUNK_MODELS, CHUNK_BYTES // (4 * (factors + 3 * largest))))
 
     def each_parameter(self, t: Tensor) -> Iterator[tuple[str, list[Tensor]]]:
