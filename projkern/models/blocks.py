@@ -73,16 +73,21 @@ def transformer(x: Tensor, layers: list[Layer], batch: int, n_head: int, dropout
         batch: U·k, the number of sequences.
         dropout: rate, 0 when not training.
     """
-    tasks, tokens, width = x.shape
     for layer in layers:
-        h = norm(x, layer.norm_1)
-        h = _attention(linear(h, layer.attn_qkv).view(batch, -1, 3, n_head, width // n_head), dropout)
-        h = linear(h.reshape(tasks, tokens, width), layer.attn_out)
-        x = x + F.dropout(h, dropout, dropout > 0)
-        h = norm(x, layer.norm_2)
-        h = linear(F.gelu(linear(h, layer.mlp_in), approximate="tanh"), layer.mlp_out)
-        x = x + F.dropout(h, dropout, dropout > 0)
+        x = block(x, layer, batch, n_head, dropout)
     return x
+
+
+def block(x: Tensor, layer: Layer, batch: int, n_head: int, dropout: float) -> Tensor:
+    """Run one block; the arguments are those of ``transformer``."""
+    tasks, tokens, width = x.shape
+    h = norm(x, layer.norm_1)
+    h = _attention(linear(h, layer.attn_qkv).view(batch, -1, 3, n_head, width // n_head), dropout)
+    h = linear(h.reshape(tasks, tokens, width), layer.attn_out)
+    x = x + F.dropout(h, dropout, dropout > 0)
+    h = norm(x, layer.norm_2)
+    h = linear(F.gelu(linear(h, layer.mlp_in), approximate="tanh"), layer.mlp_out)
+    return x + F.dropout(h, dropout, dropout > 0)
 
 
 def _attention(qkv: Tensor, dropout: float) -> Tensor:

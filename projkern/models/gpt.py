@@ -14,7 +14,6 @@ import warnings
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.errors import InputError
@@ -95,11 +94,8 @@ class GPT(nn.Module):
         t = self._checked(t, tokens.shape[0])
         offset, layers, final_norm = self._conditioned(t)
         dropout = self.config.dropout if self.training else 0.0
-        x = self.tables.embed(tokens, t)
-        if offset is not None:
-            x = x + offset[:, None]
-        x = F.dropout(x, dropout, dropout > 0)
-        x = transformer(x.view(1, -1, x.shape[-1]), layers, tokens.shape[0], self.config.n_head, dropout)
+        x = self.tables.embed(tokens, t, offset=offset, dropout=dropout)
+        x = transformer(x, layers, tokens.shape[0], self.config.n_head, dropout)
         return self.tables.logits(x, final_norm).view(*tokens.shape, -1)
 
     def decoder(self, batch: int, t: Tensor | None = None) -> Decoder:

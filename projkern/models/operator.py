@@ -15,7 +15,6 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.profiler import record_function
@@ -162,9 +161,8 @@ class ProjectionOperator(nn.Module):
         """Predict with weights already generated: examples sorted by task, B/U for each of the U tasks."""
         layers = self._layers(list(map(Affine, task_weights.weights, self.with_own_biases(task_weights.biases))))
         dropout = self.config.dropout if self.training else 0.0
-        x = F.dropout(self.tables.embed(tokens, None), dropout, dropout > 0)
-        tasks = task_weights.weights[0].shape[0]
-        x = transformer(x.view(tasks, -1, x.shape[-1]), layers, tokens.shape[0], self.config.n_head, dropout)
+        x = self.tables.embed(tokens, tasks=task_weights.weights[0].shape[0], dropout=dropout)
+        x = transformer(x, layers, tokens.shape[0], self.config.n_head, dropout)
         return self.tables.logits(x).view(*tokens.shape, -1)
 
     def with_own_biases(self, biases: list[Tensor]) -> list[Tensor]:
@@ -310,7 +308,7 @@ def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[Tas
     """
     source = operators[0].source
     device = t.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else operators[0].dtype
+    dtype = autocast_dtype(device, operators[0].dtype)
     with torch.autocast(device, enabled=False):
         inputs = [(operator.generator, operator.normalised(t)) for operator in operators]
         diagonal = [(generator, own_t) for generator, own_t in inputs if isinstance(generator, DiagonalGenerator)]
@@ -320,6 +318,11 @@ def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[Tas
             for generator, own_t in inputs
         ]
         return [TaskWeights(w, operator.with_biases_of_t(b, t)) for operator, (w, b) in zip(operators, generated)]
+
+
+def autocast_dtype(device: str, own: torch.dtype) -> torch.dtype:
+    """The type of generated weights: that of autocast on a kind of device where it is on, else the operator's own."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
 
 
 def _fused(source: GPT, generators: list[tuple[DiagonalGenerator, Tensor]], dtype: torch.dtype) -> list[TaskWeights]:
@@ -376,6 +379,4 @@ def project_and_run(
         check_task(t, len(tokens), operators[0].task_dim)
         tasks, which = distinct_tasks(t)
     generated = generate_weights(operators, tasks)
-    if which is not None:  # give each example its own copy of its task's weights
-        generated = [TaskWeights([w[which] for w in ws], [b[which] for b in bs]) for ws, bs in generated]
-    return [operator.run(tokens, weights) for operator, weights in zip(operators, generated)]
+    return [operator.run(tokens, weights.of_examples(which)) for operator, weights in zip(operators, generated)]

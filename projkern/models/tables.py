@@ -28,11 +28,33 @@ class Tables(nn.Module):
         self.final_norm_bias = nn.Parameter(torch.zeros(d))
         self.head = nn.Parameter(torch.randn(config.vocab_size, d) * 0.02)
 
-    def embed(self, tokens: Tensor, t: Tensor | None) -> Tensor:
-        """(B, T) tokens -> (B, T, d): the start slot, then all tokens but the last, each with its position."""
+    def embed(
+        self,
+        tokens: Tensor,
+        t: Tensor | None = None,
+        *,
+        offset: Tensor | None = None,
+        tasks: int = 1,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """What the first layer reads: the start slot, then all tokens but the last, each with its position.
+
+        Args:
+            tokens: (B, T) int64.
+            t: (B, task_dim) where the start slot depends on it.
+            offset: (B, d), added at every position.
+            tasks: U, which have B / U sequences each, side by side.
+            dropout: rate, 0 when not training.
+
+        Returns:
+            (U, B / U · T, d).
+        """
         start = self.start.expand(tokens.shape[0], 1, -1) if t is None else self.start_of_task(t)[:, None]
         x = torch.cat([start, F.embedding(tokens[:, :-1], self.token_embedding)], dim=1)
-        return x + self.position_embedding[: tokens.shape[1]]
+        x = x + self.position_embedding[: tokens.shape[1]]
+        if offset is not None:
+            x = x + offset[:, None]
+        return F.dropout(x, dropout, dropout > 0).view(tasks, -1, x.shape[-1])
 
     def norms(self) -> list[tuple[Affine, Affine]]:
         """The two norms of each layer."""

@@ -27,6 +27,12 @@ class TaskWeights(NamedTuple):
     weights: list[Tensor]  # each (U, n, m)
     biases: list[Tensor]  # each (U, n)
 
+    def of_examples(self, which: Tensor | None) -> "TaskWeights":
+        """A copy for each example of the weights of its task, ``which`` (B,) of the U; None: no task needs one."""
+        if which is None:
+            return self
+        return TaskWeights([w[which] for w in self.weights], [b[which] for b in self.biases])
+
 
 class Generator(nn.Module):
     """Generates small models' linear operators from a source and task identifiers.

@@ -5,15 +5,25 @@
 so that each entry of W_s is a weighted sum over a block of g x g entries of W_1.
 """
 
+from typing import Protocol
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...kernels.projection import project_layers
 from ...utils.errors import InputError
 from ..gpt import GPT
 from ..kinds import STARTS
-from ..layout import LINEARS
+from ..layout import LINEARS, GPTConfig
 from .base import MLPGenerator, TaskWeights
+
+
+class LinearOperators(Protocol):
+    """What is projected: the linear operators of a GPT, or of one layer of it."""
+
+    config: GPTConfig
+    weights: nn.ParameterDict
+    biases: nn.ParameterDict
 
 
 class DiagonalGenerator(MLPGenerator):
@@ -80,10 +90,20 @@ class DiagonalGenerator(MLPGenerator):
                 factor.append(part.transpose(0, 1).reshape(t.shape[0], -1))
         return torch.cat(p, dim=1), torch.cat(q, dim=1)
 
+    def factors_by_layer(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """t (U, task_dim) -> p (U, sum of rows), q (U, sum of cols) of each layer, ordered by operator."""
+        by_layer = []
+        for axis, factor in enumerate(self.factors(t)):
+            sizes = [shape[axis] for shape in self.shapes.values()]
+            layers = factor.shape[1] // sum(sizes)
+            operators = factor.split([layers * size for size in sizes], dim=1)
+            by_layer.append(torch.cat([o.unflatten(1, (layers, -1)) for o in operators], dim=2).unbind(1))
+        return list(zip(*by_layer))
+
     def forward(self, source: GPT, t: Tensor) -> TaskWeights:
         return project_factors(source, [self], [self.factors(t)])[0]
 
-    def biases(self, source: GPT, p: Tensor) -> list[Tensor]:
+    def biases(self, source: LinearOperators, p: Tensor) -> list[Tensor]:
         """P b_1 (U, n) of each linear operator."""
         bias = torch.cat([source.biases[name].reshape(-1) for name in LINEARS])  # ordered as p is
         widths = [self.shapes[name][0] // self.group for name in LINEARS for _ in range(source.config.n_layer)]
@@ -112,7 +132,7 @@ def _start(kind: str, shape: torch.Size, group: int) -> Tensor:
 
 
 def project_factors(
-    source: GPT,
+    source: LinearOperators,
     generators: list[DiagonalGenerator],
     factors: list[tuple[Tensor, Tensor]],
     dtype: torch.dtype | None = None,
