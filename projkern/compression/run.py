@@ -262,7 +262,7 @@ def _start(
         losses = {"source": _loss(source, windows, config), "start": _loss(projected.small, windows, config)}
         START.write(out / "start.json", losses)
         shutil.rmtree(checkpoints, ignore_errors=True)
-    checkpoint.save(checkpoints, 0, 0.0, projected, [], ranks)
+    checkpoint.Parts(projected, [], ranks).save(checkpoints, 0, 0.0)
     if ranks.is_main:
         kept.save(out / KEPT)  # last: its presence says that the start is stored whole
     return projected

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.text import Windows
+from ..training import checkpoint
 from ..training.checkpoint import Optimizers
 from ..training.distributed import current
 from ..training.loop import Job, schedule
@@ -84,12 +85,13 @@ def compression_job(
         losses = {"text": total[0]} | ({"from the source": total[1]} if weight > 0 else {})
         return losses, norm
 
+    all_of_them = [optimizer for of_block in optimizers.values() for optimizer in of_block]
     warmup = max(10, config.steps // 50)
     return Job(
         name="compression",
         steps=config.steps,
         module=projected,
-        optimizers=[optimizer for of_block in optimizers.values() for optimizer in of_block],
+        optimizers=all_of_them,
         rate=lambda step: schedule(step, config.steps, warmup, FLOOR),
         update=update,
         unit="tokens",
@@ -97,5 +99,5 @@ def compression_job(
         seed=config.run.seed,
         log_every=config.run.log_every,
         checkpoint_every=config.run.checkpoint_every,
-        is_shared=True,
+        shards=checkpoint.Parts(projected, all_of_them, ranks),
     )

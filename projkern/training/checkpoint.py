@@ -9,7 +9,9 @@ Only the last one of a stage is kept, and it is dropped only once its successor 
 """
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +23,9 @@ from ..utils.files import Format, hidden_name, new_folder
 from ..utils.tensors import read_tensors, write_tensors
 from .distributed import ALONE, Ranks
 
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+SHARDS = "shards"
+"""Folder of the state of a module that processes share (see ``sharded.py``)."""
 FORMAT = Format("projkern checkpoint", 1, "the state of a checkpoint")
 Optimizers = Sequence[torch.optim.Optimizer]
 _SCALAR = "step"
@@ -42,36 +47,48 @@ def latest(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), default=None)
 
 
-def save(
-    folder: Path, step: int, seconds: float, model: nn.Module, optimizers: Optimizers, ranks: Ranks = ALONE
-) -> None:
+def save(folder: Path, step: int, seconds: float, model: nn.Module, optimizers: Optimizers) -> None:
     """Save a training state, after ``step`` steps and ``seconds`` of work, as the stage's last checkpoint.
-
-    Args:
-        ranks: the processes of which each has a part of the model; all of them call this.
 
     Raises:
         CheckpointError: it could not be written; the one before it is kept.
     """
-    target = folder / f"step-{step:08d}"
-    if ranks.from_main(target.exists()):
-        return
+    Parts(model, optimizers, ALONE).save(folder, step, seconds)
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where a stage's checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
+@contextmanager
+def new_step(folder: Path, step: int, seconds: float) -> Iterator[Path]:
+    """A folder to fill with a training state, which then becomes the stage's last checkpoint.
+
+    Raises:
+        CheckpointError: it could not be written; the one before it is kept.
+    """
+    target = step_folder(folder, step)
     try:
-        with ranks.on_main(new_folder(target)):
-            partial = hidden_name(target)
-            write_tensors(partial / _part("model", ranks), _model_tensors(model))
-            write_tensors(partial / _part("optimizer", ranks), _optimizer_tensors(model, optimizers))
-            ranks.wait()
-            if ranks.is_main:
-                FORMAT.write(partial / "state.json", {"step": step, "seconds": seconds})
+        with new_folder(target) as partial:
+            yield partial
+            FORMAT.write(partial / "state.json", {"step": step, "seconds": seconds})
     except OSError as error:
-        last_good = latest(folder) or "none"
-        raise CheckpointError(f"could not write {target}: {error}; the last good checkpoint is {last_good}") from error
-    if not ranks.is_main:
-        return
+        raise not_written(target, error) from error
     for old in (*folder.glob("step-*"), *folder.glob(".*partial")):  # hidden: left by a process that was killed
         if old != target:
             shutil.rmtree(old)
+
+
+def not_written(target: Path, error: object) -> CheckpointError:
+    """The error of a checkpoint that could not be written; it names the last one that was."""
+    last_good = latest(target.parent) or "none"
+    return CheckpointError(f"could not write {target}: {error}; the last good checkpoint is {last_good}")
+
+
+def write_model(folder: Path, model: nn.Module) -> None:
+    """Write a module's tensors into a checkpoint's folder; raises OSError where they cannot be."""
+    write_tensors(folder / MODEL, model_tensors(model))
 
 
 def load(path: Path, model: nn.Module, optimizers: Optimizers = (), ranks: Ranks = ALONE) -> tuple[int, float]:
@@ -87,16 +104,51 @@ def load(path: Path, model: nn.Module, optimizers: Optimizers = (), ranks: Ranks
         CheckpointError: anything that is not a whole checkpoint of such a model.
     """
     step, seconds = read_state(path)
+    if (path / SHARDS).exists() and not (path / MODEL).exists():
+        raise CheckpointError(f"{path} must hold a whole model; it is in shards, of a training that has not ended")
     try:
-        weights = _read_parts(path / "model.safetensors")
-        moments = _read_parts(path / "optimizer.safetensors") if optimizers else {}
+        weights = _read_parts(path / MODEL)
+        moments = _read_parts(path / OPTIMIZER) if optimizers else {}
     except InputError as error:
         raise CheckpointError(str(error)) from error
-    _assign(path / "model.safetensors", weights, _model_tensors(model), ranks)
+    _assign(path / MODEL, weights, model_tensors(model), ranks)
     if optimizers:
-        _make_states(model, optimizers, moments.keys())
-        _assign(path / "optimizer.safetensors", moments, _optimizer_tensors(model, optimizers), ranks)
+        make_states(model, optimizers, moments.keys())
+        _assign(path / OPTIMIZER, moments, optimizer_tensors(model, optimizers), ranks)
     return step, seconds
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The state of a training of whose module each process has a part; all of them load and save it together.
+
+    Args:
+        module: this process's part.
+        optimizers: of its parameters.
+        ranks: the processes.
+    """
+
+    module: nn.Module
+    optimizers: Optimizers
+    ranks: Ranks
+
+    def save(self, folder: Path, step: int, seconds: float) -> None:
+        """As ``save``, each process a file of its own."""
+        target = step_folder(folder, step)
+        if self.ranks.from_main(target.exists()):
+            return
+        with self.ranks.on_main(new_step(folder, step, seconds)):
+            partial = hidden_name(target)
+            try:
+                write_tensors(partial / _part(MODEL, self.ranks), model_tensors(self.module))
+                write_tensors(partial / _part(OPTIMIZER, self.ranks), optimizer_tensors(self.module, self.optimizers))
+            except OSError as error:
+                raise not_written(target, error) from error
+            self.ranks.wait()
+
+    def load(self, path: Path) -> tuple[int, float]:
+        """As ``load``, whatever number of processes has saved it."""
+        return load(path, self.module, self.optimizers, self.ranks)
 
 
 def read_state(path: Path) -> tuple[int, float]:
@@ -111,7 +163,7 @@ def read_state(path: Path) -> tuple[int, float]:
     return step, seconds
 
 
-def _make_states(model: nn.Module, optimizers: Optimizers, names: Collection[str]) -> None:
+def make_states(model: nn.Module, optimizers: Optimizers, names: Collection[str]) -> None:
     """Give the optimizers the states that a checkpoint names: none for a parameter that never had a gradient."""
     owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -122,7 +174,7 @@ def _make_states(model: nn.Module, optimizers: Optimizers, names: Collection[str
             owners[parameter].state[parameter] = state
 
 
-def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model; a tensor that has two names, such as a tied embedding, once."""
     names: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
@@ -131,7 +183,8 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: state[name].detach() for name in names.values()}
 
 
-def _optimizer_tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, Tensor]:
+    """What optimizers keep of each parameter of a model, by its name and theirs."""
     states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
     return {
         f"{name}.{key}": value
@@ -141,9 +194,9 @@ def _optimizer_tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, Te
 
 
 def _part(name: str, ranks: Ranks) -> str:
-    """The file of one process."""
-    number = "" if ranks.size == 1 else f"-{ranks.rank + 1:05}-of-{ranks.size:05}"
-    return f"{name}{number}.safetensors"
+    """The file of one process in place of the whole one."""
+    stem, suffix = Path(name).stem, Path(name).suffix
+    return name if ranks.size == 1 else f"{stem}-{ranks.rank + 1:05}-of-{ranks.size:05}{suffix}"
 
 
 def _read_parts(path: Path) -> dict[str, Tensor]:
@@ -152,11 +205,14 @@ def _read_parts(path: Path) -> dict[str, Tensor]:
     return {name: tensor for part in parts for name, tensor in read_tensors(part).items()}
 
 
-def _assign(path: Path, stored: dict[str, Tensor], targets: dict[str, Tensor], ranks: Ranks) -> None:
-    names = set().union(*ranks.gather(set(targets)))
-    if stored.keys() != names:
-        differing = sorted(stored.keys() ^ names)
+def require_same_names(path: Path, stored: Set[str], required: Set[str]) -> None:
+    """Raise CheckpointError unless a checkpoint has the tensors of a model, and no others."""
+    if differing := sorted(stored ^ required):
         raise CheckpointError(f"{path} is of another model: {len(differing)} tensors differ, such as {differing[0]}")
+
+
+def _assign(path: Path, stored: dict[str, Tensor], targets: dict[str, Tensor], ranks: Ranks) -> None:
+    require_same_names(path, stored.keys(), set().union(*ranks.gather(set(targets))))
     for name, target in targets.items():
         if stored[name].shape != target.shape or stored[name].dtype != target.dtype:
             raise CheckpointError(

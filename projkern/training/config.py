@@ -18,7 +18,7 @@ from ..utils.settings import fields_of, require, require_types, setting
 LEGACY_DEFAULTS: dict[str, Any] = {
     **{"source": None, "folder": None, "tables_lr": None, "source_batch": None, "task_dim": TASK_DIM},
     **{"generator": "diagonal", "start": "constant", "shared_inner": False, "tied": False, "bias_of_t": False},
-    **{"conditioning": "first", "t_mean": 0.0, "t_std": 1.0, "distill": 0.0},
+    **{"conditioning": "first", "t_mean": 0.0, "t_std": 1.0, "distill": 0.0, "shard": False},
 }
 """The values of settings that the config.json of earlier runs does not name."""
 
@@ -173,6 +173,9 @@ class RunConfig(ComputeConfig):
     """Where and how a run is computed, logged and judged."""
 
     eval_images: int = setting(512, "held-out images that each model is evaluated on")
+    shard: bool = setting(
+        False, "share the source among torchrun's processes, for one that does not fit a card (docs/scale.md)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,6 +200,13 @@ class TrainConfig(Config):
             "scales",
             whole_heads,
             f"such that each of the {heads} heads of n_embd = {d} keeps a whole width",
+        )
+        generator = self.operator.generator
+        require(
+            self.run,
+            "shard",
+            not self.run.shard or generator == "diagonal",
+            f"left out with generator {generator}: only the diagonal one projects a layer at a time",
         )
         shared = self.data.examples_per_task
         require(

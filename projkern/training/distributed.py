@@ -1,6 +1,6 @@
 """The processes of one training, as torchrun starts them: their rows of a batch, and what they agree on.
 
-No other file knows of ranks. Without torchrun there is one process, and nothing here does anything.
+No other file but ``sharded.py`` knows of ranks. Without torchrun there is one process, and nothing here does anything.
 """
 
 from __future__ import annotations
@@ -82,9 +82,19 @@ class Ranks:
         return rows if self.size == 1 else rows.unflatten(0, (-1, each))[self.rank :: self.size].flatten(0, 1)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its mean over the processes, which have gradients of the same parameters."""
+        """Replace each gradient by its mean over the processes, which have gradients of the same parameters.
+
+        Those of shards are means already.
+        """
         if self.size > 1:
-            self._average([p.grad for p in parameters if p.grad is not None])
+            self._average([p.grad for p in parameters if p.grad is not None and not _is_shard(p)])
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """The whole tensor where each process has a shard of it."""
+        if self.size == 1 or not _is_shard(tensor):
+            return tensor
+        with _connected():
+            return tensor.full_tensor()  # type: ignore[attr-defined, no-any-return]
 
     def average(self, values: Tensor) -> Tensor:
         """The mean over the processes."""
@@ -235,6 +245,8 @@ def processes(device: str) -> Iterator[Ranks]:
             raise
         if not _is_first(store, ranks):
             sys.exit(1)
+        if "gloo/transport" in str(error) and not isinstance(error, RankError):  # of FSDP's messages
+            raise _lost_connection(error) from error
         if isinstance(error, (ProjkernError, OSError, MemoryError, torch.OutOfMemoryError)):
             raise RankError(f"rank {ranks.rank} of {ranks.size}: {error}") from error
         raise
@@ -324,8 +336,17 @@ def _connected() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise RankError(f"the connection to another rank is lost; its own message says why ({reason})") from error
+        raise _lost_connection(error) from error
+
+
+def _lost_connection(error: Exception) -> RankError:
+    reason = str(error).partition("\n")[0]
+    return RankError(f"the connection to another rank is lost; its own message says why ({reason})")
+
+
+def _is_shard(tensor: Tensor) -> bool:
+    module = sys.modules.get("torch.distributed.tensor")  # it takes a second to import; without it there are none
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

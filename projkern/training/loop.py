@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,21 @@ from ..utils.command import Interrupted
 from ..utils.errors import ProjkernError
 from ..utils.seeds import seed_of
 from . import checkpoint, distributed
-from .distributed import ALONE
 from .metrics import Metrics
 
 
 class Diverged(ProjkernError, RuntimeError):
     """The loss or the gradient is no longer a finite number."""
+
+
+class Shards(Protocol):
+    """The state of a job whose module the processes share; all of them load and save it together."""
+
+    def load(self, path: Path) -> tuple[int, float]:
+        """Load a checkpoint; returns its step and its seconds."""
+
+    def save(self, folder: Path, step: int, seconds: float) -> None:
+        """Save the state after a step as the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class Job:
         batch_size: how many of them a step takes.
         seed: with the step it seeds torch, which draws dropout.
         log_every, checkpoint_every: steps.
-        is_shared: whether each rank has a part of the module by itself, and stores that part.
+        shards: where the processes share the module; else each has all of it.
     """
 
     name: str
@@ -54,7 +64,20 @@ class Job:
     seed: int
     log_every: int
     checkpoint_every: int
-    is_shared: bool = False
+    shards: Shards | None = None
+
+    def load(self, path: Path) -> tuple[int, float]:
+        """Load a checkpoint; returns its step and its seconds."""
+        if self.shards is not None:
+            return self.shards.load(path)
+        return checkpoint.load(path, self.module, self.optimizers)
+
+    def save(self, folder: Path, step: int, seconds: float) -> None:
+        """Save the state after a step; all processes call it."""
+        if self.shards is not None:
+            self.shards.save(folder, step, seconds)
+        elif distributed.current().is_main:
+            checkpoint.save(folder, step, seconds, self.module, self.optimizers)
 
 
 def train(job: Job, folder: Path, metrics: Metrics, on_step: Callable[[int], bool] | None = None) -> float:
@@ -76,15 +99,14 @@ def train(job: Job, folder: Path, metrics: Metrics, on_step: Callable[[int], boo
         CheckpointError: a checkpoint that cannot be read or written.
     """
     ranks = distributed.current()
-    writers = ranks if job.is_shared else ALONE
     groups = [group for optimizer in job.optimizers for group in optimizer.param_groups]
     peaks = [group["lr"] for group in groups]
     start, seconds = 0, 0.0
     if last := ranks.from_main(checkpoint.latest(folder)):
-        start, seconds = checkpoint.load(last, job.module, job.optimizers, writers)
+        start, seconds = job.load(last)
     if last and start == job.steps:
         return seconds
-    if not job.is_shared:
+    if job.shards is None:
         ranks.broadcast(job.module.state_dict().values())
     if ranks.is_main:
         metrics.begin(job.name, job.unit, start)
@@ -92,8 +114,7 @@ def train(job: Job, folder: Path, metrics: Metrics, on_step: Callable[[int], boo
 
     def save() -> None:
         _mean(job.name, unlogged, step, folder)
-        if ranks.is_main or job.is_shared:
-            checkpoint.save(folder, step, time.monotonic() - start_time, job.module, job.optimizers, writers)
+        job.save(folder, step, time.monotonic() - start_time)
 
     job.module.train()
     unlogged: list[Tensor] = []  # [losses..., norm of the gradient] of the steps since the last log line

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data import VQVAE, Palette
 from ..data.stream import Images
 from ..data.tokens import TOKENIZER
 from ..kernels.dispatch import available_backends
 from ..models import GPT
-from ..models.names import SOURCE
-from ..utils.device import Machine, pick_machine
+from ..models.names import SOURCE, ModelName
+from ..utils.device import Machine, free_memory, pick_machine
 from ..utils.errors import InputError
 from ..utils.files import SETTINGS, write_json
 from ..utils.version import __version__
@@ -22,12 +23,12 @@ from .config import TrainConfig
 from .data import SPLITS, check_data, open_data, run_palette
 from .distributed import Ranks
 from .folder import PALETTE, open_run, read_coder, resumed_config
-from .loop import train
+from .loop import Job, train
 from .losses import another_task, evaluate
 from .metrics import Metrics
 from .report import write_report
 from .source import Source, source_of
-from .stages import ImageModel, make_stage, stage_names
+from .stages import ImageModel, ImageStage, make_stage, stage_names
 from .steps import stage_job
 
 
@@ -49,6 +50,10 @@ def _run(out: Path, config: TrainConfig, ranks: Ranks, resume: bool, overwrite: 
     machine = pick_machine(distributed.local_device(config.run.device), config.run.dtype)
     if resume and (out / SETTINGS).exists():
         resumed_config(out, config.flat())
+    if config.run.shard:
+        from .sharded import require_torch  # here, as torch's part of it takes a second to import
+
+        require_torch()
     ranks.require_even(config.schedule.batch_size, config.data.examples_per_task, config.schedule.source_batch)
     check_data(config)
     for name, folder in (("source", config.model.source), ("data", config.data.folder)):
@@ -56,7 +61,7 @@ def _run(out: Path, config: TrainConfig, ranks: Ranks, resume: bool, overwrite: 
             raise InputError(f"{name} must not be in the folder that is to be overwritten, {out}; it was {folder}")
     has_begun = checkpoint.latest(checkpoint.stage_folder(out, SOURCE)) is not None and not overwrite
     needs_source = config.model.source is not None and not has_begun  # a checkpoint holds all of it
-    source = source_of(config) if needs_source else None
+    source = source_of(config) if needs_source and (ranks.is_main or not config.run.shard) else None
     with ranks.on_main(open_run(out, config, resume=resume, overwrite=overwrite)):
         return _train_all(out, config, machine, ranks, source)
 
@@ -72,24 +77,23 @@ def _train_all(out: Path, config: TrainConfig, machine: Machine, ranks: Ranks, s
     training, validation = (open_data(config, split, machine.device, palette) for split in SPLITS)
     metrics = Metrics(out)
     seconds = 0.0
-    models: list[ImageModel] = []
+    stages: list[ImageStage] = []
     source = None
     for name in stage_names(config):
-        stage = make_stage(name, config, machine.device, source)
-        if name == SOURCE and start is not None:
-            stage.module.load_state_dict(start.weights(config.data.positions))
-        seconds += train(
-            stage_job(stage, training, config.schedule, config.run, machine.dtype, "images"),
-            checkpoint.stage_folder(out, name),
-            metrics,
-        )
+        weights = start.weights(config.data.positions) if name == SOURCE and start is not None else None
+        stage, job = _stage_and_job(name, config, machine, training, source, weights)
+        seconds += train(job, checkpoint.stage_folder(out, name), metrics)
         stage.module.eval()
         if name == SOURCE:
             assert isinstance(stage.module, GPT)
             source = stage.module
-        models += stage.models
+        stages.append(stage)
     ranks.finish()
     start_time = time.monotonic()
+    models = [model for stage in stages for model in stage.models]
+    if config.run.shard:
+        device = _device_for(stages, machine.device)
+        validation = open_data(config, "validation", device, palette)
     summary = {
         "models": {str(model.name): _row(model, validation, config.run.eval_images) for model in models},
         "seconds": round(seconds + time.monotonic() - start_time, 1),
@@ -99,6 +103,37 @@ def _train_all(out: Path, config: TrainConfig, machine: Machine, ranks: Ranks, s
     write_report(out, config, summary, models, validation)
     write_json(out / "summary.json", summary)
     return summary
+
+
+def _stage_and_job(
+    name: ModelName,
+    config: TrainConfig,
+    machine: Machine,
+    data: Images,
+    source: GPT | None,
+    weights: dict[str, Tensor] | None,
+) -> tuple[ImageStage, Job]:
+    """A stage, which starts from ``weights`` if they are given, and its training."""
+    if not (config.run.shard and (name == SOURCE or name.is_projected)):
+        stage = make_stage(name, config, machine.device, source)
+        if weights is not None:
+            stage.module.load_state_dict(weights)
+        return stage, stage_job(stage, data, config.schedule, config.run, machine.dtype, "images")
+    from .sharded import sharded_job, whole_stage
+
+    stage = whole_stage(name, config, source)
+    if weights is not None:
+        stage.module.load_state_dict(weights)
+    return stage, sharded_job(stage, config, machine, data)
+
+
+def _device_for(stages: list[ImageStage], device: torch.device) -> torch.device:
+    """Put all models onto a device that has room for them and as much again, or else onto the CPU."""
+    size = sum(p.nbytes for stage in stages for p in stage.module.parameters())
+    chosen = device if 2 * size < free_memory(device) else torch.device("cpu")
+    for stage in stages:
+        stage.module.to(chosen)
+    return chosen
 
 
 def _coder(out: Path, config: TrainConfig, source_coder: Palette | VQVAE | None) -> Palette | VQVAE:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -15,6 +16,7 @@ from ..models.decode import Decoder
 from ..models.generators import GENERATORS
 from ..models.names import SOURCE, Kind, ModelName
 from ..models.operator import project_and_run
+from ..models.pairs import LayerPairs
 from ..utils.seeds import seed_of
 from .config import ScheduleConfig, TrainConfig
 from .losses import Predict, nats_from, nats_per_token
@@ -57,6 +59,8 @@ class Stage(Generic[AnyModel]):
 
 
 ImageStage = Stage[ImageModel]
+Shard = Callable[[GPT, Sequence[ProjectionOperator]], LayerPairs]
+"""Shares a source and its operators among the processes."""
 
 
 def stage_names(config: TrainConfig) -> list[ModelName]:
@@ -75,19 +79,22 @@ def names_of(scales: tuple[Fraction, ...], schedule: ScheduleConfig) -> list[Mod
     return names + [ModelName(Kind.PROJECTED, s) for s in scales]
 
 
-def make_stage(name: ModelName, config: TrainConfig, device: torch.device, source: GPT | None = None) -> ImageStage:
+def make_stage(
+    name: ModelName, config: TrainConfig, device: torch.device, source: GPT | None = None, shard: Shard | None = None
+) -> ImageStage:
     """Build a stage with fresh weights that depend on the seed and the name only.
 
     Args:
         name: one of ``stage_names(config)``.
         source: the pretrained M_1, for the stages that project it; it is copied, then tuned.
+        shard: what is trained then, for the stages that train a source; the stage's models, which are whole, are not.
     """
     torch.manual_seed(seed_of(config.run.seed, name))
     if not name.is_projected:
-        return _plain(name, config, device)
+        return _plain(name, config, device, shard)
     assert source is not None
     scales = config.operator.scales if name.scale is None else (name.scale,)
-    return _projected(name, config, device, source, scales)
+    return _projected(name, config, device, source, scales, shard)
 
 
 def gpt_config(config: TrainConfig, scale: Fraction, is_conditional: bool = False) -> GPTConfig:
@@ -141,11 +148,12 @@ def divergence(name: str) -> str:
     return f"divergence of {name} from the source"
 
 
-def _plain(name: ModelName, config: TrainConfig, device: torch.device) -> ImageStage:
+def _plain(name: ModelName, config: TrainConfig, device: torch.device, shard: Shard | None) -> ImageStage:
     """Train a GPT alone: the source, M_s or M~_s."""
     is_source, is_conditional = name == SOURCE, name.is_conditional
     assert name.scale is not None
     model = GPT(gpt_config(config, name.scale, is_conditional)).to(device)
+    pairs = shard(model, []) if shard is not None else None
 
     def predict(tokens: Tensor, t: Tensor) -> Tensor:
         return model(tokens, t if is_conditional else None)
@@ -153,15 +161,19 @@ def _plain(name: ModelName, config: TrainConfig, device: torch.device) -> ImageS
     def decoder(t: Tensor) -> Decoder:
         return model.decoder(len(t), t if is_conditional else None)
 
-    schedule = config.schedule
+    def losses(tokens: Tensor, t: Tensor) -> dict[str, Tensor]:
+        logits = predict(tokens, t) if pairs is None else pairs(tokens, t, len(tokens))[0]
+        return {str(name): nats_per_token(logits, tokens)}
+
+    module, schedule = model if pairs is None else pairs, config.schedule
     return Stage(
         name=name,
         steps=schedule.source_steps if is_source else schedule.steps,
         first_batch=0 if is_source else schedule.source_steps,
-        module=model,
-        losses=lambda tokens, t: {str(name): nats_per_token(predict(tokens, t), tokens)},
+        module=module,
+        losses=losses,
         loss_weights={str(name): 1.0},
-        groups=[{"params": list(model.parameters()), "lr": schedule.source_lr if is_source else schedule.small_lr}],
+        groups=[{"params": list(module.parameters()), "lr": schedule.source_lr if is_source else schedule.small_lr}],
         models=[
             ImageModel(name=name, predict=predict, decoder=decoder, parameters=count(model), takes_task=is_conditional)
         ],
@@ -169,29 +181,42 @@ def _plain(name: ModelName, config: TrainConfig, device: torch.device) -> ImageS
 
 
 def _projected(
-    name: ModelName, config: TrainConfig, device: torch.device, pretrained: GPT, scales: tuple[Fraction, ...]
+    name: ModelName,
+    config: TrainConfig,
+    device: torch.device,
+    pretrained: GPT,
+    scales: tuple[Fraction, ...],
+    shard: Shard | None,
 ) -> ImageStage:
     """Co-train projected models and their source: sum of L_P, plus w_src L_M1 (paper, Eq. 2)."""
     schedule = config.schedule
     source = GPT(pretrained.config).to(device)
     source.load_state_dict(pretrained.state_dict())
     operators = [make_operator(source, s, config).to(device) for s in scales]
-    module = nn.ModuleDict({"source": source, "operators": nn.ModuleList(operators)})
+    pairs = shard(source, operators) if shard is not None else None
+    whole = nn.ModuleDict({"source": source, "operators": nn.ModuleList(operators)})
     names = [ModelName(Kind.PROJECTED if len(scales) == 1 else Kind.JOINT, s) for s in scales]
     is_only_one = schedule.joint or len(config.operator.scales) == 1
     source_name = ModelName(Kind.TUNED_SOURCE, partner=None if is_only_one else name)
     labels, source_label = list(map(str, names)), str(source_name)
 
-    def losses(tokens: Tensor, t: Tensor) -> dict[str, Tensor]:
+    def run(tokens: Tensor, t: Tensor, source_rows: int) -> tuple[Tensor | None, list[Tensor]]:
+        is_teacher = schedule.w_src == 0
+        if pairs is not None:
+            logits: tuple[Tensor | None, list[Tensor]] = pairs(tokens, t, source_rows, is_teacher)
+            return logits
         projected = project_and_run(operators, tokens, t)
+        with torch.no_grad() if is_teacher else nullcontext():
+            return source(tokens[:source_rows]) if source_rows else None, projected
+
+    def losses(tokens: Tensor, t: Tensor) -> dict[str, Tensor]:
+        size = len(tokens) * (schedule.source_batch or schedule.batch_size) // schedule.batch_size
+        teacher, projected = run(tokens, t, len(tokens) if schedule.distill > 0 else size * (schedule.w_src > 0))
         parts = {label: nats_per_token(logits, tokens) for label, logits in zip(labels, projected)}
-        if schedule.w_src > 0 or schedule.distill > 0:
-            size = len(tokens) * (schedule.source_batch or schedule.batch_size) // schedule.batch_size
-            teacher = source(tokens if schedule.distill > 0 else tokens[:size])
-            if schedule.w_src > 0:
-                parts[source_label] = nats_per_token(teacher[:size], tokens[:size])
-            if schedule.distill > 0:
-                parts |= {divergence(label): nats_from(teacher, logits) for label, logits in zip(labels, projected)}
+        if teacher is not None and schedule.w_src > 0:
+            parts[source_label] = nats_per_token(teacher[:size], tokens[:size])
+        if teacher is not None and schedule.distill > 0:
+            parts |= {divergence(label): nats_from(teacher, logits) for label, logits in zip(labels, projected)}
         return parts
 
     models = [
@@ -213,17 +238,18 @@ def _projected(
         parameters=count(source),
         takes_task=False,
     )
+    source_parameters = list(source.parameters()) if pairs is None else pairs.source_parameters()
     return Stage(
         name=name,
         steps=schedule.steps,
         first_batch=schedule.source_steps,
-        module=module,
+        module=whole if pairs is None else pairs,
         losses=losses,
         loss_weights=dict.fromkeys(labels, 1.0)
         | {source_label: schedule.w_src}
         | dict.fromkeys(map(divergence, labels), schedule.distill),
         groups=[
-            {"params": list(source.parameters()), "lr": schedule.tuning_lr},
+            {"params": source_parameters, "lr": schedule.tuning_lr},
             {"params": [p for o in operators for p in o.parameters_of_t()], "lr": schedule.operator_lr},
             {
                 "params": [p for o in operators for p in o.parameters_of_its_own()],

@@ -58,7 +58,7 @@ def forward_backward_step(
             total.backward()
     distributed.current().average_gradients(stage.module.parameters())
     with record_function("optimiser"):
-        norm = nn.utils.clip_grad_norm_(stage.module.parameters(), clip)
+        norm = distributed.current().whole(nn.utils.clip_grad_norm_(stage.module.parameters(), clip))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return losses, norm

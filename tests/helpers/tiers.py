@@ -41,6 +41,7 @@ THOROUGH = (
     "tests/training/test_distributed.py",
     "tests/training/test_legacy_runs.py",
     "tests/training/test_settings.py",
+    "tests/training/test_shard.py",
     "tests/training/test_source.py",
     "tests/training/test_token_runs.py",
     "tests/training/test_torchrun.py",
