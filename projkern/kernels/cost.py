@@ -179,6 +179,8 @@ def choose(
     backward: bool,
 ) -> str:
     """The name of the form that ``explain`` chooses, from costs that are computed once for each case."""
+    if device.type not in ("cpu", "cuda"):
+        return "materialised"  # nothing is measured there
     call = Call(rows, cols, row_group, col_group, tasks, tokens, weight_dtype, dtype, backward)
     forms = _known_costs(call, device)
     largest = max(form.memory for form in forms)

@@ -12,6 +12,7 @@ from operator import index
 import torch
 from torch import Tensor
 
+from ..utils.device import autocast_dtype, without_autocast
 from ..utils.errors import InputError
 from . import cost, limits, linear_ops
 from .arguments import Group, check_kinds, check_width, describe, group_pairs
@@ -33,7 +34,8 @@ def project_linear(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, group: Group
         q: (B, M) weights of the columns, of the same dtype.
         group: how many neighbours make one: an int, or (row_group, col_group). 1 leaves an axis's size alone.
         form: "materialised"; "projected", which needs Triton, a CUDA device, groups up to 16 and no float64;
-            "factored"; or "auto", the one that ``explain`` predicts to be fastest and to fit into memory. Forms
+            "factored"; or "auto", the one that ``explain`` predicts to be fastest and to fit into memory, and on other
+            devices than a CPU or a CUDA card, which it does not know, "materialised". Forms
             round differently, and ``auto`` depends on the machine: name one where runs must agree bit by bit. In
             ``torch.compile``, ``auto`` makes a graph for each B and S; a form that is named may leave them open.
 
@@ -61,9 +63,8 @@ def project_linear(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, group: Group
     if form not in ("auto", *_FORMS):
         raise InputError(f"form must be one of auto, {', '.join(_FORMS)}; it was {form!r}")
 
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
+    if (cast_to := autocast_dtype(x.device)) is not None and x.dtype != torch.float64:
+        x = x.to(cast_to)
     if form == "auto":
         backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, p, q))
         # torch.compile may know none of these as numbers yet.
@@ -74,7 +75,7 @@ def project_linear(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, group: Group
         reason = reason or linear_ops.why_not_here(x.device)
         if reason is not None:
             raise RuntimeError(f"form 'projected' cannot run here: {reason}")
-    with torch.autocast(device, enabled=False):
+    with without_autocast(x.device):
         return _FORMS[form](x, weight, p, q, row_group, col_group)
 
 

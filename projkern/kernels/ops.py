@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.device import without_autocast
 from . import batching, dispatch
 from .backends.backend import Backward, Forward
 from .plan import ALIGN, Plan, make_plan
@@ -56,7 +57,7 @@ def _project_forward(weights: list[Tensor], p: Tensor, q: Tensor, entries: list[
     plan, batch = _plan(weights, entries), p.shape[0]
     flat = p.new_empty(sum(plan.output_sizes(batch)), dtype=dtype)
     backend = dispatch.select(p.device, weights[0].dtype, dtype)
-    with torch.autocast(p.device.type, enabled=False):  # sums stay in float32
+    with without_autocast(p.device):  # sums stay in float32
         call = Forward([w.contiguous() for w in weights], p.contiguous(), q.contiguous(), flat)
         backend.project_forward(plan, call)
     plan.zero_padding(flat, batch)
@@ -82,7 +83,7 @@ def _project_backward(
     dp = p.new_empty(p.shape if need_p else 0)
     dq = q.new_empty(q.shape if need_q else 0)
     backend = dispatch.select(p.device, weights[0].dtype, grads[0].dtype)
-    with torch.autocast(p.device.type, enabled=False):
+    with without_autocast(p.device):
         call = Backward(
             weights,
             p.contiguous(),
@@ -96,9 +97,9 @@ def _project_backward(
     return d_weights, dp, dq
 
 
-for _key in ("CPU", "CUDA"):
-    _library.impl("project_forward", _project_forward, _key)
-    _library.impl("project_backward", _project_backward, _key)
+# On every device: dispatch.py chooses the backend, the reference at the least.
+_library.impl("project_forward", _project_forward, "CompositeExplicitAutograd")
+_library.impl("project_backward", _project_backward, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("projkern::project_forward", lib=_library)

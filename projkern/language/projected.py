@@ -13,6 +13,7 @@ from ..models.gpt import check_task
 from ..models.huggingface.operator import by_task, run
 from ..training.losses import nats_from, nats_per_token
 from ..training.stages import divergence
+from ..utils.device import without_autocast
 from .config import LanguageScheduleConfig
 
 if TYPE_CHECKING:
@@ -69,12 +70,12 @@ class ProjectedLosses:
         for part, weights in zip(parts, leaves):
             losses = self._losses(part, *run(small, part, weights, with_states=self._matches))
             share = len(part) / len(tokens)
-            with torch.autocast(tokens.device.type, enabled=False):
+            with without_autocast(tokens.device):
                 torch.stack([self.weights[name] * share * loss for name, loss in losses.items()]).sum().backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + share * loss.detach()
         pairs = [(w, leaf[name].grad) for model, leaf in zip(models, leaves) for name, w in model.items()]
-        with torch.autocast(tokens.device.type, enabled=False):
+        with without_autocast(tokens.device):
             torch.autograd.backward([w for w, g in pairs if g is not None], [g for _, g in pairs if g is not None])
         return total
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.profiler import record_function
 
-from ..utils.device import free_memory
+from ..utils.device import autocast_dtype, free_memory, without_autocast
 from ..utils.errors import InputError
 from .blocks import Affine, Factored, Layer, assemble, transformer
 from .decode import Decoder
@@ -226,7 +226,7 @@ class ProjectionOperator(nn.Module):
     def _factored(self, t: Tensor) -> list[Layer]:
         """The layers of U models that are not written out."""
         assert isinstance(self.generator, DiagonalGenerator)
-        with torch.autocast(t.device.type, enabled=False):
+        with without_autocast(t.device):
             p, q = self.generator.factors(self.normalised(t))  # as generate_weights does
             biases = self.with_biases_of_t(self.generator.biases(self.source, p), t)
         weights = [w for name in LINEARS for w in self.source.weights[name].unbind(0)]
@@ -307,9 +307,8 @@ def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[Tas
         For each operator the weights of its U models; the own biases b are not yet added.
     """
     source = operators[0].source
-    device = t.device.type
-    dtype = autocast_dtype(device, operators[0].dtype)
-    with torch.autocast(device, enabled=False):
+    dtype = autocast_dtype(t.device) or operators[0].dtype
+    with without_autocast(t.device):
         inputs = [(operator.generator, operator.normalised(t)) for operator in operators]
         diagonal = [(generator, own_t) for generator, own_t in inputs if isinstance(generator, DiagonalGenerator)]
         fused = iter(_fused(source, diagonal, dtype) if diagonal else [])
@@ -318,11 +317,6 @@ def generate_weights(operators: list[ProjectionOperator], t: Tensor) -> list[Tas
             for generator, own_t in inputs
         ]
         return [TaskWeights(w, operator.with_biases_of_t(b, t)) for operator, (w, b) in zip(operators, generated)]
-
-
-def autocast_dtype(device: str, own: torch.dtype) -> torch.dtype:
-    """The type of generated weights: that of autocast on a kind of device where it is on, else the operator's own."""
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
 
 
 def _fused(source: GPT, generators: list[tuple[DiagonalGenerator, Tensor]], dtype: torch.dtype) -> list[TaskWeights]:

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..utils.device import autocast_dtype, without_autocast
 from .blocks import Affine, assemble, block
 from .generators import DiagonalGenerator, project_factors
 from .gpt import GPT, check_task, check_tokens
 from .layout import LINEARS, GPTConfig
-from .operator import ProjectionOperator, autocast_dtype, distinct_tasks
+from .operator import ProjectionOperator, distinct_tasks
 
 Norms = tuple[Affine, Affine]
 
@@ -77,9 +78,9 @@ class LayerPair(nn.Module):
                 x = run(x, norms, [self.weights[name] for name in LINEARS], [self.biases[name] for name in LINEARS])
         if not projected:
             return x, []
-        device = projected[0].factors[0].device.type
-        dtype = autocast_dtype(device, projected[0].biases[0].dtype)
-        with torch.autocast(device, enabled=False):
+        device = projected[0].factors[0].device
+        dtype = autocast_dtype(device) or projected[0].biases[0].dtype
+        with without_autocast(device):
             generated = project_factors(self, [p.generator for p in projected], [p.factors for p in projected], dtype)
             biases = [[b + own for b, own in zip(g.biases, p.biases)] for g, p in zip(generated, projected)]
         tasks = [g._replace(biases=b).of_examples(which) for g, b in zip(generated, biases)]
@@ -145,7 +146,7 @@ def _by_layer(operator: ProjectionOperator, t: Tensor) -> list[Projected]:
     check_task(t, len(t), operator.task_dim)
     generator, layers = operator.generator, operator.config.n_layer
     assert isinstance(generator, DiagonalGenerator)
-    with torch.autocast(t.device.type, enabled=False):
+    with without_autocast(t.device):
         factors = generator.factors_by_layer(operator.normalised(t))
         biases = operator.with_biases_of_t([t.new_zeros(())] * (layers * len(LINEARS)), t)
         biases = operator.with_own_biases(biases)  # by operator, then layer

@@ -507,6 +507,28 @@ def test_a_compiled_function_takes_the_choice_in_force(monkeypatch):
         assert served.pop().__name__.endswith(backend)
 
 
+@pytest.mark.parametrize("key", ["CPU", "CUDA", "MPS", "XPU", "HPU", "PrivateUse1"])
+def test_every_device_has_the_operators(key):
+    for name in ("project_forward", "project_backward"):
+        assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"projkern::{name}", key)
+    for device in ("mps", "xpu", "privateuseone"):
+        assert dispatch.select(torch.device(device), W.dtype, W.dtype) is reference
+
+
+def test_shapes_without_memory():
+    """On the meta device: of results, of gradients, and of whole models."""
+    inputs = [x.to("meta").requires_grad_() for x in (W, P, Q)]
+    out = pk.project(*inputs, 4)
+    assert out.shape == (2, 2, 3) and out.device.type == "meta"
+    assert [g.shape for g in torch.autograd.grad(out.sum(), inputs)] == [x.shape for x in inputs]
+    for form in ("auto", "materialised", "factored"):
+        assert pk.project_linear(torch.empty(2, 5, 3, device="meta"), *inputs, 4, form=form).shape == (2, 5, 2)
+    with torch.device("meta"):
+        operator = pk.ProjectionOperator(pk.GPT(pk.GPTConfig(11, 6, 16, 1, 2)), 1 / 2, task_dim=3)
+        logits = operator(torch.zeros(4, 6, dtype=torch.int64), torch.empty(2, 3), distinct=True)
+    assert logits.shape == (4, 6, 11)
+
+
 def test_a_backend_asked_for_does_not_fall_back():
     skip_without_compiled_kernels()
     with pk.use_backend("cpu"), pytest.raises(TypeError, match="serves float32 and bfloat16.*float64"):

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.profiler import record_function
 
 from ...kernels.projection import project_layers
+from ...utils.device import autocast_dtype, without_autocast
 from ...utils.errors import InputError
 from ..generators.base import MLPGenerator
 from ..gpt import check_task
@@ -154,9 +155,8 @@ class TransformersOperator(ProjectionOperator):
 
     def weights(self, t: Tensor) -> list[Parameters]:
         """The parameters of the small models of U tasks, t (U, task_dim)."""
-        device = t.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
-        with torch.autocast(device, enabled=False):
+        dtype = autocast_dtype(t.device) or self.dtype
+        with without_autocast(t.device):
             with record_function("generation"):
                 factors = self._factors(self.normalised(t))
                 own = self._own(self.normalised(t))
