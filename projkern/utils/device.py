@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import os
 import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +13,9 @@ import torch
 
 from .errors import InputError
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's mallopt
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # of glibc's mallopt
+_LARGEST_KEPT, _KEPT = 32 << 20, 256 << 20
+_has_kept_all = False
 
 
 @dataclass(frozen=True)
@@ -98,18 +101,37 @@ def free_memory(device: torch.device) -> float:
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep large blocks that are freed, for the next tensor of that size.
+    """Have the C library keep all blocks that are freed, for the next tensor of that size.
 
     By default glibc returns each to the system, and every page of the next one faults again: writing the fresh
-    result of a large projection then takes several times as long as computing it. This changes the whole process, so
-    programs call it (the commands and benchmarks here do), not the library on import.
+    result of a large projection then takes several times as long as computing it. This changes the whole process, which
+    then keeps as much memory as it ever used, so programs call it (the commands and benchmarks here do), not the
+    library; see ``keep_some_freed_memory``.
 
     Returns:
         Whether it took effect; only glibc knows these settings.
     """
+    global _has_kept_all
+    _has_kept_all = _mallopt({_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20})
+    return _has_kept_all
+
+
+def keep_some_freed_memory() -> None:
+    """Have the C library keep freed blocks of up to 32 MiB, 256 MiB in all; called when the CPU kernels are loaded.
+
+    By default glibc keeps about twice its largest such block, less than the gradients of all layers of a small source,
+    whose pages then fault anew in most steps. Larger blocks go back to the system as before. Nothing changes where
+    ``keep_freed_memory`` was called, or where the environment sets glibc's own parameters.
+    """
+    own = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
+    is_set = any(name in os.environ for name in own) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if not _has_kept_all and not is_set:
+        _mallopt({_MMAP_THRESHOLD: _LARGEST_KEPT, _TRIM_THRESHOLD: _KEPT})
+
+
+def _mallopt(settings: dict[int, int]) -> bool:
+    """Change glibc's allocator; returns whether there is one that took all settings."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return all(mallopt(k, v) for k, v in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20)))
+    return mallopt is not None and all(mallopt(option, value) for option, value in settings.items())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from projkern.kernels.backends import cpu
 from projkern.utils import device
 from projkern.utils.errors import InputError
 
@@ -122,7 +126,69 @@ def test_waiting_is_for_cards_alone(monkeypatch):
     assert waits == [torch.device("cuda:1")]
 
 
+@pytest.fixture
+def mallopt(monkeypatch):
+    """Calls of glibc's mallopt, which is not made."""
+    calls = []
+
+    class Library:
+        @staticmethod
+        def mallopt(option, value):
+            calls.append((option, value))
+            return 1
+
+    for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(device, "_has_kept_all", False)
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Library)
+    return calls
+
+
+def test_some_freed_memory_is_kept_by_default(mallopt, monkeypatch):
+    device.keep_some_freed_memory()
+    assert mallopt == [(-3, 32 << 20), (-1, 256 << 20)]  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+    mallopt.clear()
+    for name, value in (("MALLOC_TRIM_THRESHOLD_", "1000"), ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1000")):
+        with monkeypatch.context() as environment:
+            environment.setenv(name, value)
+            device.keep_some_freed_memory()
+    assert not mallopt
+    assert device.keep_freed_memory()
+    mallopt.clear()
+    device.keep_some_freed_memory()  # not less than was asked for
+    assert not mallopt
+
+
+STEPS = """
+import resource, torch
+import projkern as pk
+assert "cpu" in pk.available_backends()
+stack = [torch.randn(6, n * 256, m * 256, requires_grad=True) for n, m in ((3, 1), (1, 1), (4, 1), (1, 4))]
+p, q = (torch.randn(1, sum(w.shape[0] * w.shape[k] for w in stack), requires_grad=True) for k in (1, 2))
+faults = [0]
+for step in range(12):
+    for leaf in (*stack, p, q):
+        leaf.grad = None
+    outputs = pk.project_layers(stack, p, q, 4)
+    torch.autograd.backward(outputs, [torch.ones_like(out) for out in outputs])
+    del outputs
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[-9])
+"""
+
+
+def test_gradients_of_a_step_are_written_to_kept_memory():
+    """Gradients of 19 MB are 4608 pages, each of which faults where glibc has returned it."""
+    if cpu.why_unavailable() is not None or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+        pytest.skip("the CPU kernels and glibc are needed")
+    finished = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert int(finished.stdout) < 4608, "faults in eight steps"
+
+
 def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
+    monkeypatch.setattr(device, "_has_kept_all", False)
     monkeypatch.setattr(sys, "platform", "darwin")
     assert device.keep_freed_memory() is False
     monkeypatch.setattr(sys, "platform", "linux")

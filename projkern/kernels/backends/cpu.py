@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...utils.device import keep_some_freed_memory
 from ..plan import Plan
 from . import extension
 from .backend import Backward, Forward
@@ -32,6 +33,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
     if library is None:
         return None, reason
     library.use_openmp(_gomp_parallel())
+    keep_some_freed_memory()
     return library, None
 
 
