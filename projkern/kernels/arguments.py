@@ -1,6 +1,7 @@
 """Checks of arguments that ``project``, ``project_layers`` and ``project_linear`` share."""
 
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -17,19 +18,33 @@ def group_pairs(weights: Sequence[Tensor], group: Group | list[Group]) -> list[t
         raise InputError(f"group must have one entry for each of the {len(weights)} weights; it had {len(groups)}")
     pairs = []
     for i, (w, entry) in enumerate(zip(weights, groups)):
-        pair = entry if isinstance(entry, tuple) else (entry, entry)
-        if len(pair) != 2 or not all(isinstance(g, int) and g >= 1 for g in pair):
+        pair = [whole_number(g) for g in (entry if isinstance(entry, tuple) else (entry, entry))]
+        if len(pair) != 2 or not all(g is not None and g >= 1 for g in pair):
             raise InputError(f"group must be an int >= 1 or two of them (row_group, col_group); it was {entry!r}")
         for axis, size, g in zip(("rows", "columns"), w.shape[-2:], pair):
+            assert g is not None
             if size % g:
                 raise InputError(f"group must divide the {axis} of weights[{i}]; {g} does not divide {size}")
         pairs.append((pair[0], pair[1]))
-    return pairs
+    return pairs  # type: ignore[return-value]
+
+
+def whole_number(value: object) -> int | None:
+    """An int, NumPy's and torch's included; None for anything else."""
+    if isinstance(value, int):
+        return value
+    try:
+        return index(value)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):  # the latter of tensors
+        return None
 
 
 def check_kinds(weights: Sequence[Tensor], p: Tensor, q: Tensor) -> None:
     """Raise TypeError or InputError unless dtypes and devices agree; p and q are float64 where the weights are."""
     first = weights[0]
+    for name, tensor in (*((f"weights[{i}]", w) for i, w in enumerate(weights)), ("p", p), ("q", q)):
+        if isinstance(tensor, Tensor) and tensor.layout != torch.strided:
+            raise TypeError(f"{name} must be dense; it was {tensor.layout}")
     if not first.dtype.is_floating_point:
         raise TypeError(f"weights must be of a floating type; weights[0] was {first.dtype}")
     for i, w in enumerate(weights):

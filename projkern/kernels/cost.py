@@ -46,7 +46,7 @@ import torch
 from ..utils.device import free_memory
 from ..utils.errors import InputError
 from . import limits, linear_ops
-from .arguments import Group
+from .arguments import Group, whole_number
 from .machine import Constants, measure
 
 SMALL = 64 << 20
@@ -140,18 +140,20 @@ def explain(
     Returns:
         An ``Explanation``, which prints as a table.
     """
-    row_group, col_group = group if isinstance(group, tuple) else (group, group)
-    for name, value, least in (
-        ("rows", rows, 1),
-        ("cols", cols, 1),
-        ("row_group", row_group, 1),
-        ("col_group", col_group, 1),
-        ("tasks", tasks, 0),
-        ("tokens", tokens, 0),
-        ("reuse", reuse, 1),
-    ):
-        if not isinstance(value, int) or value < least:
+    pair = group if isinstance(group, tuple) else (group, group)
+    if len(pair) != 2:
+        raise InputError(f"group must be an int >= 1 or two of them (row_group, col_group); it was {group!r}")
+    numbers = {"rows": rows, "cols": cols, "row_group": pair[0], "col_group": pair[1], "tasks": tasks, "tokens": tokens}
+    numbers["reuse"] = reuse
+    for name, value in numbers.items():
+        least, number = 0 if name in ("tasks", "tokens") else 1, whole_number(value)
+        if number is None or number < least:
             raise InputError(f"{name} must be an int >= {least}; it was {value!r}")
+        numbers[name] = number
+    rows, cols, row_group, col_group, tasks, tokens, reuse = numbers.values()
+    for name, kind in (("weight_dtype", weight_dtype), ("dtype", dtype or weight_dtype)):
+        if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+            raise TypeError(f"{name} must be a floating torch.dtype; it was {kind!r}")
     for name, size, g in (("rows", rows, row_group), ("cols", cols, col_group)):
         if size % g:
             raise InputError(f"group must divide {name}; {g} does not divide {size}")

@@ -60,7 +60,7 @@ def project_linear(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, group: Group
         raise InputError(
             f"p and q must have one row for each of the {len(x)} tasks of x; they were {describe(p)} and {describe(q)}"
         )
-    if form not in ("auto", *_FORMS):
+    if not isinstance(form, str) or form not in ("auto", *_FORMS):
         raise InputError(f"form must be one of auto, {', '.join(_FORMS)}; it was {form!r}")
 
     if (cast_to := autocast_dtype(x.device)) is not None and x.dtype != torch.float64:
@@ -84,6 +84,11 @@ def _check_input(x: Tensor, weight: Tensor, width: int) -> None:
         raise TypeError(f"x must be a tensor; it was {describe(x)}")
     if x.dim() != 3 or x.shape[-1] != width:
         raise InputError(f"x must be (B, S, {width}), its width M / col_group; it was {describe(x)}")
+    for name, dtype in (("weight", weight.dtype), ("x", x.dtype)):
+        if dtype.is_floating_point and dtype not in (*limits.DTYPES, torch.float64):
+            raise TypeError(f"{name} must be float32, bfloat16, float16 or float64; it was {dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"x must be dense; it was {x.layout}")
     if not x.dtype.is_floating_point or (x.dtype == torch.float64) != (weight.dtype == torch.float64):
         raise TypeError(f"x must be of a floating type, float64 with float64 weight only; it was {x.dtype}")
     if x.device != weight.device:

@@ -30,6 +30,8 @@ def materialised(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int
 
 def factored(x: Tensor, weight: Tensor, p: Tensor, q: Tensor, row_group: int, col_group: int) -> Tensor:
     """Scale x, multiply by W itself once for all tasks, scale and sum. The product is made in the wider type."""
+    if weight.shape[1] == 0:  # an empty sum is zero, also times a p that is infinite
+        return materialised(x, weight, p, q, row_group, col_group)
     dtype = torch.promote_types(x.dtype, weight.dtype)
     wide = (x[..., None] * q.unflatten(1, (-1, col_group))[:, None]).to(dtype).flatten(2)  # [B, S, M]
     z = F.linear(wide, weight.to(dtype)).unflatten(2, (-1, row_group))  # [B, S, n, row_group]

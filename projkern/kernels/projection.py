@@ -69,7 +69,10 @@ def project_layers(
         TypeError: an argument that is not a tensor, or of a dtype that is not served.
         InputError: shapes that disagree, a group that does not divide, devices that differ.
     """
-    weights = list(weights)
+    try:
+        weights = list(weights)
+    except TypeError:
+        raise TypeError(f"weights must be a list of tensors; it was {describe(weights)}") from None
     if not weights:
         raise InputError("weights must hold at least one matrix; it was empty")
     for i, w in enumerate(weights):
@@ -78,6 +81,8 @@ def project_layers(
     groups = group_pairs(weights, group)
     check_kinds(weights, p, q)
     dtype = weights[0].dtype if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype; it was {describe(dtype)}")
     if not dtype.is_floating_point or (dtype == torch.float64) != (p.dtype == torch.float64):
         raise TypeError(f"dtype must be a floating type, float64 with float64 weights only; it was {dtype}")
 

@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from oracle import gradients, project_by_loops, project_dense, relative_error
@@ -258,6 +259,13 @@ def test_results_larger_than_the_caches(fast_backend, dtype, poisoned_memory):
         assert relative_error(f, t) <= TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("group", [np.int64(4), np.uint8(4), (np.int32(4), 4), torch.tensor(4)])
+def test_groups_of_other_integer_types(group):
+    assert torch.equal(pk.project(W, P, Q, group), pk.project(W, P, Q, 4))
+    sizes = {"tasks": np.int64(2), "tokens": np.int16(3), "device": "cpu"}
+    assert pk.explain(np.int64(8), 12, group, **sizes).choice == pk.explain(8, 12, 4, tasks=2, tokens=3).choice
+
+
 def test_nan_and_inf_propagate(backend):
     for bad in (float("nan"), float("inf")):
         weight = torch.ones(8, 64)
@@ -410,6 +418,11 @@ W, P, Q = torch.randn(8, 12), torch.randn(2, 8), torch.randn(2, 12)
         (lambda: pk.project(W, P, Q, (2, 2, 2)), ValueError, "group must be an int >= 1"),
         (lambda: pk.project(W, P, Q, 4, dtype=torch.int32), TypeError, "dtype must be a floating type.* torch.int32"),
         (lambda: pk.project(W, P.to("meta"), Q, 4), ValueError, "p must be on the device of the weights.* meta"),
+        (lambda: pk.project(W.to_sparse(), P, Q, 4), TypeError, r"weights\[0\] must be dense; it was torch.sparse_coo"),
+        (lambda: pk.project(W, P.to_sparse(), Q, 4), TypeError, "p must be dense"),
+        (lambda: pk.project(W, P, Q, 4, dtype=float), TypeError, "dtype must be a torch.dtype; it was type"),
+        (lambda: pk.project(W, P, Q, np.float64(4)), ValueError, "group must be an int >= 1 .* it was .*4.0"),
+        (lambda: pk.project_layers(3.5, P, Q, 4), TypeError, "weights must be a list of tensors; it was float 3.5"),
         (lambda: pk.project_layers([], P, Q, 4), ValueError, "weights must hold at least one"),
         (lambda: pk.project_layers([W, W.double()], P, Q, 4), ValueError, r"share one dtype.*weights\[1\].*float64"),
         (lambda: pk.project_layers([W], P, Q, [4, 2]), ValueError, "group must have one entry .* 1 weights; it had 2"),
