@@ -1,12 +1,12 @@
 """Checks of arguments that ``project``, ``project_layers`` and ``project_linear`` share."""
 
 from collections.abc import Sequence
-from operator import index
 
 import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
+from ..utils.numbers import whole_number
 
 Group = int | tuple[int, int]
 
@@ -27,16 +27,6 @@ def group_pairs(weights: Sequence[Tensor], group: Group | list[Group]) -> list[t
                 raise InputError(f"group must divide the {axis} of weights[{i}]; {g} does not divide {size}")
         pairs.append((pair[0], pair[1]))
     return pairs  # type: ignore[return-value]
-
-
-def whole_number(value: object) -> int | None:
-    """An int, NumPy's and torch's included; None for anything else."""
-    if isinstance(value, int):
-        return value
-    try:
-        return index(value)  # type: ignore[arg-type]
-    except (TypeError, RuntimeError):  # the latter of tensors
-        return None
 
 
 def check_kinds(weights: Sequence[Tensor], p: Tensor, q: Tensor) -> None:
@@ -70,6 +60,12 @@ def check_width(name: str, factor: Tensor, width: int, axis: str) -> None:
             f"{name} must have a last axis of {width}, one for each of the {axis} of all weights; "
             f"it was {describe(factor)}"
         )
+
+
+def require_tensor(name: str, value: object) -> None:
+    """Raise TypeError unless a value is a dense tensor of real numbers."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_complex():
+        raise TypeError(f"{name} must be a dense tensor of real numbers; it was {describe(value)}")
 
 
 def describe(value: object) -> str:

@@ -45,8 +45,9 @@ import torch
 
 from ..utils.device import free_memory
 from ..utils.errors import InputError
+from ..utils.numbers import whole_number
 from . import limits, linear_ops
-from .arguments import Group, whole_number
+from .arguments import Group
 from .machine import Constants, measure
 
 SMALL = 64 << 20

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.arguments import describe
 from ..utils.device import free_memory, wait_for
 from ..utils.errors import InputError
 from .blocks import Affine, Layer, linear, norm
@@ -109,10 +110,9 @@ class Decoder:
             if tokens is not None:
                 raise InputError("tokens must be None in the first step, whose input is the start slot")
             return self._start + position
-        if tokens is None or tokens.shape != (self.batch,) or tokens.dtype != torch.int64:
-            shown = tokens if tokens is None else f"{tokens.dtype} {tuple(tokens.shape)}"
-            raise InputError(f"tokens must be int64 ({self.batch},), one for each sequence; it was {shown}")
-        return F.embedding(tokens, self._tables.token_embedding) + position
+        if not isinstance(tokens, Tensor) or tokens.shape != (self.batch,) or tokens.dtype != torch.int64:
+            raise InputError(f"tokens must be int64 ({self.batch},), one for each sequence; it was {describe(tokens)}")
+        return self._tables.look_up(tokens) + position
 
     def _blocks(self, x: Tensor) -> Tensor:
         """(U, B / U, d) -> the same, through all layers; stores keys and values of this position."""

@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..kernels.arguments import describe, require_tensor
 from ..utils.errors import InputError
+from ..utils.numbers import require_whole
 from .blocks import Affine, Layer, assemble, transformer
 from .decode import Decoder
 from .layout import LINEARS, GPTConfig
@@ -108,8 +110,7 @@ class GPT(nn.Module):
         Raises:
             InputError: no sequence, or a t where none is taken or the other way round.
         """
-        if batch < 1:
-            raise InputError(f"batch must be at least 1; it was {batch}")
+        require_whole("batch", batch)
         t = self._checked(t, batch)
         with torch.no_grad():
             start = self.tables.start.expand(batch, -1) if t is None else self.tables.start_of_task(t)
@@ -120,7 +121,7 @@ class GPT(nn.Module):
         """t as it enters the model."""
         if (t is None) != (self.config.task_dim is None):
             expected = "None" if self.config.task_dim is None else f"(B, {self.config.task_dim})"
-            raise InputError(f"t must be {expected} for this model; it was {t if t is None else tuple(t.shape)}")
+            raise InputError(f"t must be {expected} for this model; it was {t if t is None else describe(t)}")
         if t is None:
             return t
         check_task(t, batch, self.config.task_dim)
@@ -177,6 +178,7 @@ class GPT(nn.Module):
 
 
 def check_tokens(tokens: Tensor, config: GPTConfig) -> None:
+    require_tensor("tokens", tokens)
     if tokens.dim() != 2 or tokens.dtype != torch.int64:
         raise InputError(f"tokens must be int64 (B, T); it was {tokens.dtype} {tuple(tokens.shape)}")
     if tokens.shape[0] == 0:
@@ -186,5 +188,6 @@ def check_tokens(tokens: Tensor, config: GPTConfig) -> None:
 
 
 def check_task(t: Tensor, batch: int, task_dim: int | None) -> None:
+    require_tensor("t", t)
     if t.shape != (batch, task_dim):
         raise InputError(f"t must be ({batch}, {task_dim}), one task identifier an example; it was {tuple(t.shape)}")

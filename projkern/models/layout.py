@@ -4,10 +4,10 @@ A block reads the stream of width d through norm_1 and attn_qkv, and through nor
 write to it. The order of the records is that of every stacked or concatenated quantity.
 """
 
-import math
 from dataclasses import dataclass
 
 from ..utils.errors import InputError
+from ..utils.numbers import require_real, require_whole
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,11 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1; it was {getattr(self, name)}")
+            require_whole(name, getattr(self, name))
+        if self.task_dim is not None:
+            require_whole("task_dim", self.task_dim)
+        for name in ("dropout", "t_mean"):
+            require_real(name, getattr(self, name))
         if self.n_embd % self.n_head:
             raise InputError(f"n_embd must be a multiple of n_head = {self.n_head}; it was {self.n_embd}")
         if not 0 <= self.dropout < 1:
@@ -117,9 +120,8 @@ class GPTConfig:
             raise InputError(f"conditioning must be first, every or norms; it was {self.conditioning!r}")
         if self.conditioning != "first" and self.task_dim is None:
             raise InputError(f"conditioning must be 'first' without a task_dim; it was {self.conditioning!r}")
-        if not math.isfinite(self.t_mean):
-            raise InputError(f"t_mean must be finite; it was {self.t_mean}")
-        if not 0 < self.t_std < math.inf:
+        require_real("t_std", self.t_std)
+        if not self.t_std > 0:
             raise InputError(f"t_std must be finite and above 0; it was {self.t_std}")
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:

@@ -8,7 +8,6 @@ and do not depend on t.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -19,8 +18,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.profiler import record_function
 
+from ..kernels.arguments import require_tensor
 from ..utils.device import autocast_dtype, free_memory, without_autocast
 from ..utils.errors import InputError
+from ..utils.numbers import require_real, require_whole
 from .blocks import Affine, Factored, Layer, assemble, transformer
 from .decode import Decoder
 from .generators import DiagonalGenerator, TaskWeights, group_of, make_generator, project_factors
@@ -81,6 +82,8 @@ class ProjectionOperator(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        if not isinstance(source, GPT):
+            raise InputError(f"source must be a GPT or a causal language model of transformers; it was {source!r}")
         check_normalisation(task_dim, rank, t_mean, t_std)
         if source.config.task_dim is not None:
             raise InputError(f"source must be unconditional; it took a t of {source.config.task_dim} numbers")
@@ -191,7 +194,8 @@ class ProjectionOperator(nn.Module):
         Raises:
             InputError: t of another shape, or a form that is unknown or that this generator does not have.
         """
-        check_task(t, len(t), self.task_dim)
+        require_tensor("t", t)
+        check_task(t, len(t) if t.dim() else 0, self.task_dim)
         if not len(t):
             raise InputError("t must hold at least one task identifier; it was empty")
         if form not in ("auto", "materialised", "factored"):
@@ -245,6 +249,7 @@ class ProjectionOperator(nn.Module):
             A GPT of width s·d that shares nothing with the source or the operator, in evaluation mode and of the
             operator's dtype.
         """
+        require_tensor("t", t)
         if t.shape != (self.task_dim,):
             raise InputError(f"t must be ({self.task_dim},), one task identifier; it was {tuple(t.shape)}")
         (generated,) = generate_weights([self], t[None])
@@ -263,12 +268,11 @@ class ProjectionOperator(nn.Module):
 
 def check_normalisation(task_dim: int, rank: int, t_mean: float, t_std: float) -> None:
     """Raises InputError where an operator's numbers are out of their range."""
-    for name, value in (("task_dim", task_dim), ("rank", rank)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1; it was {value}")
-    if not math.isfinite(t_mean):
-        raise InputError(f"t_mean must be finite; it was {t_mean}")
-    if not 0 < t_std < math.inf:
+    for name, number in (("task_dim", task_dim), ("rank", rank)):
+        require_whole(name, number)
+    for name, value in (("t_mean", t_mean), ("t_std", t_std)):
+        require_real(name, value)
+    if not t_std > 0:
         raise InputError(f"t_std must be finite and above 0; it was {t_std}")
 
 
@@ -350,6 +354,7 @@ def distinct_tasks(t: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def check_distinct(t: Tensor, batch: int, task_dim: int) -> None:
     """Raises InputError where t is not one row for each block of examples."""
+    require_tensor("t", t)
     # Not len(t), an int, which would fix U in an exported graph.
     if t.dim() != 2 or t.shape[1] != task_dim or t.shape[0] == 0 or batch % t.shape[0]:
         raise InputError(

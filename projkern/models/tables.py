@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..utils.errors import InputError
 from .blocks import Affine, norm
 from .layout import GPTConfig
 
@@ -50,11 +51,18 @@ class Tables(nn.Module):
             (U, B / U · T, d).
         """
         start = self.start.expand(tokens.shape[0], 1, -1) if t is None else self.start_of_task(t)[:, None]
-        x = torch.cat([start, F.embedding(tokens[:, :-1], self.token_embedding)], dim=1)
+        x = torch.cat([start, self.look_up(tokens[:, :-1])], dim=1)
         x = x + self.position_embedding[: tokens.shape[1]]
         if offset is not None:
             x = x + offset[:, None]
         return F.dropout(x, dropout, dropout > 0).view(tasks, -1, x.shape[-1])
+
+    def look_up(self, tokens: Tensor) -> Tensor:
+        """The embeddings (..., d) of tokens (...); InputError for one that is not in the vocabulary, on a CPU."""
+        try:
+            return F.embedding(tokens, self.token_embedding)
+        except IndexError:
+            raise InputError(f"tokens must be from 0 to {len(self.token_embedding) - 1}; one was not") from None
 
     def norms(self) -> list[tuple[Affine, Affine]]:
         """The two norms of each layer."""

@@ -29,7 +29,7 @@ def make_generator(kind: str, source: GPT, group: int, task_dim: int, rank: int,
     Raises:
         InputError: an unknown kind, an option that this kind does not have or a value that it does not take.
     """
-    if kind not in GENERATORS:
+    if not isinstance(kind, str) or kind not in GENERATORS:
         raise InputError(f"generator must be one of {', '.join(GENERATORS)}; it was {kind!r}")
     own_options = GENERATORS[kind].options()
     for name in options:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
+from ...utils.numbers import require_real
 from ..gpt import GPT
 
 COMMON_ARGUMENTS = ("source", "group", "task_dim", "rank")
@@ -100,6 +101,7 @@ def group_of(scale: float | Fraction, n_embd: int, n_head: int) -> int:
 
 def group_of_scale(scale: float | Fraction) -> int:
     """The group g = 1/s of a scale s; raises InputError where that is no integer."""
+    require_real("scale", scale)
     group = round(1 / scale) if 0 < scale <= 1 else 0
     if group < 1 or abs(group * scale - 1) > 1e-6:
         raise InputError(f"scale must be 1/g for an integer g >= 1, such as 1/2 or 1/4; it was {scale}")

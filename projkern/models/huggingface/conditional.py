@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ...kernels.arguments import require_tensor
 from ...utils.errors import InputError
 from ..generators.base import MLPGenerator
 from ..gpt import CONDITIONING_WIDTH, check_task
@@ -86,6 +87,7 @@ class ConditionalModel(nn.Module):
 
         It is a copy whose embeddings are those of t while the process lives; saved, they would not be.
         """
+        require_tensor("t", t)
         if t.shape != (self.task_dim,):
             raise InputError(f"t must be ({self.task_dim},), one task identifier; it was {tuple(t.shape)}")
         model: PreTrainedModel = copy.deepcopy(self.model).eval()

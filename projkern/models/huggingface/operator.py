@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.profiler import record_function
 
+from ...kernels.arguments import require_tensor
 from ...kernels.projection import project_layers
 from ...utils.device import autocast_dtype, without_autocast
 from ...utils.errors import InputError
@@ -173,6 +174,7 @@ class TransformersOperator(ProjectionOperator):
         Returns:
             A model of the source's class that shares nothing with it or the operator, in evaluation mode.
         """
+        require_tensor("t", t)
         if t.shape != (self.task_dim,):
             raise InputError(f"t must be ({self.task_dim},), one task identifier; it was {tuple(t.shape)}")
         (weights,) = self.weights(t[None])
