@@ -15,7 +15,7 @@ from projkern.language.config import LanguageConfig
 from projkern.language.trained import LanguageRun
 from projkern.models.huggingface.causal import PretrainedFolder
 from projkern.models.huggingface.operator import start_token, with_start
-from projkern.utils.files import SETTINGS
+from projkern.utils.files import SETTINGS, new_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,8 +37,9 @@ def compressed(base: LanguageRun, config: LanguageConfig, rate: float, folder: P
     scale, schedule = config.operator.scales[0], config.schedule
     length = config.tasks.length + 1  # each window begins with the start token, as for all other models
     if not tokens.exists():
-        base.source.save_pretrained(model)
-        base.tokenizer.save_pretrained(model)
+        with new_folder(model, replace=True) as partial:
+            base.source.save_pretrained(partial)
+            base.tokenizer.save_pretrained(partial)
         training, held_out = base.texts("train"), base.texts("validation")
         steps = range(schedule.source_steps, schedule.source_steps + schedule.steps)
         batches = [training.batch(step)[0] for step in steps]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +81,11 @@ def write_model(
 
     tokens = next(windows.held_out_batches(1)).to(model.device)
     expected = trained.eval()(tokens, use_cache=False).logits.float().cpu()
-    with new_folder(folder) as partial:
+    with new_folder(folder, replace=True) as partial:  # one of a run that was stopped between this and its summary
         save_pretrained(model, partial)
         notes = write_card(partial, model.config, source, tokenizer, summary)
         logits = read_back(AutoModelForCausalLM, partial).to(model.device)(tokens, use_cache=False).logits.float().cpu()
         compare_logits("transformers", folder, logits, expected, TOLERANCE)
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped between this and its summary
     return notes
 
 

@@ -165,7 +165,7 @@ def _compress_stored(
         START.write(out / "start.json", {"source": _loss(source, windows, config)})
     losses = START.read(out / "start.json")
     target = out / "model"
-    with new_folder(target) as partial:
+    with new_folder(target, replace=True) as partial:  # one of a run that was stopped between this and its summary
         small, trained = write_start(partial, source, Kept.load(out / KEPT), config, sizes, windows, folder.dtype)
         print(f"To {count(small):,} parameters ({count(small) / count(source):.1%}): {sizes}.")
         write_settings(partial, small, folder.dtype)
@@ -179,7 +179,6 @@ def _compress_stored(
         summary["speed"], samples = _speed_and_samples(models, folder, tokenizer, windows)
         notes = write_card(partial, small.config, folder.folder.name, tokenizer, summary)
         check_logits(partial, small, next(windows.held_out_batches(1)))
-        shutil.rmtree(target, ignore_errors=True)  # of a run that was stopped between this and its summary
     write_report(out, config, summary, windows, samples, notes)
     write_json(out / SUMMARY, summary)
     return summary

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
-from ..utils.files import open_text, visible_files
+from ..utils.files import files_under, open_text
 from ..utils.seeds import seed_of
 from .digits import Split, check_split
 from .text import open_tokens, tokenise
@@ -67,7 +67,7 @@ def find_corpora(path: Path) -> list[Corpus]:
 
 def _corpus(path: Path) -> Corpus:
     if path.is_dir():
-        files = visible_files(path)
+        files = files_under(path)
         if not files:
             raise InputError(f"tasks must have text; {path} has no file")
         return Corpus(path.name, files, [])

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..utils.errors import InputError, ProjkernError
-from ..utils.files import visible_files
+from ..utils.files import files_under
 
 _NAMED = 5  # unreadable images that a message names
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
@@ -125,7 +125,7 @@ def _class_folders(path: Path) -> LabelledImages:
     classes = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     files, labels = [], []
     for label, folder in enumerate(classes):
-        class_files = [file for file in visible_files(folder) if file.suffix.lower() in suffixes]
+        class_files = [file for file in files_under(folder) if file.suffix.lower() in suffixes]
         files += class_files
         labels += [label] * len(class_files)
     if not files:

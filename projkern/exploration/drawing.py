@@ -14,7 +14,7 @@ from ..models.sampling import Draws, Sampled, check_draws, sample
 from ..training.data import draw_run_tasks, read_run_tasks
 from ..training.trained import TrainedRun
 from ..utils.errors import InputError
-from ..utils.files import read_object
+from ..utils.files import may_write, read_object
 from ..utils.pictures import beside_tasks
 
 
@@ -72,12 +72,12 @@ def require_new_picture(path: Path, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: the file is there, and ``overwrite`` was not given.
-        InputError: a folder, or a file in a folder that does not exist.
+        InputError: a folder, or a file in a folder that does not exist or may not be written.
     """
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; give --overwrite to replace it, or another --out")
-    if not path.parent.is_dir() or path.is_dir():
-        raise InputError(f"--out must be a file in a folder that exists; it was {path}")
+    if not path.parent.is_dir() or path.is_dir() or not may_write(path.parent):
+        raise InputError(f"--out must be a file in a folder that exists and can be written; it was {path}")
 
 
 def _is_standalone(folder: Path) -> bool:

@@ -158,11 +158,9 @@ def _check_tensors(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
-    """Write a transformers model, readable by whoever may read its configuration."""
+    """Write a transformers model, without its progress bars, into a ``new_folder``."""
     with quiet_transformers():
         model.save_pretrained(folder)
-    for path in folder.glob("*.safetensors"):
-        path.chmod((folder / "config.json").stat().st_mode)  # safetensors leaves files to their owner alone
 
 
 def read_back(kind: Any, folder: Path) -> Any:

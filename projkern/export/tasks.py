@@ -20,7 +20,16 @@ from tqdm import tqdm
 from ..data import Palette
 from ..models import ProjectionOperator
 from ..utils.errors import InputError
-from ..utils.files import Format, hidden_name, is_nonempty, locked, read_object, sync, write_atomically
+from ..utils.files import (
+    Format,
+    is_nonempty,
+    locked,
+    place_to_fill,
+    put_in_place,
+    read_object,
+    require_utf8,
+    write_atomically,
+)
 from . import onnx
 from .checked import CheckedWriter
 
@@ -68,6 +77,7 @@ def project_tasks(
     """
     if t.dim() not in (1, 2) or t.shape[-1] != operator.task_dim or not t.numel():
         raise InputError(f"t must be ({operator.task_dim},) or (N, {operator.task_dim}); it was {tuple(t.shape)}")
+    require_utf8(out)
     writer = CheckedWriter(operator, origin | {"digest": digest(operator)}, palette, with_onnx)
     if t.dim() == 1:
         return _one(writer, t, out, resume, overwrite)
@@ -86,8 +96,7 @@ def digest(operator: ProjectionOperator) -> str:
 
 def _one(writer: CheckedWriter, t: Tensor, out: Path, resume: bool, overwrite: bool) -> int:
     out = out.resolve()
-    is_taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if is_taken:
+    if is_nonempty(out):
         origin = model_origin(out)
         if origin is None:
             raise InputError(f"out must be a new folder or one that holds a projected model; {out} holds other files")
@@ -97,16 +106,13 @@ def _one(writer: CheckedWriter, t: Tensor, out: Path, resume: bool, overwrite: b
             _same_job(out, job | {"onnx": writer.with_onnx}, stored)
             return 0
         _may_replace(out, overwrite)
-    work = hidden_name(out)
+    work = place_to_fill(out)
     with locked(work), _with_state(lambda: "the model is not there"):
         try:
-            for name in ("model", "replaced", ".model.partial"):  # left by a process that was killed
+            for name in ("model", ".model.partial"):  # left by a process that was killed
                 shutil.rmtree(work / name, ignore_errors=True)
             writer.write(t[None], [work / "model"], lambda: None)
-            if is_taken:
-                out.rename(work / "replaced")
-            (work / "model").rename(out)
-            sync(out.parent)
+            put_in_place(work / "model", out)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return 1

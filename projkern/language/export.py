@@ -5,7 +5,6 @@ All models of a chunk of tasks are written side by side, a parameter at a time; 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +20,7 @@ from ..export.tasks import model_origin
 from ..models.huggingface.operator import positions_of, start_token, with_start
 from ..training.stages import count
 from ..utils.errors import InputError
-from ..utils.files import is_nonempty, new_folder, write_text
+from ..utils.files import is_nonempty, new_folder, require_utf8, write_text
 from .stored import StoredOperator
 from .trained import Task
 
@@ -94,6 +93,7 @@ def write_models(
         WrongModel: a model failed its check. Its chunk is removed.
         OSError: something could not be written; the models that are there are whole.
     """
+    require_utf8(out)
     folders = [out] if len(tasks) == 1 else [out / task.name for task in tasks]
     missing = []
     for folder, task in zip(folders, tasks):
@@ -122,14 +122,11 @@ def _write(
 ) -> None:
     """Write the models of a chunk, or none of them."""
     with ExitStack() as stack:
-        partials = [stack.enter_context(new_folder(folder.resolve())) for folder, _, _ in models]
+        partials = [stack.enter_context(new_folder(folder.resolve(), replace=True)) for folder, _, _ in models]
         _write_weights(operator, [task for _, task, _ in models], partials)
         for partial, (_, _, provenance) in zip(partials, models):
             _write_rest(operator.operator.small, partial, tokenizer, provenance)
         check_logits(partials[0], operator.operator.small, _probe(operator.operator.small))
-        for folder, _, _ in models:
-            if folder.exists():
-                shutil.rmtree(folder)
 
 
 def _write_weights(operator: StoredOperator, tasks: list[Task], folders: list[Path]) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.corpora import Corpus, find_corpora, part_of, token_file, tokenise_corpus
 from ..data.text import open_tokens
 from ..utils.errors import InputError
-from ..utils.files import SETTINGS, Format, new_folder
+from ..utils.files import SETTINGS, Format, new_folder, require_readable
 from .config import LanguageConfig
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def read_tokenizer(run: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a run."""
     from transformers import AutoTokenizer
 
+    require_readable(run / TOKENIZER)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(run / TOKENIZER, local_files_only=True)
     return tokenizer
 
@@ -133,6 +134,7 @@ def read_source_config(run: Path) -> PreTrainedConfig:
     """The configuration of a run's source."""
     from transformers import AutoConfig
 
+    require_readable(run / SOURCE_CONFIG)
     config: PreTrainedConfig = AutoConfig.from_pretrained(
         run / SOURCE_CONFIG, local_files_only=True, trust_remote_code=False
     )

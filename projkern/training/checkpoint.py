@@ -43,8 +43,10 @@ def stage_folder(run: Path, stage: ModelName) -> Path:
 
 
 def latest(folder: Path) -> Path | None:
-    """The last complete checkpoint in a stage's folder."""
-    return max(folder.glob("step-*"), default=None)
+    """The last complete checkpoint in a stage's folder; raises OSError where that may not be read."""
+    if not folder.exists():
+        return None
+    return max((path for path in folder.iterdir() if path.name.startswith("step-")), default=None)
 
 
 def save(folder: Path, step: int, seconds: float, model: nn.Module, optimizers: Optimizers) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from .errors import InputError
-from .files import read_object, write_atomically
+from .files import is_utf8, read_object, require_readable, write_atomically
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PICKLE_START = re.compile(rb"PK\x03\x04|\x80[\x02-\x05][^\0]")  # torch's archive; a pickle by itself
@@ -128,13 +128,14 @@ def same_bits(tensor: Tensor, other: Tensor) -> bool:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read one safetensors file; raises InputError where it is missing, damaged, or a pickle."""
     with _readable(path):
-        return load_file(path)
+        return load_file(path) if is_utf8(path) else load(path.read_bytes())
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Turns errors of reading a file into InputError."""
     try:
+        require_readable(path)
         yield
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
@@ -146,16 +147,10 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one safetensors file, atomically and as readable as any other file; raises OSError where it cannot be."""
-
-    def write(partial: Path) -> None:
-        partial.touch()
-        mode = partial.stat().st_mode  # safetensors leaves files to their owner alone
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-        partial.chmod(mode)
-
+    """Write one safetensors file, atomically; raises OSError where it cannot be."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        write_atomically(path, write)
+        write_atomically(path, lambda partial: save_file(stored, partial))
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
 

@@ -7,8 +7,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
+from permissions import as_nobody
 
 from projkern.utils import files
 from projkern.utils.errors import InputError
@@ -16,6 +20,17 @@ from projkern.utils.files import FolderInUse, Format, is_nonempty, locked, new_f
 
 RUNS = Format("projkern run", 3, "the settings of a run", oldest=2)
 WORDS = Format("projkern words", 1, "words")
+
+
+@pytest.fixture
+def closed():
+    """A folder that anyone may read but for the folder "inner" in it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "a.json").touch(0o644)
+        (folder / "inner").mkdir(0)
+        yield folder
 
 
 def names(folder):
@@ -173,6 +188,112 @@ def test_what_counts_in_a_folder(tmp_path, name, counts):
     (tmp_path / name).write_text("")
     assert is_nonempty(tmp_path) == counts
     assert is_nonempty(tmp_path / name)  # a file is never a folder to fill
+
+
+# Permissions
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
+def test_files_follow_the_umask_whoever_writes_them(tmp_path, umask, mode):
+    def write(path):
+        path.unlink(missing_ok=True)  # as safetensors does
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", write)
+        with new_folder(tmp_path / "folder") as partial:
+            write(partial / "file")
+            (partial / "inner").mkdir()
+            write(partial / "inner" / "file")
+    finally:
+        os.umask(before)
+    for name in ("file", "folder/file", "folder/inner/file"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode, name
+
+
+@pytest.fixture
+def fixed(request, monkeypatch):
+    """A folder that stays what it is: in one that may not be written, or a mount; and who then writes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "out"
+        folder.mkdir()
+        if request.param == "mount":
+            monkeypatch.setattr(os.path, "ismount", lambda path: path == folder)
+            yield folder, nullcontext
+        else:
+            folder.chmod(0o777)
+            folder.parent.chmod(0o555)
+            yield folder, as_nobody
+            folder.parent.chmod(0o755)
+
+
+@pytest.mark.parametrize("fixed", ["mount", "closed"], indirect=True)
+def test_a_folder_that_stays_is_filled(fixed):
+    folder, writer = fixed
+    inode = folder.stat().st_ino
+    with writer():
+        for content in ("1", "2"):
+            with new_folder(folder, replace=content == "2") as partial:
+                (partial / f"file-{content}").touch()
+                (partial / "config.json").write_text(content)
+                assert "config.json" not in names(folder) or content == "2"
+            assert names(folder) == ["config.json", f"file-{content}"]
+            assert (folder / "config.json").read_text() == content
+        with pytest.raises(RuntimeError), new_folder(folder, replace=True) as partial:
+            (partial / "half").touch()
+            raise RuntimeError
+    assert names(folder) == ["config.json", "file-2"] and folder.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("fixed", ["closed"], indirect=True)
+def test_a_job_in_a_folder_that_stays_is_overwritten(fixed):
+    folder, writer = fixed
+    with writer():
+        for steps in (1, 2):
+            with files.open_output(folder, RUNS, {"steps": steps}, overwrite=steps == 2):
+                (folder / f"file-{steps}").touch()
+    assert names(folder) == [".lock", "config.json", "file-2"] and RUNS.read(folder / "config.json")["steps"] == 2
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / ".lock").touch()
+    with new_folder(tmp_path / "folder") as partial:
+        (partial / "a").write_text("1")
+    assert names(tmp_path / "folder") == [".lock", "a"] and names(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_may_not_be_read_is_not_an_empty_one(closed):
+    assert files.files_under(closed) == [closed / "a.json"]
+    with as_nobody(), pytest.raises(PermissionError, match="inner"):
+        files.files_under(closed)
+
+
+def test_what_may_not_be_read_is_told_from_what_is_not_there(closed):
+    files.require_readable(closed)
+    (closed / "b.json").touch(0)
+    (closed / "picture").touch(0)
+    with as_nobody():
+        files.require_readable(closed / "a.json")
+        for path in (closed, closed / "b.json"):
+            with pytest.raises(PermissionError, match=r"b\.json"):
+                files.require_readable(path)
+        with pytest.raises(FileNotFoundError):
+            files.require_readable(closed / "none")
+
+
+def test_paths_that_transformers_takes(tmp_path):
+    files.require_utf8(tmp_path / "rün")
+    with pytest.raises(InputError, match="out must be a path in UTF-8"):
+        files.require_utf8(tmp_path / os.fsdecode(b"r\xfcn"))
+
+
+def test_files_under_a_folder(tmp_path):
+    for name in ("b", "a/c", ".hidden/d", "a/.e"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert files.files_under(tmp_path) == [tmp_path / "a" / "c", tmp_path / "b"]
 
 
 # Locks

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 
 import pytest
 import torch
+from permissions import as_nobody
 from safetensors.torch import save_file
 
 from projkern.utils.errors import InputError
@@ -33,6 +35,12 @@ def test_what_is_written_is_read(tmp_path):
     (tmp_path / "other").touch()
     assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "x.safetensors"]
+
+
+def test_a_path_of_any_bytes(tmp_path):
+    path = tmp_path / os.fsdecode(b"r\xfcn.safetensors")
+    write_tensors(path, TENSORS)
+    assert_equal(read_tensors(path), TENSORS)
 
 
 def test_views_and_parameters_are_written_as_they_are_seen(tmp_path):
@@ -62,8 +70,16 @@ def test_damaged_files(tmp_path, size):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(InputError, match=r"x\.safetensors cannot be read"):
+    with pytest.raises(InputError, match=r"x\.safetensors cannot be read: .*No such file"):
         read_tensors(tmp_path / "x.safetensors")
+
+
+def test_a_file_that_may_not_be_read(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, TENSORS)
+    path.chmod(0)
+    with as_nobody(), pytest.raises(InputError, match=r"x\.safetensors cannot be read: .*Permission denied"):
+        read_tensors(path)
 
 
 @pytest.mark.parametrize("kind", ["torch", "pickle"])

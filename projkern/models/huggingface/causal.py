@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...utils.errors import InputError
-from ...utils.files import read_object
+from ...utils.files import contents, digest, read_object, require_readable
 from ...utils.tensors import require_safetensors
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class PretrainedFolder:
 
         Raises:
             InputError: no checkpoint, pickled weights, or code of its own, which is not run.
+            OSError: a file that may not be read.
         """
         from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -45,10 +46,20 @@ class PretrainedFolder:
         if kind not in CONFIG_MAPPING:
             raise InputError(f"model must be of a class that transformers builds in; {folder} is of {kind}")
         require_safetensors(folder)
+        require_readable(folder)
         try:
             return cls(folder, AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         except Exception as error:  # a class refuses its settings in many ways
             raise InputError(f"{folder}/config.json is not one that transformers takes: {_line(error)}") from error
+
+    def digest(self) -> str:
+        """Of the files of the weights."""
+        return digest(contents(sorted(self.folder.glob("*.safetensors"))))
+
+    def require_same(self, name: str, expected: str | None) -> None:
+        """Raises InputError, which calls the model ``name``, where its digest is not the one that a job began with."""
+        if expected is not None and self.digest() != expected:
+            raise InputError(f"{name} must be the model that the job began with; in {self.folder} it is another")
 
     @property
     def dtype(self) -> torch.dtype:

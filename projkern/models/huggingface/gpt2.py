@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...data import Palette
 from ...utils.errors import InputError
-from ...utils.files import new_folder, read_object
+from ...utils.files import is_nonempty, new_folder, read_object
 from ...utils.tensors import read_weights
 from ..gpt import GPT
 from ..layout import LINEARS, NORMS, GPTConfig, Norm
@@ -169,13 +169,12 @@ class Writer:
         d = self._config.n_embd
         parameters = sum(tensor.numel() for tensor in state.values()) - d  # less the head's row of zeros
         (folder / "model.safetensors").write_bytes(serialise(state, metadata={"format": "pt"}))
-        (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        (folder / "generation_config.json").write_text(self._generation)
-        (folder / "README.md").write_text(
-            model_card(self._config, parameters, provenance, images=self._processor is not None)
-        )
+        (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+        (folder / "generation_config.json").write_text(self._generation, "utf-8")
+        card = model_card(self._config, parameters, provenance, images=self._processor is not None)
+        (folder / "README.md").write_text(card, "utf-8", "backslashreplace")
         if self._processor is not None:
-            (folder / "preprocessor_config.json").write_text(self._processor)
+            (folder / "preprocessor_config.json").write_text(self._processor, "utf-8")
 
 
 def save(model: GPT, folder: Path, palette: Palette | None = None) -> None:
@@ -192,7 +191,7 @@ def save(model: GPT, folder: Path, palette: Palette | None = None) -> None:
         OSError: it cannot be written.
     """
     writer = Writer(model.config, palette)
-    if folder.exists() and any(folder.iterdir()):
+    if is_nonempty(folder):
         raise FileExistsError(f"folder must be new or empty; {folder} is not")
     with new_folder(folder.resolve()) as partial:
         writer.write(partial, {name: tensor.cpu() for name, tensor in tensors(model).items()}, {})
