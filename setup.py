@@ -11,11 +11,13 @@ Torch is not needed here: the kernels take raw pointers. Environment variables:
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -37,9 +39,17 @@ def revision() -> str:
         return "unknown"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+class FreshBuild(build):
+    """Into an empty folder: what an earlier build of this checkout left in it would be packed too."""
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class CMakeBuild(build_ext):
@@ -55,8 +65,9 @@ class CMakeBuild(build_ext):
             raise SystemExit(f"PROJKERN_CUDA={cuda}: expected 0, 1 or auto")
         destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         for folder in (destination, ROOT / "projkern") if self.editable_mode or self.is_in_place else (destination,):
-            for stale in (*folder.glob("_cuda*.so"), *folder.glob("_native*.so")):
-                stale.unlink()  # of another build, which this one may leave out; _native was _cpu before
+            for name in (Path(self.get_ext_filename(CPU)).name, "_cuda*.so", "_native*.so"):  # _native was _cpu before
+                for stale in folder.glob(name):
+                    stale.unlink()  # of another build: this one may fail, or leave it out
         failures = []
         for choice in ("auto", "0") if cuda == "auto" else (cuda,):
             try:
@@ -81,20 +92,20 @@ class CMakeBuild(build_ext):
     def build_with_cmake(self, destination: Path, cuda: str) -> None:
         import pybind11
 
-        build = Path(self.build_temp).resolve() / f"cuda-{cuda}"
-        build.mkdir(parents=True, exist_ok=True)
+        tree = Path(self.build_temp).resolve() / f"cuda-{cuda}"
+        shutil.rmtree(tree, ignore_errors=True)  # CMake's cache holds tools of an environment that pip has deleted
+        tree.mkdir(parents=True)
         architectures = os.environ.get("CUDAARCHS", "")
         configure = [
             "cmake",
-            *("-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            *("-S", str(ROOT), "-B", str(tree), "-G", "Ninja"),
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DCMAKE_INSTALL_PREFIX={destination}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPROJKERN_PORTABLE={'ON' if flag('PROJKERN_PORTABLE') else 'OFF'}",
             f"-DPROJKERN_CUDA={cuda}",
-            # Said each time, because an earlier build's is kept in CMake's cache.
-            f"-DCMAKE_CUDA_ARCHITECTURES={architectures}" if architectures else "-UCMAKE_CUDA_ARCHITECTURES",
+            *([f"-DCMAKE_CUDA_ARCHITECTURES={architectures}"] if architectures else []),
             f"-DPROJKERN_VERSION={self.distribution.get_version()}",
             f"-DPROJKERN_REVISION={revision()}",
         ]
@@ -102,8 +113,8 @@ class CMakeBuild(build_ext):
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         environment = {**os.environ, "PATH": path}
         subprocess.run(configure, check=True, env=environment)
-        subprocess.run(["cmake", "--build", str(build)], check=True, env=environment)
-        subprocess.run(["cmake", "--install", str(build)], check=True, env=environment)
+        subprocess.run(["cmake", "--build", str(tree)], check=True, env=environment)
+        subprocess.run(["cmake", "--install", str(tree)], check=True, env=environment)
 
     def get_outputs(self) -> list[str]:
         return [output for output in super().get_outputs() if Path(output).exists()]
@@ -115,5 +126,5 @@ if __name__ == "__main__":
             Extension(CPU, sources=[], optional=not flag("PROJKERN_REQUIRE_NATIVE")),
             Extension(CUDA, sources=[], optional=True),
         ],
-        cmdclass={"build_ext": CMakeBuild},
+        cmdclass={"build": FreshBuild, "build_ext": CMakeBuild},
     )

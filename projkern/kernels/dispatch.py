@@ -1,8 +1,10 @@
 """Which kernels run: chosen by name with ``use_backend``, or the fastest that can, with ``auto``."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from .backends import cpu, cuda, reference, triton
 from .backends.backend import Backend
 
 _BACKENDS: dict[str, Backend] = {"reference": reference, "cpu": cpu, "triton": triton, "cuda": cuda}
-_FASTEST_FIRST = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_FASTEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 BACKENDS = tuple(_BACKENDS)
 NAMES = (*BACKENDS, "auto")
@@ -28,6 +30,30 @@ def why_unavailable(name: str) -> str | None:
 def available_backends() -> list[str]:
     """Names of the backends that can run here, ``auto`` left out."""
     return [name for name in _BACKENDS if why_unavailable(name) is None]
+
+
+def describe(device: torch.device) -> str:
+    """What projects on a device, for a run's first line; where that is plain torch, why."""
+    fastest = _fastest(device)
+    if fastest is not reference:
+        return next(name for name, backend in _BACKENDS.items() if backend is fastest)
+    return f"plain torch, which is slow{_why_slow(device)}"
+
+
+def _fastest(device: torch.device) -> Backend:
+    candidates = (_BACKENDS[name] for name in _FASTEST_FIRST.get(device.type, ()))
+    return next((backend for backend in candidates if backend.why_unavailable() is None), reference)
+
+
+def _why_slow(device: torch.device) -> str:
+    best = _FASTEST_FIRST.get(device.type, ())[:1]
+    return "".join(f": {why_unavailable(name)}" for name in best)
+
+
+@lru_cache
+def _warn_of_slow(device_type: str) -> None:
+    """Warn once that plain torch projects: an installation without kernels says so to nobody."""
+    warnings.warn(f"projections run in plain torch, which is slow{_why_slow(torch.device(device_type))}", stacklevel=2)
 
 
 def build_info() -> dict[str, dict[str, Any]]:
@@ -85,6 +111,8 @@ def select(device: torch.device, weight_dtype: torch.dtype, output_dtype: torch.
             backend = _BACKENDS[candidate]
             if backend.serves(device, weight_dtype, output_dtype) and backend.why_unavailable() is None:
                 return backend
+        if device.type in _FASTEST_FIRST and _fastest(device) is reference:
+            _warn_of_slow(device.type)
         return reference
     backend = _BACKENDS[name]
     if not backend.serves(device, weight_dtype, output_dtype):

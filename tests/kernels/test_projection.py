@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextvars
+import mmap
+import os
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from oracle import gradients, project_by_loops, project_dense, relative_error
 
 import projkern as pk
 from projkern.kernels import dispatch, ops
-from projkern.kernels.backends import cpu, cuda, reference
+from projkern.kernels.backends import cpu, cuda, extension, reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -542,6 +546,31 @@ def test_shapes_without_memory():
     assert logits.shape == (4, 6, 11)
 
 
+def test_a_library_that_was_not_built():
+    library, reason = extension.load("projkern._none", "this installation was built without it; do this")
+    assert library is None and reason == "this installation was built without it; do this"
+    assert "`PROJKERN_REQUIRE_NATIVE=1 pip install .`" in cpu._NOT_BUILT
+
+
+def test_mapped_files_of_any_name(tmp_path):
+    """Their names are not text in any encoding, and threads alone depend on them."""
+    before = cpu._openmp_runtimes()
+    path = os.fsencode(tmp_path) + b"/\xfc \xe9\r ab\n"
+    with open(path, "w+b") as file:
+        file.write(b"x")
+        file.flush()
+        with mmap.mmap(file.fileno(), 0):
+            assert cpu._openmp_runtimes() == before
+
+
+def test_no_list_of_mapped_files(monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert all("torch" in path for path in cpu._openmp_runtimes())
+
+
 def test_a_backend_asked_for_does_not_fall_back():
     skip_without_compiled_kernels()
     with pk.use_backend("cpu"), pytest.raises(TypeError, match="serves float32 and bfloat16.*float64"):
@@ -550,7 +579,14 @@ def test_a_backend_asked_for_does_not_fall_back():
 
 def test_missing_library_is_said_when_it_is_used(monkeypatch):
     monkeypatch.setattr(cpu, "_load", lambda: (None, "no such file"))
+    dispatch._warn_of_slow.cache_clear()
     assert "cpu" not in pk.available_backends()
-    assert pk.project(W, P, Q, 4).shape == (2, 2, 3)
+    with pytest.warns(UserWarning, match="plain torch, which is slow: no such file"):
+        assert pk.project(W, P, Q, 4).shape == (2, 2, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pk.project(W, P, Q, 4)  # once is enough
+    assert dispatch.describe(torch.device("cpu")) == "plain torch, which is slow: no such file"
+    dispatch._warn_of_slow.cache_clear()
     with pytest.raises(RuntimeError, match="cannot run here: no such file"), pk.use_backend("cpu"):
         pass

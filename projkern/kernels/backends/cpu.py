@@ -7,6 +7,7 @@ torch has loaded.
 
 import ctypes
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,10 @@ from ..plan import Plan
 from . import extension
 from .backend import Backward, Forward
 
+_NOT_BUILT = (
+    "this installation was built without compiled kernels; with a C++17 compiler (GCC >= 9 or Clang), "
+    "`PROJKERN_REQUIRE_NATIVE=1 pip install .` in the project's root builds them, or shows what fails"
+)
 SERVES = "float32 and bfloat16 weights and outputs on the CPU"
 
 HUGE_PAGE_BYTES = 32 << 20
@@ -29,7 +34,7 @@ HUGE_PAGE_BYTES = 32 << 20
 @lru_cache(maxsize=1)
 def _load() -> tuple[ModuleType | None, str | None]:
     """The library, or the reason why there is none."""
-    library, reason = extension.load("projkern._cpu")
+    library, reason = extension.load("projkern._cpu", _NOT_BUILT)
     if library is None:
         return None, reason
     library.use_openmp(_gomp_parallel())
@@ -54,11 +59,12 @@ def _gomp_parallel() -> int:
 
 def _openmp_runtimes() -> list[str]:
     names = ("libgomp", "libiomp5", "libomp")
-    maps = Path("/proc/self/maps")
-    if maps.exists():
-        loaded = {line.split(maxsplit=5)[5].strip() for line in maps.read_text().splitlines() if "/" in line}
-    else:
-        loaded = {str(path) for path in (Path(torch.__file__).parent / "lib").iterdir()}
+    try:
+        maps = Path("/proc/self/maps").read_bytes()  # file names are bytes of any encoding
+        loaded = set(map(os.fsdecode, re.findall(rb"^(?:\S+ +){5}(/.*)$", maps, re.MULTILINE)))
+    except OSError:
+        libraries = Path(torch.__file__).parent / "lib"
+        loaded = {str(path) for path in libraries.glob("*")}
     # Torch's own first, should another library have brought a second one.
     return sorted((path for path in loaded if Path(path).name.startswith(names)), key=lambda path: "torch" not in path)
 
@@ -66,10 +72,7 @@ def _openmp_runtimes() -> list[str]:
 def _library() -> ModuleType:
     library, reason = _load()
     if library is None:
-        raise RuntimeError(
-            f"projkern's compiled kernels cannot be used: {reason}. To build them, run `pip install .` in the "
-            "project's root with a C++17 compiler (GCC >= 9 or Clang); PROJKERN_REQUIRE_NATIVE=1 shows what fails."
-        )
+        raise RuntimeError(f"projkern's compiled kernels cannot be used: {reason}")
     return library
 
 

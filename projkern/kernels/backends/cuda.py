@@ -23,10 +23,8 @@ SERVES = "float32, bfloat16 and float16 weights and float32 and bfloat16 outputs
 @lru_cache(maxsize=1)
 def _load() -> tuple[ModuleType | None, str | None]:
     """The library, or the reason why there is none."""
-    library, reason = extension.load("projkern._cuda")
-    if library is None and reason is not None and reason.startswith("No module"):
-        reason = "this installation was built without CUDA kernels; with nvcc on the PATH, PROJKERN_CUDA=1 builds them"
-    return library, reason
+    not_built = "this installation was built without CUDA kernels; with nvcc on the PATH, PROJKERN_CUDA=1 builds them"
+    return extension.load("projkern._cuda", not_built)
 
 
 def _library() -> ModuleType:

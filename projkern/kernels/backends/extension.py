@@ -14,14 +14,21 @@ INTERFACE = 2
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-def load(name: str) -> tuple[ModuleType | None, str | None]:
-    """The library, or the reason why there is none."""
+def load(name: str, not_built: str) -> tuple[ModuleType | None, str | None]:
+    """The library, or the reason why there is none.
+
+    Args:
+        name: of the module.
+        not_built: the reason where this installation has none.
+    """
     try:
         library = importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None, not_built
     except ImportError as error:
         return None, str(error)
     if getattr(library, "interface", None) != INTERFACE:
-        return None, "the library beside this package was built from other sources"
+        return None, "the library beside this package was built from other sources; `pip install .` builds it anew"
     return library, None
 
 
