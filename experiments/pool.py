@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from projkern.utils.command import Interrupted
+from projkern.utils.command import Interrupted, stop_signals
 from projkern.utils.errors import InputError, ProjkernError
 
 from .jobs import Job, job_seconds, result_of, run_job, work
@@ -155,7 +155,7 @@ def _begin(updates: multiprocessing.SimpleQueue[tuple[str, int]], stop: Event) -
     """Set up a worker."""
     global _updates, _stop
     _updates, _stop = updates, stop
-    for number in (signal.SIGINT, signal.SIGTERM):  # these reach the parent too, which asks all to stop
+    for number in stop_signals():  # these reach the parent too, which asks all to stop
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if not torch.cuda.is_available():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..utils.command import Interrupted
+from ..utils.command import Interrupted, stop_signals
 from ..utils.errors import ProjkernError
 from ..utils.seeds import seed_of
 from . import checkpoint, distributed
@@ -94,7 +94,7 @@ def train(job: Job, folder: Path, metrics: Metrics, on_step: Callable[[int], boo
         Seconds spent on the job, those before an interruption included.
 
     Raises:
-        Interrupted: by Ctrl-C, SIGTERM or ``on_step``; a checkpoint was written first.
+        Interrupted: by Ctrl-C, SIGTERM, SIGHUP or ``on_step``; a checkpoint was written first.
         Diverged: a loss or gradient that is not finite; the last good checkpoint is kept.
         CheckpointError: a checkpoint that cannot be read or written.
     """
@@ -185,7 +185,7 @@ def _mean(name: str, unlogged: list[Tensor], step: int, folder: Path) -> Tensor:
 
 @contextmanager
 def _stop_requests() -> Iterator[SimpleNamespace]:
-    """Turn SIGINT and SIGTERM into a flag that the loop reads between steps; a second one ends at once.
+    """Turn signals that ask for an end into a flag that the loop reads between steps; a second one ends at once.
 
     Of several ranks it does not: what signals torchrun, which signals them, may signal them too.
     """
@@ -198,7 +198,7 @@ def _stop_requests() -> Iterator[SimpleNamespace]:
 
     previous = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in stop_signals():
             previous[number] = signal.signal(number, request)
     except ValueError:  # not in the main thread: the caller handles its own signals
         pass

@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ class Metrics:
         lines = [line for line in read_metrics(self.path) if line["stage"] != self.stage or line["step"] <= step]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
         self.close()
-        self._writer = SummaryWriter(str(self._events / stage.replace("/", "-")), purge_step=step + 1)
+        try:
+            self._writer = SummaryWriter(str(self._events / stage.replace("/", "-")), purge_step=step + 1)
+        except UnicodeEncodeError:
+            warnings.warn("TensorBoard's log is left out: the folder's path is not UTF-8, as it needs", stacklevel=2)
         self._lap = time.monotonic()
 
     def close(self) -> None:
@@ -43,9 +47,10 @@ class Metrics:
     def log(self, step: int, losses: dict[str, float], grad_norm: float, lr: float, rate: float) -> None:
         """Log the means over the steps since the last line: losses in nats per token, data per second."""
         scalars = {"grad_norm": grad_norm, "lr": lr, f"{self._unit}_per_second": rate}
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, "step": step, "losses": losses, **scalars}) + "\n")
-        assert self._writer is not None, "begin() opens the log"
+        if self._writer is None:
+            return
         for name, value in ({f"loss/{name}": loss for name, loss in losses.items()} | scalars).items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
@@ -58,7 +63,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         InputError: another line is no JSON.
     """
     try:
-        lines = path.read_text().split("\n") if path.exists() else []
+        lines = path.read_text("utf-8").split("\n") if path.exists() else []
         return [json.loads(line) for line in lines[:-1]]
     except ValueError as error:
         raise InputError(f"{path} must hold a JSON object a line; it does not: {error}") from error

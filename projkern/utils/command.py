@@ -1,6 +1,6 @@
 """How every command begins and ends: its options, its exit status, its signals, and errors in one line.
 
-Exit status: 0 done; 1 an error, reported in one line; 2 a wrong command line; 130 stopped by Ctrl-C or SIGTERM.
+Exit status: 0 done; 1 an error, reported in one line; 2 a wrong command line; 130 stopped by Ctrl-C, SIGTERM or SIGHUP.
 ``ProjkernError`` and errors of the system and of memory are reported in one line; with PROJKERN_DEBUG=1 their traceback
 is shown too. Whatever else is raised is a bug and ends with its traceback.
 """
@@ -10,16 +10,19 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from . import streams
 from .errors import InputError, ProjkernError
 from .settings import scale
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, after the work so far was saved; the message says how far it came."""
+    """Ctrl-C, SIGTERM or SIGHUP, after the work so far was saved; the message says how far it came."""
 
 
 def parser(verb: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -51,10 +54,26 @@ def run(
     Returns:
         The exit status.
     """
+    with streams.outlived() as output, _stopped_by_signals():
+        status = _run(parser, argv, work, when_stopped, check)
+        if status == 0 and (lost := output.error()):
+            print(f"{_name(parser)}: error: done, but its last lines cannot be printed: {lost}", file=sys.stderr)
+            return 1
+        return status
+
+
+def _run(
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    work: Callable[[argparse.Namespace], str],
+    when_stopped: Callable[[argparse.Namespace], str],
+    check: Callable[[argparse.ArgumentParser, argparse.Namespace], None],
+) -> int:
     options = parser.parse_args(argv)
     check(parser, options)
-    terminate_as_interrupt()
     try:
+        if sys.flags.optimize > 1:
+            raise InputError("python -OO must be left out, or be -O: transformers reads docstrings")
         print(work(options))
     except (Interrupted, KeyboardInterrupt) as stop:
         parts = [str(stop) or "stopped", when_stopped(options)]
@@ -64,9 +83,13 @@ def run(
         if os.environ.get("PROJKERN_DEBUG") == "1":
             traceback.print_exc()
         message = " ".join(str(error).split("\n")) or type(error).__name__
-        print(f"{parser.prog.removeprefix('python -m ')}: error: {message}", file=sys.stderr)
+        print(f"{_name(parser)}: error: {message}", file=sys.stderr)
         return 1
     return 0
+
+
+def _name(parser: argparse.ArgumentParser) -> str:
+    return parser.prog.removeprefix("python -m ")
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
@@ -75,9 +98,30 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     return (ProjkernError, OSError, MemoryError, *of_torch)
 
 
-def terminate_as_interrupt() -> None:
-    """From now on SIGTERM raises KeyboardInterrupt in the main thread, also where a shell has had SIGINT ignored."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def stop_signals() -> list[signal.Signals]:
+    """Signals that ask for an end: Ctrl-C, SIGTERM, and SIGHUP unless it is ignored, as nohup has it."""
+    hang_up = getattr(signal, "SIGHUP", None)
+    heeded = [] if hang_up is None or signal.getsignal(hang_up) == signal.SIG_IGN else [hang_up]
+    return [signal.SIGINT, signal.SIGTERM, *heeded]
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """A block in which SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, whatever a shell does of SIGINT.
+
+    In another thread, which can set no handler, the block runs with those of its program.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [number for number in stop_signals() if number != signal.SIGINT]
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            if handler is not None:  # else not set by Python
+                signal.signal(number, handler)
 
 
 def add_state(to: argparse.ArgumentParser, resume: str, overwrite: str) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -89,6 +90,12 @@ def test_a_bug_keeps_its_traceback(capsys, error):
     with pytest.raises(error, match="a bug"):
         run(failing(error("a bug")))
     assert capsys.readouterr().err == ""
+
+
+def test_without_docstrings_nothing_is_begun(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "flags", SimpleNamespace(optimize=2))
+    assert run(failing(AssertionError("the work was begun"))) == 1
+    assert "python -OO must be left out" in capsys.readouterr().err
 
 
 def test_a_wrong_command_line(capsys):
