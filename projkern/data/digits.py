@@ -6,8 +6,10 @@ rest of the package sees one format (paper, appendix C.3: "one of the MNIST imag
 
 import gzip
 import os
+import tempfile
 import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,9 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..utils.errors import InputError
+from ..utils.files import home_folder
 
 Split = Literal["train", "validation"]
 
+OPENML = "openml"
+"""The source that is downloaded."""
 SIDE = 28  # height and width of an MNIST digit, pixels
 INK = 20  # MNIST's digits are drawn in the middle 20x20 box of the 28x28 image
 _IDX_PREFIX = {"train": "train", "validation": "t10k"}
@@ -79,7 +84,7 @@ def load_digits(source: str | os.PathLike[str] | None = None, split: Split = "tr
     check_split(split)
     if source is None:
         return _sklearn_digits(split)
-    if source == "openml":
+    if source == OPENML:
         return _openml_digits(split)
     return _idx_digits(Path(source), split)
 
@@ -101,12 +106,16 @@ def _sklearn_digits(split: Split) -> Digits:
 def _openml_digits(split: Split) -> Digits:
     from sklearn.datasets import fetch_openml
 
+    # Without a home scikit-learn takes "~" for the name of a folder.
+    cache = None if home_folder() or "SCIKIT_LEARN_DATA" in os.environ else tempfile.gettempdir()
     try:
-        pixels, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False, parser="liac-arff")
-    except OSError as error:
+        pixels, labels = fetch_openml(
+            "mnist_784", version=1, return_X_y=True, as_frame=False, parser="liac-arff", data_home=cache
+        )
+    except (OSError, HTTPException, EOFError, ValueError, zlib.error) as error:  # the last three: a damaged download
         raise ConnectionError(
             "source must be the directory of MNIST's idx files, or None for scikit-learn's embedded digits, where "
-            f"OpenML cannot be reached ({error}); it was 'openml'"
+            f"OpenML cannot be reached ({error!r}); it was 'openml'"
         ) from error
     part = slice(None, _OPENML_TRAIN) if split == "train" else slice(_OPENML_TRAIN, None)
     images = torch.from_numpy(pixels[part].astype(np.uint8)).view(-1, SIDE, SIDE)

@@ -111,8 +111,10 @@ def _timm(name: str, device: torch.device) -> Encoder:
         raise MissingDependency("encoder timm:... needs timm: pip install timm") from None
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0).eval().to(device)
-    except RuntimeError as error:
-        raise InputError(f"encoder must name a pretrained model of timm; it was {name}: {error}") from error
+    except Exception as error:  # of timm and of the libraries that download, each with types of their own
+        raise InputError(
+            f"encoder must name a pretrained model of timm that can be had here; it was {name}: {error!r}"
+        ) from error
     settings = timm.data.resolve_model_data_config(model)
     mean, std = (torch.tensor(settings[key], device=device)[:, None, None] for key in ("mean", "std"))
 

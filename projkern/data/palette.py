@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
+from ..utils.files import home_folder
 
 _CELLS = 32  # the colour cube [-1, 1]^3 is cut into 32^3 cells, each with its list of possible answers
 _CHUNK = 1 << 16  # pixels quantised at a time, to bound memory
@@ -155,11 +156,12 @@ def fit_palette(images: Tensor, colors: int = 512, seed: int = 0, cache: bool = 
     if len(pixels) > _FIT_PIXELS:
         generator = torch.Generator().manual_seed(seed)
         pixels = pixels[torch.randperm(len(pixels), generator=generator)[:_FIT_PIXELS]]
-    if not cache:
+    folder = cache_dir() if cache else None
+    if folder is None:
         return Palette(_kmeans(pixels, colors, seed))
 
     key = hashlib.sha256(f"{_FORMAT} {colors} {seed} ".encode() + pixels.numpy().tobytes()).hexdigest()[:32]
-    path = cache_dir() / "palettes" / f"{key}.npy"
+    path = folder / "palettes" / f"{key}.npy"
     try:
         palette = Palette.load(path)
         if len(palette) == colors:
@@ -167,7 +169,9 @@ def fit_palette(images: Tensor, colors: int = 512, seed: int = 0, cache: bool = 
         warnings.warn(f"{path} holds {len(palette)} colours, not {colors}: rebuilding it", stacklevel=2)
     except FileNotFoundError:
         pass
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        warnings.warn(f"the palette cache cannot be read, so the palette is fitted anew: {error}", stacklevel=2)
+    except ValueError as error:
         warnings.warn(f"damaged palette cache, rebuilding it: {error}", stacklevel=2)
     palette = Palette(_kmeans(pixels, colors, seed))
     try:
@@ -177,11 +181,17 @@ def fit_palette(images: Tensor, colors: int = 512, seed: int = 0, cache: bool = 
     return palette
 
 
-def cache_dir() -> Path:
-    """Where projkern caches: $PROJKERN_CACHE, else $XDG_CACHE_HOME/projkern, else ~/.cache/projkern."""
+def cache_dir() -> Path | None:
+    """Where projkern caches: $PROJKERN_CACHE, else $XDG_CACHE_HOME/projkern, else ~/.cache/projkern.
+
+    None, and nothing is cached, where these are not set and the user has no home folder.
+    """
     if folder := os.environ.get("PROJKERN_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "projkern"
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "projkern"
+    home = home_folder()
+    return None if home is None else home / ".cache" / "projkern"
 
 
 def _kmeans(pixels: Tensor, colors: int, seed: int) -> Tensor:

@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,9 +122,6 @@ def build(specimens: Specimens, seed: int) -> gr.Blocks:
 
 def start(page: gr.Blocks, host: str, port: int, css: str) -> str:
     """Serve a page with its style in the background; returns its address. OSError: the port cannot be had."""
-    # Gradio first requests the page itself, which a proxy of the user could not answer.
-    unproxied = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    os.environ["no_proxy"] = f"{unproxied},{host}" if unproxied else host
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,

@@ -24,6 +24,7 @@ def serve(run: Path, port: int, samples: int, seed: int, device: str = "auto") -
         InputError: no finished run, no image, a seed out of its range, or a port that cannot be had.
         CheckpointError: the run's checkpoint is damaged.
     """
+    _forget_proxies()
     try:
         from . import page, text_page
     except ModuleNotFoundError as error:
@@ -49,3 +50,9 @@ def serve(run: Path, port: int, samples: int, seed: int, device: str = "auto") -
     finally:
         sys.stdout.flush()
         os._exit(0)  # now, and not when a drawing that another thread is at has come to its end
+
+
+def _forget_proxies() -> None:
+    """Have this process use no proxy: Gradio requests its own page, and cannot be imported with a SOCKS proxy."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]

@@ -2,11 +2,13 @@
 
 import gzip
 import os
+from http.client import IncompleteRead
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mnist_files import idx, random_digits, write_mnist
 
 from projkern.data import Palette, cache_dir, fit_palette, load_digits
 from projkern.utils.errors import InputError
@@ -28,26 +30,15 @@ def test_embedded_digits(digits):
     assert not any(image.numpy().tobytes() in train for image in held_out.images)
 
 
-def idx(array):
-    header = np.array([0x0800 + array.ndim, *array.shape], ">u4").tobytes()
-    return header + array.astype(np.uint8).tobytes()
-
-
 @pytest.fixture(params=["plain", "gz"])
 def mnist(tmp_path, request):
     """A directory of four small idx files, and what they hold."""
-    folder, arrays = tmp_path / "mnist", {}
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for prefix, n in (("train", 7), ("t10k", 3)):
-        arrays[prefix] = rng.integers(0, 256, (n, 28, 28)), rng.integers(0, 10, n)
-        for name, array in zip(("images-idx3", "labels-idx1"), arrays[prefix]):
-            path = folder / f"{prefix}-{name}-ubyte"
-            if request.param == "gz":
-                Path(f"{path}.gz").write_bytes(gzip.compress(idx(array)))
-            else:
-                path.write_bytes(idx(array))
-    return folder, arrays
+    folder = write_mnist(tmp_path / "mnist")
+    if request.param == "gz":
+        for path in list(folder.iterdir()):
+            Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    return folder, random_digits()
 
 
 def test_idx_files(mnist):
@@ -138,9 +129,10 @@ def test_openml(monkeypatch):
     assert len(load_digits("openml")) == 60_000
 
 
-def test_openml_without_network(monkeypatch):
+@pytest.mark.parametrize("error", [OSError("no route"), IncompleteRead(b""), ValueError("md5 checksum"), EOFError()])
+def test_openml_without_network(monkeypatch, error):
     def fail(*args, **kwargs):
-        raise OSError("no route")
+        raise error
 
     monkeypatch.setattr("sklearn.datasets.fetch_openml", fail)
     with pytest.raises(ConnectionError, match="source .* 'openml'"):
@@ -324,3 +316,13 @@ def test_cache_dir(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path / "xdg" / "projkern"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == Path.home() / ".cache" / "projkern"
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch, fits):
+    for name in ("PROJKERN_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 2)
+    assert cache_dir() is None
+    for _ in range(2):
+        assert len(fit_palette(IMAGES, 4)) == 4
+    assert len(fits) == 2

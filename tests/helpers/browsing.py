@@ -21,9 +21,11 @@ def free_port() -> int:
 
 @contextmanager
 def served(run: Path, *options: str) -> Iterator[str]:
-    """The address of a run's page; Ctrl-C ends it with status 0."""
+    """The address of a run's page, whatever proxies the user has; Ctrl-C ends it with status 0."""
     command = [sys.executable, "-m", "projkern.explore", str(run), "--port", str(free_port()), *options]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    proxies = {"ALL_PROXY": "socks5://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | proxies
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert server.stdout is not None
     try:
         line = server.stdout.readline()
