@@ -21,8 +21,9 @@ FORMER_NAMES: dict[str, str] = {
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:
-    """Every setting by its own name, as results hold them; scales are strings."""
-    return config.flat() | {"scales": [str(s) for s in config.operator.scales]}
+    """Every setting by its own name, as results hold them, but for digests; scales are strings."""
+    settings = config.flat() | {"scales": [str(s) for s in config.operator.scales]}
+    return {name: value for name, value in settings.items() if name not in TrainConfig.ADDED}
 
 
 def complete(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,10 +44,6 @@ def compress_model(options: argparse.Namespace) -> str:
     from .compression.run import resumed_config, run
 
     changes = given_options(options, CompressConfig())
-    if "model" in changes:
-        changes["model"] = str(Path(changes["model"]).resolve())
-    if "text" in changes:
-        changes["text"] = tuple(str(Path(path).resolve()) for path in changes["text"])
     if options.resume:
         config = resumed_config(options.out, changes)
     else:

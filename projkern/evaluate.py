@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .data.task_names import TASK_NAMES
+from .data.names import TASK_NAMES
 from .utils import command
 
 EXAMPLES = f"""
@@ -37,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="components of SynthMNIST's t to vary over [0, 2]; none to skip it (default: scale)",
     )
+    parser.add_argument("--mnist", metavar="DIR", help="where the run's MNIST lies now (default: where it lay)")
+    parser.add_argument("--data", metavar="DIR", help="where the run's tokenised images lie now, likewise")
     parser.add_argument("--seed", type=int, help="of the images (default: the run's, which gives those that it used)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: RUN/evaluation)")
     parser.add_argument("--overwrite", action="store_true", help="replace an evaluation in --out")
@@ -60,13 +62,15 @@ def _evaluate_texts(options: argparse.Namespace) -> str:
     from .language.trained import LanguageRun
     from .utils.device import pick_device
 
-    command.refuse(options, ("eval_images", "sweep", "seed", "no_speed"), "left out for a run on tasks of text")
+    command.refuse(
+        options, ("eval_images", "sweep", "mnist", "data", "seed", "no_speed"), "left out for a run on tasks of text"
+    )
     run = LanguageRun.open(options.run, pick_device(options.device))
     out = options.out or options.run / "evaluation"
     windows = run.config.run.eval_windows if options.eval_windows is None else options.eval_windows
     with open_folder(out, overwrite=options.overwrite):
         files = write_report(out, evaluate_texts(run, windows))
-    return f"\n{files[0].read_text()}\nWrote {', '.join(map(str, files))}."
+    return f"\n{files[0].read_text('utf-8')}\nWrote {', '.join(map(str, files))}."
 
 
 def _evaluate_images(options: argparse.Namespace) -> str:
@@ -77,6 +81,7 @@ def _evaluate_images(options: argparse.Namespace) -> str:
 
     command.refuse(options, ("eval_windows",), "left out for a run on images")
     run = TrainedRun.open(options.run, pick_device(options.device))
+    run = run.with_data_at(mnist=options.mnist, folder=options.data)
     out = options.out or options.run / "evaluation"
     with open_folder(out, overwrite=options.overwrite):
         result = evaluate_run(
@@ -87,7 +92,7 @@ def _evaluate_images(options: argparse.Namespace) -> str:
             speed=not options.no_speed,
         )
         files = write_report(out, result)
-    return f"\n{files[0].read_text()}\nWrote {', '.join(map(str, files))}."
+    return f"\n{files[0].read_text('utf-8')}\nWrote {', '.join(map(str, files))}."
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .language.config import FROM_SOURCE, NAME, LanguageConfig
+from .language.config import LanguageConfig
 from .language.presets import PRESETS as LANGUAGE_PRESETS
 from .training.presets import PRESETS, QUICK
 from .utils import command
@@ -86,9 +86,6 @@ def _train_language(options: argparse.Namespace) -> str:
 
     _refuse(options, QUICK, LanguageConfig(), "left out with --tasks")
     changes = given_options(options, LanguageConfig())
-    for name in ("tasks", "source", "t"):
-        if changes.get(name) not in (None, NAME, FROM_SOURCE):
-            changes[name] = str(Path(changes[name]).resolve())
     changes = {name: value for name, value in changes.items() if value is not None}
     if options.resume:
         config = resumed_config(options.out, changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ..training.config import ComputeConfig
 from ..utils.config import Config
@@ -67,7 +68,9 @@ class TextConfig:
     """What it is trained on."""
 
     text: tuple[str, ...] = setting(
-        (), "text files, UTF-8, plain or .gz; or one .npy of token ids, such as the tokens.npy of another run"
+        (),
+        "text files, UTF-8, plain or .gz; or one .npy of token ids, such as the tokens.npy of another run",
+        digest="text_digest",
     )
     split_at_blank_lines: bool = setting(False, "a blank line ends a document (without it the end of a file does)")
     generate: int | None = setting(
@@ -77,6 +80,7 @@ class TextConfig:
     held_out: int | None = setting(
         None, "windows at the end of the text that losses are measured on (default: a tenth, at most 256)"
     )
+    text_digest: str | None = setting(None, "digest of a file of token ids", option=None)
 
     @property
     def is_tokenised(self) -> bool:
@@ -121,7 +125,11 @@ class TuningConfig:
 class CompressConfig(Config):
     """All that determines a compression's result, beside the source and the text."""
 
-    model: str = setting("", "folder of the source", option=None)
+    PATHS: ClassVar = {"model": (), "text": ()}
+    ADDED: ClassVar = ("model_digest", "text_digest")
+
+    model: str = setting("", "folder of the source", option=None, digest="model_digest")
+    model_digest: str | None = setting(None, "digest of its weights", option=None)
     sizes: SizeConfig = field(default_factory=SizeConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     text: TextConfig = field(default_factory=TextConfig)

@@ -22,7 +22,17 @@ from ..training.metrics import Metrics
 from ..training.stages import count
 from ..utils.device import Machine, pick_machine
 from ..utils.errors import InputError
-from ..utils.files import SETTINGS, Format, new_folder, open_output, read_object, write_json
+from ..utils.files import (
+    SETTINGS,
+    Format,
+    contents,
+    digest,
+    new_folder,
+    open_output,
+    read_object,
+    require_utf8,
+    write_json,
+)
 from ..utils.version import __version__
 from .config import CompressConfig
 from .export import write_card, write_model
@@ -66,11 +76,12 @@ def run(out: Path, config: CompressConfig, *, resume: bool = False, overwrite: b
 
 
 def _run(out: Path, config: CompressConfig, ranks: Ranks, resume: bool, overwrite: bool) -> dict[str, Any]:
-    if resume and (out / SETTINGS).exists():
-        resumed_config(out, config.flat())
-        if (out / SUMMARY).exists():
-            ranks.finish()
-            return read_object(out / SUMMARY, "what a compression came to")
+    is_resumed = resume and (out / SETTINGS).exists()
+    config = resumed_config(out, config.flat()) if is_resumed else config.absolute()
+    if is_resumed and (out / SUMMARY).exists():
+        ranks.finish()
+        return read_object(out / SUMMARY, "what a compression came to")
+    require_utf8(out)
     machine = pick_machine(distributed.local_device(config.run.device), config.run.dtype)
     ranks.require_even(config.tuning.batch_size, 1)
     folder = PretrainedFolder.open(Path(config.model))
@@ -80,7 +91,14 @@ def _run(out: Path, config: CompressConfig, ranks: Ranks, resume: bool, overwrit
     if (config.text.text and not config.text.is_tokenised) or folder.has_tokenizer():
         tokenizer = folder.tokenizer()
     _check_files(out, config, overwrite)
-    with ranks.on_main(open_output(out, FORMAT, config.to_json(), resume=resume, overwrite=overwrite)):
+    if is_resumed:
+        folder.require_same("model", config.model_digest)
+        _require_same_text(config)
+    else:
+        config = config.replace(model_digest=folder.digest(), text_digest=_text_digest(config))
+    has_moved = is_resumed and CompressConfig.read(out / SETTINGS, FORMAT) != config
+    output = open_output(out, FORMAT, config.to_json(), resume=resume, overwrite=overwrite, has_moved=has_moved)
+    with ranks.on_main(output):
         try:
             return _compress(out, config, machine, ranks, folder, tokenizer, sizes)
         except InputError:
@@ -102,6 +120,16 @@ def _check_files(out: Path, config: CompressConfig, overwrite: bool) -> None:
         for path in map(Path, paths):
             if overwrite and path.resolve().is_relative_to(out.resolve()):
                 raise InputError(f"{name} must not be in the folder that is to be overwritten, {out}; it was {path}")
+
+
+def _text_digest(config: CompressConfig) -> str | None:
+    """Of a file of token ids; other text is tokenised once, into the folder."""
+    return digest(contents(map(Path, config.text.text))) if config.text.is_tokenised else None
+
+
+def _require_same_text(config: CompressConfig) -> None:
+    if config.text.text_digest not in (None, _text_digest(config)):
+        raise InputError(f"text must be the tokens that the job began with; those of {config.text.text[0]} are others")
 
 
 def _compress(

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ..utils.lazy import attach
-from .task_names import TASK_DIM, TASK_NAMES
+from .names import TASK_DIM, TASK_NAMES
 
 if TYPE_CHECKING:
     from .digits import Digits, Split, load_digits

@@ -20,11 +20,10 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from ..utils.files import home_folder
+from .names import OPENML
 
 Split = Literal["train", "validation"]
 
-OPENML = "openml"
-"""The source that is downloaded."""
 SIDE = 28  # height and width of an MNIST digit, pixels
 INK = 20  # MNIST's digits are drawn in the middle 20x20 box of the 28x28 image
 _IDX_PREFIX = {"train": "train", "validation": "t10k"}

@@ -23,8 +23,8 @@ from torch import Tensor
 from ..utils.errors import InputError
 from ..utils.seeds import seed_of
 from .digits import Digits, Split, check_split, load_digits
+from .names import TASK_DIM
 from .palette import Palette, fit_palette
-from .task_names import TASK_DIM
 
 WARP_THRESHOLD = 0.3  # alpha: no warp below it
 COLOR_MIN, COLOR_RANGE = 0.5, 1.5  # beta, gamma

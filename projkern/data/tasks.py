@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
-from .task_names import TASK_DIM, TASK_NAMES
+from .names import TASK_DIM, TASK_NAMES
 
 
 def read_tasks(path: Path, task_dim: int = TASK_DIM) -> Tensor:

@@ -191,13 +191,18 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return FORMAT.read(folder / "config.json")
 
 
+def split_file(folder: Path, split: Split) -> Path:
+    """Where a split's tokens, t and labels lie."""
+    return folder / f"{split}.safetensors"
+
+
 def write_split(folder: Path, split: Split, tokens: Tensor, t: Tensor, labels: Tensor) -> None:
     """Write a split's file, atomically: tokens (n, T) uint16 or int32, t (n, dim) float32, labels (n,) int64."""
-    write_tensors(folder / f"{split}.safetensors", {"tokens": tokens, "t": t, "labels": labels})
+    write_tensors(split_file(folder, split), {"tokens": tokens, "t": t, "labels": labels})
 
 
 def _read_split(folder: Path, split: Split, config: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    path = folder / f"{split}.safetensors"
+    path = split_file(folder, split)
     stored = read_tensors(path)
     n = config["counts"][split]
     expected = {"tokens": (n, config["grid"] ** 2), "t": (n, config["task_dim"]), "labels": (n,)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import ClassVar
 
 from ..models.layout import CONDITIONINGS
 from ..training.config import ComputeConfig, ScheduleConfig
@@ -58,12 +59,15 @@ class LanguageModelConfig:
     """The source, and how a conditional model takes t."""
 
     source: str | None = setting(
-        None, "folder of a dense decoder in Hugging Face's format; without it a Llama of the shape here is trained"
+        None,
+        "folder of a dense decoder in Hugging Face's format; without it a Llama of the shape here is trained",
+        digest="source_digest",
     )
     n_layer: int = setting(4, "layers of every model")
     n_head: int = setting(4, "attention heads of every model")
     n_embd: int = setting(128, "hidden size of the source")
     conditioning: str = setting("every", f"where M~_s takes t: {', '.join(CONDITIONINGS)} (docs/tasks.md)")
+    source_digest: str | None = setting(None, "digest of the source's weights", option=None)
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -125,6 +129,9 @@ class LanguageRunConfig(ComputeConfig):
 @dataclass(frozen=True)
 class LanguageConfig(Config):
     """All that determines the result of a run on tasks of text."""
+
+    PATHS: ClassVar = {"tasks": (), "source": (), "t": (NAME, FROM_SOURCE)}
+    ADDED: ClassVar = ("source_digest",)
 
     tasks: TasksConfig = field(default_factory=TasksConfig)
     model: LanguageModelConfig = field(default_factory=LanguageModelConfig)

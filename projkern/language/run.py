@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from ..data.corpora import Corpus, part_of, read_token_files
-from ..kernels.dispatch import available_backends
+from ..kernels.dispatch import describe
 from ..models.huggingface.causal import PretrainedFolder
 from ..models.huggingface.grouping import Grouping
 from ..models.huggingface.operator import positions_of
@@ -25,7 +25,7 @@ from ..training.stages import names_of
 from ..training.steps import stage_job
 from ..utils.device import Machine, pick_machine
 from ..utils.errors import InputError
-from ..utils.files import SETTINGS, new_folder, open_output, write_json
+from ..utils.files import SETTINGS, new_folder, open_output, require_utf8, write_json
 from ..utils.version import __version__
 from .config import FROM_SOURCE, NAME, LanguageConfig
 from .folder import (
@@ -37,6 +37,7 @@ from .folder import (
     VECTORS,
     Tasks,
     check_tasks,
+    read_config,
     read_tasks,
     read_tokenizer,
     resumed_config,
@@ -70,9 +71,10 @@ def run(out: Path, config: LanguageConfig, *, resume: bool = False, overwrite: b
 
 
 def _run(out: Path, config: LanguageConfig, ranks: Ranks, resume: bool, overwrite: bool) -> dict[str, Any]:
+    require_utf8(out)
     machine = pick_machine(distributed.local_device(config.run.device), config.run.dtype)
-    if resume and (out / SETTINGS).exists():
-        resumed_config(out, config.flat())
+    is_resumed = resume and (out / SETTINGS).exists()
+    config = resumed_config(out, config.flat()) if is_resumed else config.absolute()
     ranks.require_even(config.schedule.batch_size, config.tasks.examples_per_task)
     for name, path in (("tasks", config.tasks.tasks), ("source", config.model.source), ("t", config.tasks.t)):
         is_inside = path is not None and Path(path).resolve().is_relative_to(out.resolve())
@@ -85,7 +87,11 @@ def _run(out: Path, config: LanguageConfig, ranks: Ranks, resume: bool, overwrit
         Grouping.of(source.config, scale, shrink_heads=config.operator.shrink_heads)
     if not has_tasks:
         _check_t(config, [corpus.name for corpus in corpora], source)
-    with ranks.on_main(open_output(out, FORMAT, config.to_json(), resume=resume, overwrite=overwrite)):
+    if not is_resumed and config.model.source is not None:
+        config = config.replace(source_digest=PretrainedFolder.open(Path(config.model.source)).digest())
+    has_moved = is_resumed and read_config(out) != config
+    output = open_output(out, FORMAT, config.to_json(), resume=resume, overwrite=overwrite, has_moved=has_moved)
+    with ranks.on_main(output):
         with ranks.main_first():
             tasks = _prepare(out, config, corpora, source, tokenizer) if ranks.is_main else read_tasks(out)
         return _train_all(out, config, machine, ranks, tasks, source)
@@ -113,6 +119,7 @@ def _open_source(out: Path, config: LanguageConfig, resume: bool) -> tuple[PreTr
         torch.manual_seed(config.run.seed)
         return new_source(config, tokenizer), tokenizer
     folder = PretrainedFolder.open(Path(config.model.source))
+    folder.require_same("source", config.model.source_digest)
     model = folder.load(torch.device("cpu"), torch.float32).requires_grad_(True)
     if config.tasks.length > positions_of(model):
         raise InputError(
@@ -150,8 +157,7 @@ def _prepare(
 def _train_all(
     out: Path, config: LanguageConfig, machine: Machine, ranks: Ranks, tasks: Tasks, source: PreTrainedModel
 ) -> dict[str, Any]:
-    kernels = [name for name in available_backends() if name != "reference"]
-    print(f"Training on {machine.reason}; projection by {', '.join(kernels) or 'plain torch, which is slow'}.")
+    print(f"Training on {machine.reason}; projection by {describe(machine.device)}.")
     metrics, seconds = Metrics(out), 0.0
     models: list[TextModel] = []
     # M_1 takes no t, which may come from it.

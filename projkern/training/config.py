@@ -6,9 +6,9 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
-from ..data.task_names import TASK_DIM
+from ..data.names import OPENML, TASK_DIM
 from ..models.kinds import KINDS, STARTS
 from ..models.layout import CONDITIONINGS
 from ..utils.config import Config
@@ -28,18 +28,23 @@ class DataConfig:
     """What the models are trained on."""
 
     mnist: str | None = setting(
-        None, "folder of the four MNIST idx files, or 'openml'; without it scikit-learn's digits"
+        None,
+        "folder of the four MNIST idx files, or 'openml'; without it scikit-learn's digits",
+        digest="validation_digest",
     )
     folder: str | None = setting(
         None,
         "folder of tokenised images (of projkern.tokenize), which brings their shape; without it SynthMNIST",
         option="data",
         former="data",
+        digest="validation_digest",
     )
     side: int = setting(16, "height and width of an image in tokens (SynthMNIST: pixels)", former="image_size")
     vocab_size: int = setting(64, "number of tokens (SynthMNIST: colours of the palette)", former="colors")
     task_dim: int = setting(TASK_DIM, "length of the task identifier t")
     examples_per_task: int = setting(1, "images of a batch that share a task identifier")
+    train_digest: str | None = setting(None, "digest of the training images of mnist or folder", option=None)
+    validation_digest: str | None = setting(None, "digest of their held-out images", option=None)
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -58,7 +63,9 @@ class ModelConfig:
     """The shape of the source, hence of all models, and how a conditional model takes t."""
 
     source: str | None = setting(
-        None, "folder that M_1 starts from: of a run, or a GPT-2 or ImageGPT of Hugging Face's; it brings its shape"
+        None,
+        "folder that M_1 starts from: of a run, or a GPT-2 or ImageGPT of Hugging Face's; it brings its shape",
+        digest="source_digest",
     )
     n_layer: int = setting(4, "layers of every model")
     n_head: int = setting(2, "attention heads of every model")
@@ -67,6 +74,7 @@ class ModelConfig:
     conditioning: str = setting("first", f"where M~_s takes t: {', '.join(CONDITIONINGS)} (docs/method.md)")
     t_mean: float = setting(0.5, "t enters every model as (t - t_mean) / t_std; tokenised images bring theirs")
     t_std: float = setting(12**-0.5, "see t_mean")
+    source_digest: str | None = setting(None, "digest of the source's weights", option=None)
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -186,6 +194,9 @@ class RunConfig(ComputeConfig):
 class TrainConfig(Config):
     """All that determines a run's result."""
 
+    PATHS: ClassVar = {"mnist": (OPENML,), "folder": (), "source": ()}
+    ADDED: ClassVar = ("train_digest", "validation_digest", "source_digest")
+
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     operator: OperatorConfig = field(default_factory=OperatorConfig)
@@ -228,7 +239,7 @@ class TrainConfig(Config):
         else:
             former = {f.metadata["former"]: f.name for _, f in fields_of(cls) if f.metadata["former"] is not None}
             settings = {former.get(name, name): value for name, value in values.items()}
-        settings = LEGACY_DEFAULTS | settings
+        settings = LEGACY_DEFAULTS | dict.fromkeys(cls.ADDED) | settings
         names = {f.name for _, f in fields_of(cls)}
         if settings.keys() != names:
             raise InputError(

@@ -10,8 +10,9 @@ from torch import Tensor
 from ..data import TASK_DIM, Digits, Palette, Split, SynthMNIST, load_digits, synthmnist_palette
 from ..data.stream import Images
 from ..data.tasks import random_tasks, read_tasks, warn_outside
-from ..data.tokens import TokenImages
+from ..data.tokens import TokenImages, split_file
 from ..utils.errors import InputError
+from ..utils.files import contents, digest
 from .config import DataConfig, TrainConfig
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
@@ -51,6 +52,35 @@ def check_data(config: TrainConfig) -> None:
     require_images(images, "eval_images", config.run.eval_images)
 
 
+def with_digests(config: TrainConfig) -> TrainConfig:
+    """The settings of a new run with the digests of its images, by which these are recognised from then on.
+
+    scikit-learn's digits, which are enlarged here, have none.
+    """
+    digests = {f"{split}_digest": _digest_of(config.data, split) for split in SPLITS}
+    return config.replace(**digests)
+
+
+def _digest_of(data: DataConfig, split: Split) -> str | None:
+    if data.folder is not None:
+        path = split_file(Path(data.folder), split)
+        status = path.stat()
+        return _file_digest(path, status.st_size, status.st_mtime_ns)
+    return None if data.mnist is None else _digits(data.mnist, split)[1]
+
+
+def _require_same(data: DataConfig, split: Split) -> None:
+    """Raises InputError where the images are not those that a run began with; those of older runs are not known."""
+    expected = getattr(data, f"{split}_digest")
+    if expected is None or _digest_of(data, split) == expected:
+        return
+    name, place = ("mnist", data.mnist) if data.folder is None else ("data", data.folder)
+    raise InputError(
+        f"{name} must be the images that the run began with; the {split} images of {place} are others. "
+        f"Where they lie elsewhere now, --{name} says so, to train --resume and to evaluate"
+    )
+
+
 def require_images(images: TokenImages, name: str, count: int) -> None:
     """Raises InputError where more images are asked for than there are: the stream would repeat them."""
     if count > images.count:
@@ -79,11 +109,13 @@ def run_palette(data: DataConfig) -> Palette:
 def run_digits(data: DataConfig, split: Split) -> Digits:
     """The digits of a run; raises InputError where they cannot be read."""
     try:
-        return _digits(data.mnist, split)
+        digits, _ = _digits(data.mnist, split)
     except (OSError, ValueError) as error:
         raise InputError(
             f"mnist must be a folder with MNIST's four idx files, or 'openml'; it was {data.mnist}: {error}"
         ) from error
+    _require_same(data, split)
+    return digits
 
 
 def with_settings_of_data(settings: dict[str, Any]) -> dict[str, Any]:
@@ -131,8 +163,15 @@ def draw_run_tasks(data: DataConfig, count: int, seed: int) -> tuple[Tensor, Ten
 
 
 @lru_cache(maxsize=2)
-def _digits(source: str | None, split: Split) -> Digits:
-    return load_digits(source, split)
+def _digits(source: str | None, split: Split) -> tuple[Digits, str]:
+    digits = load_digits(source, split)
+    return digits, digest([digits.images.numpy().data, digits.labels.numpy().data])
+
+
+@lru_cache(maxsize=2)
+def _file_digest(path: Path, size: int, time: int) -> str:
+    """The digest of a file as it was, with this size, at this time."""
+    return digest(contents([path]))
 
 
 def _tokenised(data: DataConfig, split: Split, device: torch.device, batch: int, seed: int = 0) -> TokenImages:
@@ -141,6 +180,7 @@ def _tokenised(data: DataConfig, split: Split, device: torch.device, batch: int,
         stored, required = getattr(images, attribute), getattr(data, name)
         if stored != required:
             raise InputError(f"{name} must be {stored}, as in {data.folder}; it was {required}")
+    _require_same(data, split)
     return images
 
 

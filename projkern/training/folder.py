@@ -18,7 +18,8 @@ def open_run(
     out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool = False
 ) -> AbstractContextManager[None]:
     """Hold the lock of a run's folder, with its settings stored; raises as ``utils.files.open_output``."""
-    return open_output(out, FORMAT, config.to_json(), resume=resume, overwrite=overwrite)
+    has_moved = resume and (out / SETTINGS).exists() and read_config(out) != config
+    return open_output(out, FORMAT, config.to_json(), resume=resume, overwrite=overwrite, has_moved=has_moved)
 
 
 def read_config(run: Path) -> TrainConfig:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data import VQVAE, Palette
 from ..data.stream import Images
 from ..data.tokens import TOKENIZER
-from ..kernels.dispatch import available_backends
+from ..kernels.dispatch import describe
 from ..models import GPT
 from ..models.names import SOURCE, ModelName
 from ..utils.device import Machine, free_memory, pick_machine
@@ -20,7 +20,7 @@ from ..utils.files import SETTINGS, write_json
 from ..utils.version import __version__
 from . import checkpoint, distributed
 from .config import TrainConfig
-from .data import SPLITS, check_data, open_data, run_palette
+from .data import SPLITS, check_data, open_data, run_palette, with_digests
 from .distributed import Ranks
 from .folder import PALETTE, open_run, read_coder, resumed_config
 from .loop import Job, train
@@ -48,8 +48,8 @@ def run(out: Path, config: TrainConfig, *, resume: bool = False, overwrite: bool
 
 def _run(out: Path, config: TrainConfig, ranks: Ranks, resume: bool, overwrite: bool) -> dict[str, Any]:
     machine = pick_machine(distributed.local_device(config.run.device), config.run.dtype)
-    if resume and (out / SETTINGS).exists():
-        resumed_config(out, config.flat())
+    is_resumed = resume and (out / SETTINGS).exists()
+    config = resumed_config(out, config.flat()) if is_resumed else config.absolute()
     if config.run.shard:
         from .sharded import require_torch  # here, as torch's part of it takes a second to import
 
@@ -62,13 +62,15 @@ def _run(out: Path, config: TrainConfig, ranks: Ranks, resume: bool, overwrite: 
     has_begun = checkpoint.latest(checkpoint.stage_folder(out, SOURCE)) is not None and not overwrite
     needs_source = config.model.source is not None and not has_begun  # a checkpoint holds all of it
     source = source_of(config) if needs_source and (ranks.is_main or not config.run.shard) else None
+    if not is_resumed:
+        source_digest = ranks.from_main(source.digest if source else None)
+        config = with_digests(config).replace(source_digest=source_digest)
     with ranks.on_main(open_run(out, config, resume=resume, overwrite=overwrite)):
         return _train_all(out, config, machine, ranks, source)
 
 
 def _train_all(out: Path, config: TrainConfig, machine: Machine, ranks: Ranks, start: Source | None) -> dict[str, Any]:
-    kernels = [name for name in available_backends() if name != "reference"]
-    print(f"Training on {machine.reason}; projection by {', '.join(kernels) or 'plain torch, which is slow'}.")
+    print(f"Training on {machine.reason}; projection by {describe(machine.device)}.")
     for note in start.notes if start else ():
         print(f"Source {config.model.source}: {note}")
     with ranks.main_first():

@@ -11,7 +11,7 @@ from ..data import VQVAE, Palette
 from ..data.tokens import TOKENIZER
 from ..models import GPT
 from ..utils.errors import InputError
-from ..utils.files import read_object
+from ..utils.files import digest, read_object
 from .config import DataConfig, TrainConfig
 from .folder import FORMAT, SETTINGS
 from .trained import TrainedRun
@@ -33,6 +33,11 @@ class Source:
     model: GPT
     coder: Palette | VQVAE | None
     notes: list[str]
+
+    @property
+    def digest(self) -> str:
+        """Of the weights."""
+        return digest(tensor.contiguous().view(torch.uint8).numpy().data for tensor in self.model.state_dict().values())
 
     def weights(self, positions: int) -> dict[str, Tensor]:
         """The state of a GPT of the same shape with the first ``positions`` positions."""
@@ -86,6 +91,8 @@ def source_of(config: TrainConfig) -> Source:
     if required != {name: getattr(shape, name) for name in SHAPE}:
         text = " ".join(f"{name}={value}" for name, value in required.items())
         raise InputError(f"source must have the run's shape, {text}; in {folder} it was {shape}")
+    if config.model.source_digest not in (None, source.digest):
+        raise InputError(f"source must be the model that the run began with; in {folder} it is another")
     as_in_data = f", as in {data.folder}" if data.folder is not None else ""
     if shape.vocab_size != data.vocab_size:
         raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -59,6 +59,14 @@ class TrainedRun:
     def palette(self) -> Palette | None:
         """The colours of its tokens; None where they are codes of a tokenizer."""
         return self.coder if isinstance(self.coder, Palette) else None
+
+    def with_data_at(self, *, mnist: str | None = None, folder: str | None = None) -> TrainedRun:
+        """The same run where its images have moved to another place; raises InputError for one on other images."""
+        changes = {name: place for name, place in (("mnist", mnist), ("folder", folder)) if place is not None}
+        for name, place in changes.items():
+            if getattr(self.config.data, name) is None:
+                raise InputError(f"{name} must be left out for {self.path}, which is on other images; it was {place}")
+        return replace(self, config=self.config.replace(**changes))
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images of tokens (B, T) on the run's device: (B, 3, S, S) float32 in [-1, 1].

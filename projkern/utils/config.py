@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 from . import settings
 from .errors import InputError
@@ -17,6 +17,11 @@ Self = TypeVar("Self", bound="Config")
 
 class Config:
     """What a frozen dataclass of settings, or of sections of them, inherits."""
+
+    PATHS: ClassVar[Mapping[str, Collection[str]]] = {}
+    """Settings that are paths, or words in place of one: these words."""
+    ADDED: ClassVar[Collection[str]] = ()
+    """Settings without a value in files that were written before there were such."""
 
     def replace(self: Self, **changes: Any) -> Self:
         """A copy with other values, by the settings' own names; raises InputError for a value that is not taken."""
@@ -40,11 +45,12 @@ class Config:
         try:
             top = {name for name, section in owners.items() if section is None}
             stored = {name for key, value in values.items() for name in ((key,) if key in top else value)}
-            if differing := stored ^ owners.keys():
+            if differing := (stored ^ owners.keys()) - set(cls.ADDED):
                 raise KeyError(", ".join(sorted(differing)))
             by_name = {
                 name: _value(values[name] if section is None else values[section][name], hints[name])
                 for name, section in owners.items()
+                if name in stored
             }
         except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise InputError(f"settings must be those of this version; {error} is missing or of another kind") from None
@@ -62,10 +68,28 @@ class Config:
 
     @classmethod
     def resumed(cls: type[Self], path: Path, format: Format, changes: Mapping[str, Any]) -> Self:
-        """The settings of a job to be continued; raises InputError where ``changes`` asks for others."""
-        config = cls.read(path, format)
+        """The settings of a job to be continued, with the paths of ``changes`` for what is recognised in any place.
+
+        Raises InputError where ``changes`` asks for other settings.
+        """
+        config, changes = cls.read(path, format).absolute(), cls._absolute(changes)
         settings.require_unchanged(config, changes, str(path))
-        return config
+        return config.replace(**{name: changes[name] for name in settings.digests_of(config) if name in changes})
+
+    def absolute(self: Self) -> Self:
+        """A copy with absolute paths, so that a job goes on from any folder."""
+        return self.replace(**self._absolute(self.flat()))
+
+    @classmethod
+    def _absolute(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        def resolved(value: Any, words: Collection[str]) -> Any:
+            if isinstance(value, tuple):
+                return tuple(resolved(inner, words) for inner in value)
+            return str(Path(value).resolve()) if value and value not in words else value
+
+        return dict(values) | {
+            name: resolved(values[name], words) for name, words in cls.PATHS.items() if name in values
+        }
 
 
 def _plain(value: Any) -> Any:

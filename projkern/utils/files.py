@@ -178,6 +178,18 @@ def contents(paths: Iterable[Path]) -> Iterator[bytes]:
                 yield part
 
 
+def samples(paths: Iterable[Path]) -> Iterator[bytes]:
+    """The sizes of files and 64 parts of each, of 1 MiB, evenly spaced: all of a file of up to 64 MiB."""
+    part, count = 1 << 20, 64
+    for path in paths:
+        size = path.stat().st_size
+        yield str(size).encode()
+        with path.open("rb") as file:
+            for start in range(0, size, max(part, size // count)):
+                file.seek(start)
+                yield file.read(part)
+
+
 def require_readable(path: Path) -> None:
     """Raises OSError where a file, or one of a folder of Hugging Face's format, may not be read.
 

@@ -27,6 +27,7 @@ def setting(
     former: str | None = None,
     parse: Callable[[str], Any] | None = None,
     metavar: str | None = None,
+    digest: str | None = None,
 ) -> Any:
     """A field of a dataclass of settings.
 
@@ -37,8 +38,9 @@ def setting(
         former: an earlier name, still understood on the command line and in files.
         parse: reads its value on the command line, where its type alone does not say how.
         metavar: what ``--help`` shows for a value, where the type's own word does not say it.
+        digest: of a path, the setting that holds the digest of what lies there, which may be moved then.
     """
-    metadata = {"help": help, "option": option, "former": former, "parse": parse, "metavar": metavar}
+    metadata = {"help": help, "option": option, "former": former, "parse": parse, "metavar": metavar, "digest": digest}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -151,15 +153,24 @@ def given_options(options: argparse.Namespace, settings: Any) -> dict[str, Any]:
 
 
 def require_unchanged(settings: Any, changes: Mapping[str, Any], where: str) -> None:
-    """Raise InputError where an option beside --resume differs from the one stored in the file ``where``."""
-    stored = flat(settings)
+    """Raise InputError where an option beside --resume differs from the one stored in the file ``where``.
+
+    The path of what is recognised by its digest may be another one.
+    """
+    stored, digests = flat(settings), digests_of(settings)
     for _, field in fields_of(settings):
         name = field.name
-        if name in changes and stored[name] != changes[name]:
+        may_differ = name in digests.values() or stored.get(digests.get(name, "")) is not None
+        if name in changes and stored[name] != changes[name] and not may_differ:
             raise InputError(
                 f"{_option(field)} must be left out with --resume, or be {stored[name]} as in {where}; "
                 f"it was {changes[name]}"
             )
+
+
+def digests_of(settings: Any) -> dict[str, str]:
+    """The settings that name what is recognised by its digest, and those that hold the digests."""
+    return {field.name: field.metadata["digest"] for _, field in fields_of(settings) if field.metadata["digest"]}
 
 
 def scale(text: str) -> Fraction:

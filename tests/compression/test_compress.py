@@ -287,6 +287,22 @@ def test_killed_at_random_moments_and_resumed_is_bit_equal(model, tmp_path, kill
     assert not list(out.glob(".*partial")) or ended
 
 
+def test_a_source_is_recognised_where_it_lies_now(finished, model, tmp_path, capsys):
+    out, moved, other = (
+        shutil.copytree(folder, tmp_path / name)
+        for folder, name in ((finished, "out"), (model, "moved"), (model, "other"))
+    )
+    (out / "summary.json").unlink()
+    tensors = load_file(other / "model.safetensors")
+    tensors["lm_head.weight"] += 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    assert compress(other, "--out", out, "--resume") == 1
+    assert "model must be the model that the job began with" in capsys.readouterr().err
+    assert compress(moved, "--out", out, "--resume") == 0
+    assert json.loads((out / "config.json").read_text())["model"] == str(moved)
+    assert_same_weights(out, finished)
+
+
 def test_what_is_there_is_not_overwritten(finished, model, text, tmp_path, capsys):
     again = (model, "--text", text, "--out", finished, *TINY, *SIZES)
     before = (finished / "summary.json").stat().st_mtime_ns

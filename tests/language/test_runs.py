@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import save_file
 from task_texts import NAMES, SETTINGS, text_of, write_folder, write_lines
 from text_models import write_model
 
@@ -225,6 +226,11 @@ def test_a_pretrained_source(tmp_path, is_frozen, capsys):
     loaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "a")
     assert isinstance(loaded, hf.LlamaForCausalLM) and loaded.config.head_dim == 16
     assert hf.AutoTokenizer.from_pretrained(tmp_path / "a").decode([5]) == "w2"
+    assert len({path.stat().st_mode for path in (tmp_path / "a").iterdir()}) == 1
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    save_file({name: w + 1 for name, w in before.items()}, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="source must be the model that the job began with"):
+        train_run(tmp_path / "run", config, resume=True)
 
 
 def test_killed_and_resumed_it_is_the_same_run(tasks, named, tmp_path):

@@ -241,6 +241,19 @@ def test_data_in_the_run_that_is_to_be_overwritten(run, tmp_path, capsys):
     assert (inside / "config.json").exists()
 
 
+def test_other_images_are_refused(run, tokens, tmp_path, capsys):
+    moved = shutil.copytree(tokens, tmp_path / "moved")
+    options = ("--eval-images", 4, "--no-speed", "--out", tmp_path / "evaluation")
+    assert call(evaluate, run, "--data", moved, *options) == 0
+    content = (moved / "validation.safetensors").read_bytes()
+    (moved / "validation.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert call(evaluate, run, "--data", moved, *options, "--overwrite") == 1
+    assert "data must be the images that the run began with" in capsys.readouterr().err
+    data = TrainedRun.open(run).with_data_at(folder=str(moved)).config.data
+    with pytest.raises(InputError, match="data must be the images"):
+        draw_run_tasks(data, 1, 0)
+
+
 def test_resumed_run_is_the_same(tokens, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     for stage in (copy / "checkpoint").glob("P*"):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...utils.errors import InputError
-from ...utils.files import contents, digest, read_object, require_readable
+from ...utils.files import digest, read_object, require_readable, samples
 from ...utils.tensors import require_safetensors
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class PretrainedFolder:
             raise InputError(f"{folder}/config.json is not one that transformers takes: {_line(error)}") from error
 
     def digest(self) -> str:
-        """Of the files of the weights."""
-        return digest(contents(sorted(self.folder.glob("*.safetensors"))))
+        """Of the files of the weights, of large ones a part that tells them from others."""
+        return digest(samples(sorted(self.folder.glob("*.safetensors"))))
 
     def require_same(self, name: str, expected: str | None) -> None:
         """Raises InputError, which calls the model ``name``, where its digest is not the one that a job began with."""
