@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from projkern.utils.device import keep_freed_memory
-from projkern.utils.files import write_atomically
+from projkern.utils.files import write_text
 
 from .machine import machine_of
 from .measure import Settings, measure
@@ -36,12 +36,12 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     """JSON with the samples of a provider on one line each, and as many digits as a clock has."""
     rounded = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.6g}"))
     text = re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match[0].split()), json.dumps(rounded, indent=1))
-    write_atomically(path, lambda p: p.write_text(text + "\n"))
+    write_text(path, text + "\n")
 
 
 def load(path: Path, machine: dict[str, Any]) -> dict[str, Any]:
     """A result to go on with; raises ValueError where it was measured on another machine, build or protocol."""
-    stored = json.loads(path.read_text())
+    stored = json.loads(path.read_text("utf-8"))
     if stored["machine"] != json.loads(json.dumps(machine)) or stored.get("protocol", 1) != PROTOCOL:
         raise ValueError(f"OUT must be a new file, or one of this machine, build and protocol; {path} is of another")
     return stored
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     begin = time.monotonic()
     parser, options = parse(argv)
     if options.table:
-        print(table(json.loads(options.out.read_text())))
+        print(table(json.loads(options.out.read_text("utf-8"))))
         return 0
     on_card = options.device == "cuda"
     try:

@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("new", type=Path)
     parser.add_argument("--partial", action="store_true", help="the new result may lack cells and kernels of the old")
     options = parser.parse_args(argv)
-    old, new = (json.loads(path.read_text()) for path in (options.old, options.new))
+    old, new = (json.loads(path.read_text("utf-8")) for path in (options.old, options.new))
     try:
         changes, missing = compare(old, new)
     except ValueError as error:

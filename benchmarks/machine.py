@@ -40,7 +40,7 @@ class Machine:
         name = platform.processor() or platform.machine()
         info = Path("/proc/cpuinfo")
         if info.exists():
-            lines = info.read_text().splitlines()
+            lines = info.read_text("utf-8", "replace").splitlines()
             names = [line.split(":", 1)[1].strip() for line in lines if line[:10] == "model name"]
             name = names[0] if names else name
         return {
@@ -205,7 +205,7 @@ def machine_of(device: str) -> Machine:
 def _driver() -> str | None:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
+        return subprocess.run(query, capture_output=True, encoding="utf-8", check=True, timeout=20).stdout.split()[0]
     except (OSError, IndexError, subprocess.SubprocessError):
         return None
 

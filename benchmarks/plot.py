@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     try:
-        plot(json.loads(options.result.read_text()), options.out)
+        plot(json.loads(options.result.read_text("utf-8")), options.out)
     except ValueError as error:
         parser.error(str(error))
     print(f"wrote {options.out}")

@@ -26,7 +26,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def stored(name: str) -> Any:
-    return json.loads((RESULTS / name).read_text())
+    return json.loads((RESULTS / name).read_text("utf-8"))
 
 
 def quick() -> str:
@@ -146,7 +146,7 @@ NOT_YET = "Not measured yet."
 
 def _of_cards(name: str, show: Callable[[dict[str, Any]], str], results: Path = RESULTS) -> str:
     """What one kind of result says, for each card that has it; the machines are never mixed."""
-    measured = [json.loads(path.read_text()) for path in sorted(results.glob(f"*/{name}"))]
+    measured = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob(f"*/{name}"))]
     return "\n\n".join(f"{show(result)}\n\n{_card(result['machine'])}" for result in measured) or NOT_YET
 
 
@@ -213,7 +213,7 @@ ANYWHERE = {
 
 def render(page: str) -> str:
     """A page with its generated parts rendered again; raises ValueError where one has no place."""
-    text = (ROOT / page).read_text()
+    text = (ROOT / page).read_text("utf-8")
     for name, make in (PARTS[page] | ANYWHERE).items():
         if name in ANYWHERE and f"<!-- {name} -->" not in text:
             continue
@@ -225,12 +225,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page and the JSON differ")
     options = parser.parse_args()
-    stale = [page for page in PARTS if render(page) != (ROOT / page).read_text()]
+    stale = [page for page in PARTS if render(page) != (ROOT / page).read_text("utf-8")]
     for page in stale:
         if options.check:
             print(f"{page} differs from benchmarks/results; run python -m benchmarks.render", file=sys.stderr)
         else:
-            (ROOT / page).write_text(render(page))
+            (ROOT / page).write_text(render(page), "utf-8")
             print(f"wrote {page}")
     return int(options.check and bool(stale))
 

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SWEEPS, default=list(SWEEPS), help="models to sweep")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    results: list[dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else []
+    results: list[dict[str, Any]] = json.loads(options.out.read_text("utf-8")) if options.out.exists() else []
     done = {(r["model"], *r["rates"].values()) for r in results}
     palette = synthmnist_palette(BASE.data.side, BASE.data.vocab_size, load_digits(split="train"))
     cpu = torch.device("cpu")

@@ -116,7 +116,7 @@ def result_of(root: Path, job: Job) -> dict[str, Any] | None:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file, None where there is no such file; raises InputError where it is damaged."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -112,6 +112,56 @@ def test_files_stay_short(module):
     assert len(MODULES[module].read_text().splitlines()) <= MOST_LINES
 
 
+SOURCES = [
+    path for place in ("projkern", "experiments", "benchmarks", "docs") for path in sorted((ROOT / place).rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize("path", [*SOURCES, ROOT / "setup.py"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_has_an_encoding(path):
+    """Whatever the locale: every call that opens text names its encoding."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and "encoding" not in {keyword.arg for keyword in node.keywords}:
+            assert not opens_text(node), f"{path.name}:{node.lineno} must name an encoding"
+
+
+def opens_text(call: ast.Call) -> bool:
+    is_method = isinstance(call.func, ast.Attribute)
+    name = call.func.attr if is_method else getattr(call.func, "id", None)
+    modes = [a.value for a in call.args if isinstance(a, ast.Constant) and re.fullmatch(r"[rwax]\+?t?", str(a.value))]
+    texts = {keyword.arg for keyword in call.keywords if getattr(keyword.value, "value", None) is True}
+    return (
+        (name == "read_text" and not call.args)
+        or (name == "write_text" and is_method and len(call.args) < 2)
+        or (name == "open" and bool(modes or len(call.args) < (1 if is_method else 2)))
+        or bool(texts & {"text", "universal_newlines"})
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("path.read_text()", True),
+        ("path.read_text('utf-8')", False),
+        ("path.write_text(x)", True),
+        ("path.write_text(x, 'utf-8')", False),
+        ("write_text(path, x)", False),
+        ("open(path)", True),
+        ("open(path, 'w')", True),
+        ("open(path, 'rb')", False),
+        ("path.open()", True),
+        ("path.open('a')", True),
+        ("path.open('wb')", False),
+        ("Image.open(path)", False),
+        ("gzip.open(path, 'rt')", True),
+        ("subprocess.run(x, text=True)", True),
+        ("subprocess.run(x)", False),
+    ],
+)
+def test_what_opens_text(call, expected):
+    assert opens_text(ast.parse(call, mode="eval").body) == expected
+
+
 def test_the_architecture_page_names_every_file():
     """The page's tree of the package is the package."""
     page = (ROOT / "docs" / "architecture.md").read_text()

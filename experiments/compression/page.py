@@ -26,7 +26,7 @@ BASE = "{method}, muon, distillation"
 
 def write_tables(results: Path, page: Path = PAGE) -> None:
     """Write every table of the page anew from the files beside ``results``."""
-    write_text(page, render(results, page.read_text()))
+    write_text(page, render(results, page.read_text("utf-8")))
 
 
 def render(results: Path, text: str) -> str:
@@ -35,7 +35,7 @@ def render(results: Path, text: str) -> str:
     parts = {"arms": _arms(arms), "differences": _differences(arms), "changes": _changes(arms)}
     for name, file, table in (("step cost", STEP_COST, _step_cost), ("larger model", LARGER, _larger)):
         path = results.parent / file
-        parts[name] = table(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+        parts[name] = table(json.loads(path.read_text("utf-8"))) if path.exists() else "Not measured yet."
     for name, part in parts.items():
         text = markdown.with_part(text, name, part)
     return text

@@ -163,7 +163,7 @@ def main() -> None:
     for method, optimizer in CASES:
         command = [sys.executable, "-m", "experiments.compression.step_cost", *sys.argv[1:]]
         command += ["--method", method, "--optimizer", optimizer]
-        finished = subprocess.run(command, check=True, capture_output=True, text=True)
+        finished = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
         rows.append(json.loads(finished.stdout))
         print(method, optimizer, rows[-1]["seconds"], flush=True)
         write_json(options.out, {"model": options.model.name, "sizes": sizes, "rows": rows})

@@ -28,8 +28,8 @@ FORMAT = Format("projkern language results", 1, "results on tasks of text")
 
 def write_tables(results: Path, page: Path = PAGE, readme: Path = README) -> None:
     """Write the tables of the page and the texts of the README anew."""
-    write_text(page, render(results, page.read_text()))
-    write_text(readme, render_readme(results, readme.read_text()))
+    write_text(page, render(results, page.read_text("utf-8")))
+    write_text(readme, render_readme(results, readme.read_text("utf-8")))
 
 
 def store(file: str, values: dict[str, Any]) -> Path:
@@ -52,7 +52,7 @@ def render(results: Path, text: str) -> str:
     )
     for name, file, table in tables:
         path = results.parent / file
-        parts[name] = table(json.loads(path.read_text())) if path.exists() else NOT_MEASURED
+        parts[name] = table(json.loads(path.read_text("utf-8"))) if path.exists() else NOT_MEASURED
     parts["texts"] = _texts(results, None)
     for name, part in parts.items():
         text = markdown.with_part(text, name, part)
@@ -176,7 +176,7 @@ def _texts(results: Path, languages: Sequence[str] | None) -> str:
     path = results.parent / TEXTS
     if not path.exists():
         return NOT_MEASURED
-    stored = json.loads(path.read_text())
+    stored = json.loads(path.read_text("utf-8"))
     rows = [
         (language, with_tildes(model), _in_a_cell(text, stored["prompts"][language]))
         for language in languages or stored["texts"]

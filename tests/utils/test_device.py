@@ -99,12 +99,12 @@ def test_processors_in_words():
 
 def test_free_memory(monkeypatch):
     assert device.free_memory(torch.device("cpu")) > 2**20
-    monkeypatch.setattr(Path, "read_text", lambda self: "MemTotal: 9 kB\nMemAvailable:       3 kB\n")
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: "MemTotal: 9 kB\nMemAvailable:       3 kB\n")
     assert device.free_memory(torch.device("cpu")) == 3 * 1024
-    monkeypatch.setattr(Path, "read_text", lambda self: "nothing of the kind")
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: "nothing of the kind")
     assert device.free_memory(torch.device("cpu")) == math.inf
 
-    def missing(self):
+    def missing(self, encoding):
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", missing)

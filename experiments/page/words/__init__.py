@@ -7,7 +7,7 @@ from pathlib import Path
 
 def words(name: str, **values: str) -> str:
     """The text of NAME.md, with values in place of the names in braces."""
-    text = (Path(__file__).parent / f"{name}.md").read_text().strip()
+    text = (Path(__file__).parent / f"{name}.md").read_text("utf-8").strip()
     for key, value in values.items():
         text = text.replace(f"{{{key}}}", value)
     return text
