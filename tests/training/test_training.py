@@ -273,7 +273,7 @@ def fails(capsys, *arguments):
         ("--device tpu", "device", "tpu"),
         ("--device cuda:99", "device", "cuda:99"),
         ("--dtype int8", "dtype", "int8"),
-        ("--mnist nowhere", "mnist", "nowhere"),
+        ("--mnist /nowhere", "mnist", "/nowhere"),
         ("--seed 99999999999", "seed", "99999999999"),
         ("--weight-decay -1", "weight_decay", "-1.0"),
     ],
