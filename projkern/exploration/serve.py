@@ -3,6 +3,8 @@
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..language.folder import is_language_run
@@ -24,7 +26,11 @@ def serve(run: Path, port: int, samples: int, seed: int, device: str = "auto") -
         InputError: no finished run, no image, a seed out of its range, or a port that cannot be had.
         CheckpointError: the run's checkpoint is damaged.
     """
-    _forget_proxies()
+    with _without_proxies():
+        _serve(run, port, samples, seed, device)
+
+
+def _serve(run: Path, port: int, samples: int, seed: int, device: str) -> None:
     try:
         from . import page, text_page
     except ModuleNotFoundError as error:
@@ -52,7 +58,13 @@ def serve(run: Path, port: int, samples: int, seed: int, device: str = "auto") -
         os._exit(0)  # now, and not when a drawing that another thread is at has come to its end
 
 
-def _forget_proxies() -> None:
+@contextmanager
+def _without_proxies() -> Iterator[None]:
     """Have this process use no proxy: Gradio requests its own page, and cannot be imported with a SOCKS proxy."""
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+    for name in proxies:
         del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(proxies)
