@@ -74,7 +74,7 @@ def _evaluate_texts(options: argparse.Namespace) -> str:
 
 
 def _evaluate_images(options: argparse.Namespace) -> str:
-    from .evaluation.report import open_folder, write_report
+    from .evaluation.report import losses_table, open_folder, write_report
     from .evaluation.result import evaluate_run
     from .training.trained import TrainedRun
     from .utils.device import pick_device
@@ -90,6 +90,7 @@ def _evaluate_images(options: argparse.Namespace) -> str:
             seed=run.config.run.seed if options.seed is None else options.seed,
             sweeps=options.sweep,
             speed=not options.no_speed,
+            when_losses=lambda result: print(f"\n{losses_table(result)}\n", flush=True),
         )
         files = write_report(out, result)
     return f"\n{files[0].read_text('utf-8')}\nWrote {', '.join(map(str, files))}."

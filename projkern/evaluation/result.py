@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,13 @@ FORMAT = Format("projkern evaluation", 1, "an evaluation")
 
 
 def evaluate_run(
-    run: TrainedRun, images: int, *, seed: int, sweeps: Sequence[str] | None = None, speed: bool = True
+    run: TrainedRun,
+    images: int,
+    *,
+    seed: int,
+    sweeps: Sequence[str] | None = None,
+    speed: bool = True,
+    when_losses: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Evaluate every model of a run on the same held-out images.
 
@@ -39,6 +45,7 @@ def evaluate_run(
         sweeps: components of t to vary, each over [0, 2]; without it "scale" for SynthMNIST, none for tokenised images,
             which cannot be drawn anew for another t.
         speed: also measure inference.
+        when_losses: called with ``models`` of the result, before the sweeps, which take most of the time.
 
     Returns:
         What ``evaluation.json`` holds (docs/evaluation.md).
@@ -67,6 +74,8 @@ def evaluate_run(
         name: evaluate(model.predict, data, images)
         for name, model in tqdm(models.items(), desc="losses", unit=" models")
     }
+    rows = {name: _row(model, losses[name], with_bits=run.palette is not None) for name, model in models.items()}
+    when_losses({"models": rows})
     return FORMAT.head | {
         "run": run.path.resolve().name,
         "images": images,
@@ -74,9 +83,7 @@ def evaluate_run(
         "tokens": "colours" if run.palette is not None else "codes",
         "conditioning": config.model.conditioning,
         "seed": seed,
-        "models": {
-            name: _row(model, losses[name], with_bits=run.palette is not None) for name, model in models.items()
-        },
+        "models": rows,
         "differences": {
             name: {"to": other, **mean_of(losses[name] - losses[other])} for name, other in pairs(models).items()
         },

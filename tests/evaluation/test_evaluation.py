@@ -317,6 +317,16 @@ def test_polite_stops(tiny_run, tmp_path, monkeypatch, capsys, number):
     assert main([str(tiny_run), "--out", str(tmp_path / "e"), "--no-speed", "--sweep"]) == 0
 
 
+def test_the_losses_are_shown_before_the_sweeps(tiny_run, tmp_path, monkeypatch, capsys):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("projkern.evaluation.result._sweep", stopped)
+    assert main([str(tiny_run), "--out", str(tmp_path / "out"), "--eval-images", "8"]) == 130
+    shown = capsys.readouterr().out
+    assert "| nats per token |" in shown and "| P_1/4 |" in shown
+
+
 def test_an_evaluation_that_a_full_disk_cut_short_is_redone(tiny_run, tmp_path, monkeypatch, capsys):
     import projkern.evaluation.pictures as pictures
 
