@@ -38,7 +38,6 @@ from projkern.training.presets import DEBUG
 from projkern.training.stages import make_stage
 from projkern.training.steps import stage_job
 
-SIZES = (1, 2, 4)
 CONFIG = DEBUG.replace(scales=(Fraction(1, 4),), batch_size=8, steps=50, log_every=1, checkpoint_every=50)
 CONFIG = CONFIG.replace(operator_lr=1e-3)  # at a larger one the general generator makes 1e-16 into 1e-3 in 50 steps
 CASES: dict[str, dict[str, Any]] = {
@@ -129,21 +128,23 @@ RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
     **{name: partial(run_case, changes) for name, changes in CASES.items()},
     **{name: partial(run_compression, changes) for name, changes in COMPRESSIONS.items()},
 }
+OF_SIZE = {1: list(RUNS), 2: list(RUNS), 4: ["the default", "joint", "several examples of a task", "compression"]}
+"""The cases that so many ranks train."""
 
 
-def run_all(out: Path) -> None:
+def run_all(out: Path, size: int) -> None:
     with distributed.processes("cpu") as ranks:
-        for name, run in RUNS.items():
-            torch.save(run(out / name), out / f"{name}-{ranks.rank}.pt")
+        for name in OF_SIZE[size]:
+            torch.save(RUNS[name](out / name), out / f"{name}-{ranks.rank}.pt")
         ranks.finish()
 
 
 def main(folder: Path) -> int:
     torch.set_num_threads(1)
-    for size in SIZES:
+    for size in OF_SIZE:
         out = folder / f"of-{size}"
         out.mkdir()
-        if codes := [code for code in fork(size, partial(run_all, out)) if code]:
+        if codes := [code for code in fork(size, partial(run_all, out, size)) if code]:
             return codes[0]
     return 0
 

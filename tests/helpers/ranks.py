@@ -14,6 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 _TCP_INFO, _BYTES_SENT = 232, 200
 """The size of struct tcp_info, and where tcpi_bytes_sent lies in it (linux/tcp.h)."""
+_LONGEST = 300
+"""Seconds; ranks that take longer are killed."""
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 
 
@@ -29,8 +31,12 @@ def torchrun(ranks: int, *words: object, options: tuple[str, ...] = ()) -> subpr
     )
 
 
-def fork(ranks: int, work: Callable[[], object]) -> list[int | None]:
-    """Run ``work`` in so many ranks, forked from this process, which must not have run autograd; their exit codes."""
+def fork(ranks: int, work: Callable[[], object], log: Path | None = None) -> list[int | None]:
+    """Run ``work`` in so many ranks, forked from this process, which must not have run autograd; their exit codes.
+
+    Args:
+        log: what they print goes there.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -39,13 +45,18 @@ def fork(ranks: int, work: Callable[[], object]) -> list[int | None]:
         if ranks > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+        if log is not None:
+            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
         sys.exit(work())
 
     processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join()
+        process.join(_LONGEST)
+        process.kill()
     return [process.exitcode for process in processes]
 
 

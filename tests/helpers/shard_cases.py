@@ -18,13 +18,10 @@ import dataclasses
 import errno
 import gc
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import sys
-from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -32,6 +29,7 @@ from typing import Any
 
 import torch
 import torch._dynamo  # which shards use, as all below that is imported before the forks
+from ranks import fork
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.tensor import DTensor
@@ -204,38 +202,15 @@ def go_wrong(fault: str) -> None:
     FileSystem.create_stream = refuse
 
 
-def in_rank(rank: int, size: int, port: int, log: Path, work: Callable[[], int]) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    sys.exit(work())
-
-
-def run_ranks(size: int, log: Path, work: Callable[[], int]) -> list[int | None]:
-    """Run a function in so many processes, which write to one file; returns their statuses."""
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=in_rank, args=(rank, size, port, log, work)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-        process.kill()
-    return [process.exitcode for process in processes]
-
-
 def main(out: Path) -> None:
     Data(CONFIG, torch.float32)  # reads the digits, for all forks
     gc.freeze()
     statuses: dict[str, list[int | None]] = {}
     for size in (2, 4):
-        statuses[f"cases-{size}"] = run_ranks(size, out / f"cases-{size}.log", partial(all_cases, size, out))
-    statuses["run-2"] = run_ranks(2, out / "run-2.log", partial(whole_run, 2, out))
+        statuses[f"cases-{size}"] = fork(size, partial(all_cases, size, out), out / f"cases-{size}.log")
+    statuses["run-2"] = fork(2, partial(whole_run, 2, out), out / "run-2.log")
     for fault in FAULTS:
-        statuses[fault] = run_ranks(2, out / f"{fault}.log", partial(faulty, fault, out))
+        statuses[fault] = fork(2, partial(faulty, fault, out), out / f"{fault}.log")
     (out / "statuses.json").write_text(json.dumps(statuses))
     for size in (0, 1):
         all_cases(size, out)

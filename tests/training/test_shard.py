@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import shard_cases
 import torch
-from ranks import ROOT
+from ranks import script
 from shard_cases import OF_SIZE, STEPS, STOPPED_AT
 
 import projkern.train
@@ -30,17 +27,9 @@ from projkern.utils.files import read_object
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that ``shard_cases.py`` fills."""
     out = tmp_path_factory.mktemp("sharded")
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers", os.environ.get("PYTHONPATH", ""))))
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "helpers" / "shard_cases.py", out],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=240,
-    )
+    status, output = script("shard_cases.py", out, timeout=400)
     logs = "\n".join(log.read_text() for log in sorted(out.glob("*.log")))
-    assert done.returncode == 0, done.stdout + logs
+    assert status == 0, output + logs
     statuses = json.loads((out / "statuses.json").read_text())
     assert all(statuses[job] == [0] * len(statuses[job]) for job in ("cases-2", "cases-4", "run-2")), logs
     return out
