@@ -237,7 +237,7 @@ def measure(verb: str, out: Path, partial: Path, source: Path, arguments: list[A
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=__doc__)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="a new file, or one that lacks a command")
     parser.add_argument("--folder", type=Path, required=True, help="new, or that of a call that was stopped")
     parser.add_argument("--gigabytes", type=float, default=8.0, help="of the source")
     parser.add_argument("--rounds", type=int, default=3)
@@ -250,25 +250,25 @@ def main(argv: list[str] | None = None) -> int:
         write_run(run, source, config)
     save_tokens(text, [torch.randint(config.vocab_size, (4096,)).numpy()], config.vocab_size)
     largest = max(torch.Size(shape).numel() for shape in shapes_of(build_empty(config)).values())
-    result: dict[str, Any] = {
-        "machine": machine_of("cpu").describe(),
-        "transformers": transformers.__version__,
-        "source": {
-            "bytes": bytes_in(source),
-            "layers": config.num_hidden_layers,
-            "largest_parameter": largest,
-            **SHAPE,
-        },
-    }
-    projected = [run, "--task", *NAMES]
-    result["project"] = measure(
-        "project", folder / "models", folder / "models" / ".a.partial", source, projected, options.rounds
-    )
-    write_result(options.out, result)
-    compressed = [source, "--text", text, *TEXT, *PLAIN, "--hidden-size", 2048, "--intermediate-size", 5504]
-    out = folder / "small"
-    result["compress"] = measure("compress", out, out / ".model.partial", source, compressed, options.rounds)
-    write_result(options.out, result)
+    shape = {"bytes": bytes_in(source), "layers": config.num_hidden_layers, "largest_parameter": largest, **SHAPE}
+    result: dict[str, Any] = {"machine": machine_of("cpu").describe(), "source": shape}
+    if options.out.exists():
+        stored = json.loads(options.out.read_text())
+        if any(stored[name] != value for name, value in json.loads(json.dumps(result)).items()):
+            raise ValueError(f"OUT must be a new file, or one of this machine and source; {options.out} is of another")
+        result = stored
+    result["transformers"] = transformers.__version__
+    models, small = folder / "models", folder / "small"
+    project = [run, "--task", *NAMES]
+    compress = [source, "--text", text, *TEXT, *PLAIN, "--hidden-size", 2048, "--intermediate-size", 5504]
+    for verb, out, partial, arguments in (
+        ("project", models, models / f".{NAMES[0]}.partial", project),
+        ("compress", small, small / ".model.partial", compress),
+    ):
+        if verb not in result:
+            shutil.rmtree(out, ignore_errors=True)
+            result[verb] = measure(verb, out, partial, source, arguments, options.rounds)
+            write_result(options.out, result)
     shutil.rmtree(folder)
     return 0
 
