@@ -1,18 +1,20 @@
 """How fast many tasks are projected: ``python -m benchmarks.projecting OUT.json``.
 
-Three loops over tasks, in models a second, each ending in the same tensors under GPT-2's names:
+Loops over tasks, in models a second, each ending in the same tensors under GPT-2's names:
 
     dense    one task at a time, W_s = P W Q with P and Q written out as matrices (their zeros are kept, only p and q
              change), all layers of an operator in one batched product, the cheaper of the two products first
     fused    a chunk of tasks in one call, as ``python -m projkern.project`` makes them
-    whole    that command's loop: fused, written, read back by transformers, checked, renamed
+    whole    that command's loop: fused, written, read back and compared, renamed
+    disk     what the command writes, written again as plain bytes to as many files and put onto the disk
 
-The first two are found to agree, then timed in turns.
+The first two are found to agree; all are timed in turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -112,6 +114,17 @@ def check(operator: pk.ProjectionOperator, dense: Dense, t: Tensor) -> float:
     return worst
 
 
+def write_again(folder: Path, out: Path) -> float:
+    """Seconds to write the bytes of the files in a folder's folders to new ones, and put them onto the disk."""
+    contents = [(path.relative_to(folder), path.read_bytes()) for path in folder.glob("*/*")]
+    start = time.perf_counter()
+    for path, content in contents:
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        (out / path).write_bytes(content)
+    os.sync()
+    return time.perf_counter() - start
+
+
 def measure(preset: str, scale: Fraction, machine: Machine, rounds: int) -> dict[str, Any]:
     """Seconds a model of each loop, by round."""
     operator = make_operator(preset, scale)
@@ -119,7 +132,7 @@ def measure(preset: str, scale: Fraction, machine: Machine, rounds: int) -> dict
     t = random_tasks(chunk)
     few, whole = min(chunk, 8), min(chunk, 64)
     error = check(operator, dense, t[:2])
-    samples: dict[str, list[float]] = {"dense": [], "fused": [], "whole": []}
+    samples: dict[str, list[float]] = {"dense": [], "fused": [], "whole": [], "disk": []}
     for k in range(rounds + 1):  # the first warms up
         elapsed = {
             "dense": machine.wall(lambda: [dense(row) for row in t[:few]]) / few,
@@ -129,6 +142,7 @@ def measure(preset: str, scale: Fraction, machine: Machine, rounds: int) -> dict
             start = time.perf_counter()
             project_tasks(operator, t[:whole], Path(folder) / "out", origin=ORIGIN)
             elapsed["whole"] = (time.perf_counter() - start) / whole
+            elapsed["disk"] = write_again(Path(folder) / "out", Path(folder) / "again") / whole
         for name, seconds in elapsed.items():
             samples[name] += [seconds] * (k > 0)
     config = operator.source.config

@@ -51,7 +51,7 @@ SCALE = Fraction(1, 4)
 SHARD_BYTES, PIECE = 2_000_000_000, 64 << 20
 SHAPE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "vocab_size": 32000}
 TEXT = ("--length", "16", "--batch-size", "2", "--held-out", "2", "--tokens", "0")
-PLAIN = ("--importance", "magnitude", "--start", "pruned")
+PLAIN = ("--importance", "index", "--start", "pruned")
 
 
 def source_config(gigabytes: float) -> transformers.LlamaConfig:
