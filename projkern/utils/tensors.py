@@ -74,10 +74,14 @@ class StoredTensors(Mapping[str, Tensor]):
         return StoredTensors({new: self._places[name] for new, name in names.items()})
 
     def __getitem__(self, name: str) -> Tensor:
+        return self.read(name)
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One of them, in another type where that is given."""
         path, stored_name = self._places[name]
         with _readable(path), safe_open(path, "pt") as file:
             tensor: Tensor = file.get_tensor(stored_name)
-            return tensor.clone()
+            return tensor.to(dtype or tensor.dtype, copy=True)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one."""

@@ -31,7 +31,7 @@ class _Parameters(Mapping[str, Tensor]):
         self.stored, self.device, self.dtype = stored, device, dtype
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.stored[name].to(self.device, self.dtype)
+        return self.stored.read(name, self.dtype).to(self.device)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)
