@@ -88,11 +88,11 @@ def use(layers):
 
 use(1)
 before = most()
-print(use(14), most() - before)
+print(use(8), most() - before)
 """
 
 
 def test_memory_does_not_grow_with_the_source(tmp_path):
     done = subprocess.run([sys.executable, "-c", BOUND, str(tmp_path)], check=True, capture_output=True, text=True)
     size, growth = map(int, done.stdout.split())  # MB
-    assert size > 170 and growth < size / 4
+    assert size > 95 and growth < size / 4
