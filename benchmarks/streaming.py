@@ -86,7 +86,9 @@ def write_source(folder: Path, config: transformers.LlamaConfig) -> None:
                 else:
                     rows = torch.randn(min(shape[0], 1024), shape[1], generator=generator) * 0.02
                     file.write(name, rows.bfloat16().repeat(-(-shape[0] // len(rows)), 1)[: shape[0]])
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8"
+    )
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
 
@@ -253,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     shape = {"bytes": bytes_in(source), "layers": config.num_hidden_layers, "largest_parameter": largest, **SHAPE}
     result: dict[str, Any] = {"machine": machine_of("cpu").describe(), "source": shape}
     if options.out.exists():
-        stored = json.loads(options.out.read_text())
+        stored = json.loads(options.out.read_text("utf-8"))
         if any(stored[name] != value for name, value in json.loads(json.dumps(result)).items()):
             raise ValueError(f"OUT must be a new file, or one of this machine and source; {options.out} is of another")
         result = stored

@@ -21,18 +21,9 @@ from ..training.loop import train
 from ..training.metrics import Metrics
 from ..training.stages import count
 from ..utils.device import Machine, pick_machine
+from ..utils.digests import contents, digest
 from ..utils.errors import InputError
-from ..utils.files import (
-    SETTINGS,
-    Format,
-    contents,
-    digest,
-    new_folder,
-    open_output,
-    read_object,
-    require_utf8,
-    write_json,
-)
+from ..utils.files import SETTINGS, Format, new_folder, open_output, read_object, require_utf8, write_json
 from ..utils.version import __version__
 from .config import CompressConfig
 from .export import write_card, write_model

@@ -11,8 +11,8 @@ from ..data import TASK_DIM, Digits, Palette, Split, SynthMNIST, load_digits, sy
 from ..data.stream import Images
 from ..data.tasks import random_tasks, read_tasks, warn_outside
 from ..data.tokens import TokenImages, split_file
+from ..utils.digests import contents, digest
 from ..utils.errors import InputError
-from ..utils.files import contents, digest
 from .config import DataConfig, TrainConfig
 
 SPLITS: tuple[Split, Split] = ("train", "validation")

@@ -10,8 +10,9 @@ from torch import Tensor
 from ..data import VQVAE, Palette
 from ..data.tokens import TOKENIZER
 from ..models import GPT
+from ..utils.digests import digest
 from ..utils.errors import InputError
-from ..utils.files import digest, read_object
+from ..utils.files import read_object
 from .config import DataConfig, TrainConfig
 from .folder import FORMAT, SETTINGS
 from .trained import TrainedRun

@@ -2,11 +2,10 @@
 
 import errno
 import gzip
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,34 +159,6 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def digest(parts: Iterable[bytes | memoryview]) -> str:
-    """16 hexadecimal digits that tell data from any other."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(part)
-    return total.hexdigest()[:16]
-
-
-def contents(paths: Iterable[Path]) -> Iterator[bytes]:
-    """The bytes of files, one after another, in parts."""
-    for path in paths:
-        with path.open("rb") as file:
-            while part := file.read(1 << 20):
-                yield part
-
-
-def samples(paths: Iterable[Path]) -> Iterator[bytes]:
-    """The sizes of files and 64 parts of each, of 1 MiB, evenly spaced: all of a file of up to 64 MiB."""
-    part, count = 1 << 20, 64
-    for path in paths:
-        size = path.stat().st_size
-        yield str(size).encode()
-        with path.open("rb") as file:
-            for start in range(0, size, max(part, size // count)):
-                file.seek(start)
-                yield file.read(part)
 
 
 def require_readable(path: Path) -> None:

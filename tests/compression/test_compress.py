@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -408,17 +409,17 @@ def test_a_full_disk_loses_nothing(finished, model, text, tmp_path, capsys, monk
     from projkern.training import checkpoint
 
     out = tmp_path / "out"
-    original = checkpoint.save
+    original = checkpoint.write_tensors
 
-    def full(folder, step, *more):
-        if step == 6:
-            raise checkpoint.CheckpointError("could not write: no space left on device")
-        original(folder, step, *more)
+    def full(path, tensors):
+        if "step-00000006" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(path, tensors)
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     assert compress(model, "--text", text, "--out", out, *TINY, *SIZES) == 1
-    assert "no space left" in capsys.readouterr().err
-    monkeypatch.setattr(checkpoint, "save", original)
+    assert "No space left" in capsys.readouterr().err
+    monkeypatch.setattr(checkpoint, "write_tensors", original)
     assert compress("--out", out, "--resume") == 0
     assert_same_weights(out, finished)
 

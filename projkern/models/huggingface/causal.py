@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ...utils.digests import digest, samples
 from ...utils.errors import InputError
-from ...utils.files import digest, read_object, require_readable, samples
+from ...utils.files import read_object, require_readable
 from ...utils.tensors import require_safetensors
 
 if TYPE_CHECKING:
