@@ -175,7 +175,7 @@ def read_plainly(folder: Path) -> float:
 def memory_of(process: subprocess.Popen[bytes]) -> dict[str, int] | None:
     """Bytes that a process holds at most and now; None when it has ended."""
     try:
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{process.pid}/status").read_text("utf-8").splitlines()
     except OSError:
         return None
     values = {
