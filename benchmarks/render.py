@@ -18,7 +18,7 @@ from projkern.models.names import SOURCE, with_tildes
 from projkern.training import report
 from projkern.utils import markdown
 
-from . import predict, sampling_tables, tables
+from . import predict, sampling_tables, scale, tables
 from .tune_quick import BASE, CONTROL
 
 ROOT = Path(__file__).parent.parent
@@ -194,7 +194,7 @@ PARTS = {
     "docs/kernels.md": {"projection": projection, "step": step},
     "docs/training.md": {"learning rates": learning_rates},
     "docs/projecting.md": {"projecting": projecting},
-    "docs/scale.md": {"streaming": streaming},
+    "docs/scale.md": {"streaming": streaming, "on paper": scale.table},
     "docs/evaluation.md": {"three scales": three_scales},
     "docs/sampling.md": {
         "sampling models": sampling(sampling_tables.models),

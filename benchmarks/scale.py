@@ -80,27 +80,20 @@ def numbers_of(name: str) -> Numbers:
 
 
 def table() -> str:
-    """A row for each source: GB of memory of a rank, and GB that it sends in a step."""
-    head = (
-        "source",
-        "numbers",
-        "train: memory",
-        "sent",
-        "train --shard: memory",
-        "sent",
-        "compress: memory",
-        "in blocks",
-        "sent",
-        "largest tensor",
-    )
+    """A row for each source: GB of memory of a rank, GB that it sends in a step, by the formulas of docs/scale.md."""
+    head = ("source", "parameters", "train", "sent", "--shard", "compress", "in blocks", "sent", "largest tensor")
     part = (RANKS - 1) / RANKS
     rows = []
     for name in SOURCES:
         n = numbers_of(name)
-        replicated = 16 * n.w, 2 * part * 4 * n.w
-        sharded = 16 * n.w / RANKS + 4 * n.layer, 8 * part * n.w
-        copies = 8 * n.small
-        dense, blocks = (copies + (2 * n.w + 8 * (p + n.small)) / RANKS for p in (n.dense, n.blocks))
-        figures = (*replicated, *sharded, dense, blocks, 8 * part * n.small, 2 * n.largest)
-        rows.append((name, f"{n.w / 1e9:.2f}e9", *(f"{figure / 1e9:.3g}" for figure in figures)))
-    return f"{markdown.table(head, rows)}\n\nR = {RANKS}; blocks of {BLOCK}; GB."
+        dense, blocks = (8 * n.small + (2 * n.w + 12 * (p + n.small)) / RANKS for p in (n.dense, n.blocks))
+        figures = (
+            *(18 * n.w, 8 * part * n.w, 16 * n.w / RANKS + 10 * n.layer),
+            *(dense, blocks, 8 * part * n.small, 2 * n.largest),
+        )
+        rows.append((name, f"{n.w / 1e9:.2f} billion", *map(_gigabytes, figures)))
+    return markdown.table(head, rows)
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.0f}" if size >= 1e10 else f"{size / 1e9:.2g}"
