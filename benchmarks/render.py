@@ -132,6 +132,25 @@ def streaming() -> str:
     )
 
 
+def sharing() -> str:
+    """The highest of the ranks' memory, and what all of them send in a step."""
+    result, rows = stored("cpu_sharing.json"), []
+    for size, ranks in result["ranks"].items():
+        count, small = int(size), ranks[0]["small"]
+        expected = 4 * small * (count - 1) * (2 + 1 / count)
+        sent = sum(rank["sent"] for rank in ranks)
+        peak = max(rank["peak"] for rank in ranks)
+        share = f"{sent / expected:.3f}" if sent else ""
+        rows.append((size, f"{peak / 1e9:.2f}", f"{sent / 1e6:.0f}", f"{expected / 1e6:.0f}", share))
+    head = ("ranks", "peak memory of a rank, GB", "sent by all in a step, MB", "formula, MB", "ratio")
+    source, libraries = result["source"], result["ranks"]["1"][0]["libraries"]
+    return markdown.table(head, rows) + (
+        f"\n\nA Llama of {source['num_hidden_layers']} layers, hidden size {source['hidden_size']}, in bf16, to half "
+        f"its width ({small / 1e6:.0f} million numbers), dense P, Muon; the libraries alone take {libraries / 1e9:.2f} GB. "
+        + _machine(result["machine"])
+    )
+
+
 def _machine(machine: dict[str, Any]) -> str:
     return (
         f"{machine['cpu']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}, {machine['capability']}; "
@@ -194,7 +213,7 @@ PARTS = {
     "docs/kernels.md": {"projection": projection, "step": step},
     "docs/training.md": {"learning rates": learning_rates},
     "docs/projecting.md": {"projecting": projecting},
-    "docs/scale.md": {"streaming": streaming, "on paper": scale.table},
+    "docs/scale.md": {"sharing": sharing, "streaming": streaming, "on paper": scale.table},
     "docs/evaluation.md": {"three scales": three_scales},
     "docs/sampling.md": {
         "sampling models": sampling(sampling_tables.models),

@@ -21,9 +21,10 @@ from typing import Any
 import decoders
 import numpy as np
 import torch
-from ranks import fork, sent_bytes
+from ranks import fork
 from torch import Tensor
 
+from benchmarks.sharing import sent_bytes
 from projkern.compression.config import CompressConfig
 from projkern.compression.start import choose, make_projected
 from projkern.compression.training import compression_job

@@ -5,15 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_TCP_INFO, _BYTES_SENT = 232, 200
-"""The size of struct tcp_info, and where tcpi_bytes_sent lies in it (linux/tcp.h)."""
 _LONGEST = 300
 """Seconds; ranks that take longer are killed."""
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
@@ -72,16 +69,3 @@ def script(name: str, *words: object, timeout: int) -> tuple[int, str]:
         timeout=timeout,
     )
     return finished.returncode, finished.stdout
-
-
-def sent_bytes() -> int:
-    """The bytes that this process has sent over the TCP connections that it has now, as the kernel counts them."""
-    total = 0
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            with socket.socket(fileno=os.dup(int(name))) as connection:
-                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO)
-        except OSError:  # no TCP connection
-            continue
-        total += struct.unpack_from("Q", info, _BYTES_SENT)[0]
-    return total
