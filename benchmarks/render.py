@@ -146,7 +146,7 @@ def sharing() -> str:
     source, libraries = result["source"], result["ranks"]["1"][0]["libraries"]
     return markdown.table(head, rows) + (
         f"\n\nA Llama of {source['num_hidden_layers']} layers, hidden size {source['hidden_size']}, in bf16, to half "
-        f"its width ({small / 1e6:.0f} million numbers), dense P, Muon; the libraries alone take {libraries / 1e9:.2f} GB. "
+        f"its width ({small / 1e6:.0f} million numbers), dense P, Muon; the libraries take {libraries / 1e9:.2f} GB. "
         + _machine(result["machine"])
     )
 
