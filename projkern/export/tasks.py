@@ -4,21 +4,21 @@ A model that has its name is whole and right (see ``checked``), so a job that wa
 are missing.
 """
 
-import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..data import Palette
 from ..models import ProjectionOperator
+from ..utils import digests
 from ..utils.errors import InputError
 from ..utils.files import (
     Format,
@@ -86,12 +86,9 @@ def project_tasks(
 
 def digest(operator: ProjectionOperator) -> str:
     """16 hexadecimal digits that tell an operator and its source from any other."""
-    total = hashlib.sha256(f"{operator.kind} {operator.t_mean} {operator.t_std}".encode())
-    for module in (operator.source, operator):
-        for name, tensor in module.state_dict().items():
-            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            total.update(tensor.contiguous().cpu().view(torch.uint8).numpy().data)
-    return total.hexdigest()[:16]
+    kind = f"{operator.kind} {operator.t_mean} {operator.t_std}".encode()
+    tensors = chain(operator.source.state_dict().items(), operator.state_dict().items())
+    return digests.digest(chain([kind], digests.parts_of(tensors)))
 
 
 def _one(writer: CheckedWriter, t: Tensor, out: Path, resume: bool, overwrite: bool) -> int:
@@ -121,7 +118,7 @@ def _one(writer: CheckedWriter, t: Tensor, out: Path, resume: bool, overwrite: b
 def _many(writer: CheckedWriter, t: Tensor, out: Path, resume: bool, overwrite: bool) -> int:
     description = out / "projection.json"
     job = writer.origin | {
-        "tasks": hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest()[:16],
+        "tasks": digests.digest([t.contiguous().numpy().data]),
         "count": len(t),
         "onnx": writer.with_onnx,
     }

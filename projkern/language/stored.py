@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ..models import TransformersOperator
 from ..training.checkpoint import CheckpointError
-from ..utils.tensor_file import bytes_of
+from ..utils.digests import digest, parts_of
 from ..utils.tensors import StoredTensors
 
 CHUNK_BYTES = 256 << 20
@@ -61,7 +60,7 @@ class StoredOperator:
             operator.eval(),
             stored.under("source.") if source is None else StoredTensors.of_folder(source),
             state.renamed({name: f"own.{number}" for number, name in enumerate(operator.own_names)}),
-            _digest(state),
+            digest(parts_of((name, state[name]) for name in sorted(state))),
         )
 
     @property
@@ -79,12 +78,3 @@ class StoredOperator:
 
 def _read_into(module: nn.Module, stored: StoredTensors, device: torch.device) -> None:
     module.load_state_dict({name: stored[name].to(device) for name in stored}, assign=True)
-
-
-def _digest(stored: StoredTensors) -> str:
-    total = hashlib.sha256()
-    for name in sorted(stored):
-        tensor = stored[name]
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(bytes_of(tensor))
-    return total.hexdigest()[:16]

@@ -4,6 +4,10 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from torch import Tensor
+
+from .tensor_file import bytes_of
+
 
 def digest(parts: Iterable[bytes | memoryview]) -> str:
     """16 hexadecimal digits that tell data from any other."""
@@ -11,6 +15,13 @@ def digest(parts: Iterable[bytes | memoryview]) -> str:
     for part in parts:
         total.update(part)
     return total.hexdigest()[:16]
+
+
+def parts_of(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
+    """The names, types, shapes and numbers of tensors."""
+    for name, tensor in tensors:
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        yield bytes_of(tensor)
 
 
 def contents(paths: Iterable[Path]) -> Iterator[bytes]:
