@@ -22,7 +22,6 @@ import tiny_reproduction as tiny
 from experiments import plans, pool, sizes, step_cost
 from experiments.documents import read_experiment
 from projkern import reproduce
-from projkern.utils import command as commands
 from projkern.utils.files import locked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,7 +50,6 @@ def prepare(folder, mnist, cache, monkeypatch):
     monkeypatch.setattr(step_cost, "WARM_UP", 1)
     monkeypatch.setattr(step_cost, "STEPS", 1)
     monkeypatch.setattr(pool, "ProcessPoolExecutor", tiny.Here)
-    monkeypatch.setattr(commands, "terminate_as_interrupt", lambda: None)
     monkeypatch.setitem(sizes.SIZES, "mini", tiny.TINY)
     monkeypatch.setitem(plans.ON_SYNTHMNIST, "table1", tiny.few)
 

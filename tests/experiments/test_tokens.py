@@ -21,7 +21,6 @@ from projkern import reproduce
 from projkern.data import TokenImages
 from projkern.training.config import TrainConfig
 from projkern.training.data import with_settings_of_data
-from projkern.utils import command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,7 +40,6 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.setattr(step_cost, "WARM_UP", 1)
     monkeypatch.setattr(step_cost, "STEPS", 1)
     monkeypatch.setattr(pool, "ProcessPoolExecutor", tiny.Here)
-    monkeypatch.setattr(command, "terminate_as_interrupt", lambda: None)
     monkeypatch.setitem(sizes.SIZES, "mini", tiny.TINY)
     for split, n in COUNTS.items():
         files = [encoded(image) for image in pictures(n, 8, seed=n)]

@@ -39,10 +39,10 @@ from projkern.training.presets import DEBUG
 from projkern.training.stages import make_stage
 from projkern.training.steps import stage_job
 
-CONFIG = DEBUG.replace(scales=(Fraction(1, 4),), batch_size=8, steps=50, log_every=1, checkpoint_every=50)
+CONFIG = DEBUG.replace(scales=(Fraction(1, 4),), batch_size=8, steps=20, log_every=1, checkpoint_every=50)
 CONFIG = CONFIG.replace(operator_lr=1e-3)  # at a larger one the general generator makes 1e-16 into 1e-3 in 50 steps
 CASES: dict[str, dict[str, Any]] = {
-    "the default": {},
+    "the default": {"steps": 50},
     "general": {"generator": "general", "n_layer": 1, "n_embd": 16},
     "modular": {"generator": "modular"},
     "joint": {"scales": (Fraction(1, 2), Fraction(1, 4)), "joint": True},
@@ -52,10 +52,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 COMPRESSION = CompressConfig().replace(
-    length=12, batch_size=8, held_out=8, tokens=50 * 96, log_every=1, checkpoint_every=50, calibration=16
+    length=12, batch_size=8, held_out=8, tokens=20 * 96, log_every=1, checkpoint_every=50, calibration=16
 )
 COMPRESSIONS: dict[str, dict[str, Any]] = {
-    "compression": {},
+    "compression": {"tokens": 50 * 96},
     "compression in groups": {"method": "group", "optimizer": "adamw", "distill": 0.0},
     "pruning": {"method": "prune"},
 }
