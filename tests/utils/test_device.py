@@ -187,21 +187,11 @@ def test_gradients_of_a_step_are_written_to_kept_memory():
     assert int(finished.stdout) < 4608, "faults in eight steps"
 
 
-def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
-    monkeypatch.setattr(device, "_has_kept_all", False)
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert device.keep_freed_memory() is False
-    monkeypatch.setattr(sys, "platform", "linux")
-    calls = []
-
-    class Library:
-        @staticmethod
-        def mallopt(option, value):
-            calls.append((option, value))
-            return 1
-
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Library)
+def test_freed_memory_is_kept_where_the_c_library_can(mallopt, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(sys, "platform", "darwin")
+        assert device.keep_freed_memory() is False
     assert device.keep_freed_memory() is True
-    assert calls == [(-4, 0), (-1, -1), (-2, 64 << 20)]  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
+    assert mallopt == [(-4, 0), (-1, -1), (-2, 64 << 20)]  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
     monkeypatch.setattr(device.ctypes, "CDLL", lambda name: object())  # musl has no mallopt
     assert device.keep_freed_memory() is False
