@@ -57,7 +57,7 @@ class Ranks:
     @property
     def is_restart(self) -> bool:
         """Whether torchrun has started the processes again, after one of them ended."""
-        return self.any(self.size > 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")
+        return self.any(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")
 
     def require_even(self, batch: int, each: int, source_batch: int | None = None) -> None:
         """Raise InputError unless the tasks of a batch, each with ``each`` rows, can be dealt evenly."""
