@@ -129,7 +129,7 @@ RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
     **{name: partial(run_case, changes) for name, changes in CASES.items()},
     **{name: partial(run_compression, changes) for name, changes in COMPRESSIONS.items()},
 }
-OF_SIZE = {1: list(RUNS), 2: list(RUNS), 4: ["the default", "joint", "several examples of a task", "compression"]}
+OF_SIZE = {1: list(RUNS), 2: list(RUNS), 4: ["the default", "several examples of a task", "compression"]}
 """The cases that so many ranks train."""
 
 
