@@ -15,6 +15,7 @@ from torch import Tensor
 from ..utils.device import without_autocast
 from . import batching, dispatch
 from .backends.backend import Backward, Forward
+from .memory import new_empty
 from .plan import ALIGN, Plan, make_plan
 
 _library = torch.library.Library("projkern", "DEF")
@@ -55,7 +56,7 @@ def _plan(weights: list[Tensor], entries: list[int]) -> Plan:
 @torch.no_grad()
 def _project_forward(weights: list[Tensor], p: Tensor, q: Tensor, entries: list[int], dtype: torch.dtype) -> Tensor:
     plan, batch = _plan(weights, entries), p.shape[0]
-    flat = p.new_empty(sum(plan.output_sizes(batch)), dtype=dtype)
+    flat = new_empty(p, (sum(plan.output_sizes(batch)),), dtype)
     backend = dispatch.select(p.device, weights[0].dtype, dtype)
     with without_autocast(p.device):  # sums stay in float32
         call = Forward([w.contiguous() for w in weights], p.contiguous(), q.contiguous(), flat)
@@ -79,7 +80,7 @@ def _project_backward(
     # A gradient may arrive with any strides: expanded after a sum, sliced after a concatenation.
     grads = [g.contiguous() for g in grads]
     weights = [w.contiguous() for w in weights]
-    d_weights = [w.new_empty(w.shape if need else 0) for w, need in zip(weights, need_weights)]
+    d_weights = [new_empty(w, w.shape if need else (0,)) for w, need in zip(weights, need_weights)]
     dp = p.new_empty(p.shape if need_p else 0)
     dq = q.new_empty(q.shape if need_q else 0)
     backend = dispatch.select(p.device, weights[0].dtype, grads[0].dtype)

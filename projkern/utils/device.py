@@ -103,10 +103,9 @@ def free_memory(device: torch.device) -> float:
 def keep_freed_memory() -> bool:
     """Have the C library keep all blocks that are freed, for the next tensor of that size.
 
-    By default glibc returns each to the system, and every page of the next one faults again: writing the fresh
-    result of a large projection then takes several times as long as computing it. This changes the whole process, which
-    then keeps as much memory as it ever used, so programs call it (the commands and benchmarks here do), not the
-    library; see ``keep_some_freed_memory``.
+    By default glibc returns each to the system, and every page of the next one faults again, at several times the cost
+    of what is written. This changes the whole process, which then keeps as much memory as it ever used, so programs
+    call it (the commands and benchmarks here do), not the library, whose own results need it not (kernels/memory.py).
 
     Returns:
         Whether it took effect; only glibc knows these settings.
