@@ -268,7 +268,7 @@ def in_a_process(*arguments):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_resumed_is_bit_equal(model, tmp_path, kills):
     """While it writes text, measures, trains, exports: whatever it was doing."""
     settings = (*TINY, *SIZES, "--tokens", 4800, "--generate", 2400)

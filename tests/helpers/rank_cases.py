@@ -2,6 +2,8 @@
 
     OUT/of-SIZE/CASE-RANK.pt    {"losses": by step, "gradients": of the first step, "weights": after the last step}
 
+Four ranks stop after ``STEPS_OF_FOUR`` steps of the same training.
+
 Of a compression each rank has the gradients of its own part, all have the small model's weights, and "sent" is what a
 step has a rank send, in bytes.
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -33,14 +36,16 @@ from projkern.models.huggingface.axes import Sizes
 from projkern.models.names import SOURCE, Kind, ModelName
 from projkern.training import distributed
 from projkern.training.data import open_data, run_palette
-from projkern.training.loop import train
+from projkern.training.loop import Job, train
 from projkern.training.metrics import Metrics, read_metrics
 from projkern.training.presets import DEBUG
 from projkern.training.stages import make_stage
 from projkern.training.steps import stage_job
+from projkern.utils.command import Interrupted
 
-CONFIG = DEBUG.replace(scales=(Fraction(1, 4),), batch_size=8, steps=20, log_every=1, checkpoint_every=50)
+CONFIG = DEBUG.replace(scales=(Fraction(1, 4),), batch_size=8, steps=8, log_every=1, checkpoint_every=50)
 CONFIG = CONFIG.replace(operator_lr=1e-3)  # at a larger one the general generator makes 1e-16 into 1e-3 in 50 steps
+STEPS_OF_FOUR = 8
 CASES: dict[str, dict[str, Any]] = {
     "the default": {"steps": 50},
     "general": {"generator": "general", "n_layer": 1, "n_embd": 16},
@@ -52,7 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 COMPRESSION = CompressConfig().replace(
-    length=12, batch_size=8, held_out=8, tokens=20 * 96, log_every=1, checkpoint_every=50, calibration=16
+    length=12, batch_size=8, held_out=8, tokens=8 * 96, log_every=1, checkpoint_every=50, calibration=16
 )
 COMPRESSIONS: dict[str, dict[str, Any]] = {
     "compression": {"tokens": 50 * 96},
@@ -72,6 +77,14 @@ class Float64:
         return tokens, t.double()
 
 
+def train_in(folder: Path, job: Job) -> None:
+    """Train to the end; of four ranks, the first steps."""
+    last = STEPS_OF_FOUR if distributed.current().size == 4 else None
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(Interrupted):
+        train(job, folder / "checkpoint", Metrics(folder), lambda step: step == last)
+
+
 def run_case(changes: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The losses, gradients and weights of a case, in this process, its log and checkpoints in a new folder."""
     config, cpu, ranks = CONFIG.replace(**changes), torch.device("cpu"), distributed.current()
@@ -89,8 +102,7 @@ def run_case(changes: dict[str, Any], folder: Path) -> dict[str, Any]:
     gradients = {label: p.grad.clone() for label, p in stage.module.named_parameters() if p.grad is not None}
     stage.module.zero_grad()
 
-    folder.mkdir(parents=True, exist_ok=True)
-    train(job, folder / "checkpoint", Metrics(folder))
+    train_in(folder, job)
     logged = [line["losses"] for line in read_metrics(folder / "metrics.jsonl")] if ranks.is_main else None
     return {"losses": logged, "gradients": gradients, "weights": stage.module.state_dict()}
 
@@ -114,8 +126,7 @@ def run_compression(changes: dict[str, Any], folder: Path) -> dict[str, Any]:
         take(after)
 
     projected.backward = keep_the_first  # type: ignore[method-assign]
-    folder.mkdir(parents=True, exist_ok=True)
-    train(compression_job(projected, source, windows, config, torch.float32), folder / "checkpoint", Metrics(folder))
+    train_in(folder, compression_job(projected, source, windows, config, torch.float32))
     before = sent_bytes()
     projected.materialise()
     projected.average_gradients()

@@ -1,12 +1,18 @@
-"""A short training of two ranks of which something goes wrong on one; ``rank_faults.py FAULT OUT``."""
+"""Short trainings of two ranks of which something goes wrong on one; ``rank_faults.py OUT`` does all, each in a fork.
+
+OUT/FAULT/          the folder of a training; OUT/FAULT.log: what its ranks print
+OUT/statuses.json   the exit statuses of the ranks, by fault
+"""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +27,7 @@ from projkern.training.run import run
 from projkern.utils import command
 
 STEPS, AT = 6, 3
+FAULTS = ("nan", "full disk", "killed", "bug", "settings")
 
 
 def go_wrong(fault: str, rank: int, loss: Tensor) -> Tensor:
@@ -40,9 +47,9 @@ def go_wrong(fault: str, rank: int, loss: Tensor) -> Tensor:
     return loss
 
 
-def work(options: argparse.Namespace) -> str:
-    if options.fault == "settings":
-        run(options.out, DEBUG.replace(seed=int(os.environ["RANK"])))
+def work(fault: str, out: Path, options: argparse.Namespace) -> str:
+    if fault == "settings":
+        run(out, DEBUG.replace(seed=int(os.environ["RANK"])))
     with distributed.processes("cpu") as ranks:
         torch.manual_seed(0)
         module = nn.Linear(3, 1)
@@ -51,7 +58,7 @@ def work(options: argparse.Namespace) -> str:
         def update(step: int) -> tuple[dict[str, Tensor], Tensor]:
             loss = module(torch.full((2, 3), 1.0 + step + ranks.rank)).square().mean()
             if step == AT:
-                loss = go_wrong(options.fault, ranks.rank, loss)
+                loss = go_wrong(fault, ranks.rank, loss)
             loss.backward()
             ranks.average_gradients(module.parameters())
             norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -60,18 +67,19 @@ def work(options: argparse.Namespace) -> str:
             return {"loss": loss}, norm
 
         job = Job("faulty", STEPS, module, [optimizer], lambda step: 1.0, update, "rows", 4, 0, 1, 1)
-        options.out.mkdir(exist_ok=True)
-        train(job, options.out / "checkpoint", Metrics(options.out))
+        out.mkdir(exist_ok=True)
+        train(job, out / "checkpoint", Metrics(out))
         ranks.finish()
     return f"weights {module.weight.tolist()}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="faulty")
-    parser.add_argument("fault")
-    parser.add_argument("out", type=Path)
-    print(f"exit codes {fork(2, lambda: command.run(parser, None, work))}")
+def main(out: Path) -> None:
+    statuses = {}
+    for fault in FAULTS:
+        job = partial(command.run, argparse.ArgumentParser("faulty"), [], partial(work, fault, out / fault))
+        statuses[fault] = fork(2, job, out / f"{fault}.log")
+    (out / "statuses.json").write_text(json.dumps(statuses))
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
