@@ -128,7 +128,10 @@ class ProjectionOperator(nn.Module):
 
         Raises:
             TypeError: only one of the two is in float64.
+            InputError: t is on another device.
         """
+        if t.device != (device := self.parameters_of_t()[0].device):
+            raise InputError(f"t must be on the device of the operator, {device}; it was on {t.device}")
         source_dtype = next(self.source.parameters()).dtype
         if (self.dtype == torch.float64) != (source_dtype == torch.float64):
             raise TypeError(

@@ -17,6 +17,7 @@ import projkern as pk
 from projkern.models.generators import GENERATORS
 from projkern.models.huggingface.conditional import ConditionalModel
 from projkern.models.layout import CONDITIONINGS
+from projkern.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,6 +87,18 @@ def test_double_precision_is_of_both(kind):
         for call, arguments in calls + [(operator.decoder, (t,))] * (kind in GENERATORS):
             with pytest.raises(TypeError, match=r"operator and source must both be in float64 .*float(32|64).*\.to\("):
                 call(*arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_t_lies_where_the_operator_does(kind):
+    tokens, t = batch()
+    source, operator = make(kind)
+    source.to("meta")
+    operator.to("meta")
+    calls = [(operator, (tokens, t)), (operator.generate, (t[0],))]
+    for call, arguments in calls + [(operator.decoder, (t,))] * (kind in GENERATORS):
+        with pytest.raises(InputError, match="t must be on the device of the operator, meta; it was on cpu"):
+            call(*arguments)
 
 
 @pytest.mark.parametrize("kind", KINDS)
