@@ -43,13 +43,29 @@ class Case:
 
     @cached_property
     def matrices(self) -> list[Matrix]:
-        """W, p, q and the gradient of each matrix, as leaves of their own."""
-        flat = [w for stack in self.weights for w in stack.detach().unbind(0)]
-        p = self.p.detach().split([w.shape[0] for w in flat], 1)
-        q = self.q.detach().split([w.shape[1] for w in flat], 1)
+        """W, p, q and the gradient of each matrix."""
+        return [matrix for stack in self.stacks for matrix in zip(*(x.detach().unbind(0) for x in stack))]
+
+    @cached_property
+    def stacks(self) -> list[Matrix]:
+        """W, p, q and the gradient of all layers of an operator, each with a first axis of layers; leaves."""
+        layers, stacks, p, q, grads = self.cell.layers, [], self.p.detach(), self.q.detach(), iter(self.grads)
+        for W in self.weights:
+            N, M = W.shape[1:]
+            (own_p, p), (own_q, q) = ((x[:, : layers * size], x[:, layers * size :]) for x, size in ((p, N), (q, M)))
+            factors = [
+                x.unflatten(1, (layers, -1)).transpose(0, 1).contiguous().requires_grad_() for x in (own_p, own_q)
+            ]
+            stacks.append((W.detach().requires_grad_(), *factors, torch.stack([next(grads) for _ in range(layers)])))
+        return stacks
+
+    @cached_property
+    def single(self) -> list[Matrix]:
+        """The same as stacks of one layer each, leaves of their own."""
         return [
-            (w.requires_grad_(), a.contiguous().requires_grad_(), b.contiguous().requires_grad_(), grad)
-            for w, a, b, grad in zip(flat, p, q, self.grads)
+            (*(x.detach()[k : k + 1].requires_grad_() for x in (W, p, q)), G[k : k + 1])
+            for W, p, q, G in self.stacks
+            for k in range(self.cell.layers)
         ]
 
     def checked(self) -> list[int]:

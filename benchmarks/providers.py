@@ -1,9 +1,9 @@
-"""Who is measured: the projection in plain torch, four ways, each also compiled, and our kernels.
+"""Who is measured: the projection in torch, in every form that may be the fastest somewhere, and our kernels.
 
-A baseline projects one matrix, W (N, M) with p (B, N) and q (B, M), and takes one matrix after another: the
-intermediate results of all 24 layers at once would not fit into most machines. It computes in W's dtype, the fastest
-that a user could write: with bfloat16 weights it is less exact than our kernels, which sum in float32. All results
-(W_s, dW, dp and dq of every matrix) are kept until the last one is there, as a training step needs them.
+A baseline projects L matrices of one shape, W (L, N, M) with p (L, B, N) and q (L, B, M). Each form takes one matrix
+after another, or the stack of all layers at once, as it is or under torch.compile. It computes in W's dtype, the
+fastest that a user could write: with bfloat16 weights it is less exact than our kernels, which sum in float32. All
+results (W_s, dW, dp and dq of every matrix) are kept until the last one is there, as a training step needs them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 from unittest.mock import patch
 
@@ -27,36 +27,106 @@ from .machine import Card
 Baseline = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-def dense(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
-    """P @ W @ Q with full matrices."""
-    N, M = W.shape
-    rows = torch.eye(N // g, dtype=W.dtype, device=W.device).repeat_interleave(g, 1)
-    cols = torch.eye(M // g, dtype=W.dtype, device=W.device).repeat_interleave(g, 0)
-    return (p[:, None] * rows) @ W @ (q[:, :, None] * cols)
+def row_sums(W: Tensor, p: Tensor, g: int) -> Tensor:
+    """T (L, n, B, M) = sum_a p[b, n, a] W[n, a, i]: one product for each group of rows."""
+    L, N, M = W.shape
+    return p.view(L, -1, N // g, g).transpose(1, 2) @ W.view(L, N // g, g, M)
 
 
-def broadcast(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
-    """Multiply everything by everything, then sum the groups."""
-    N, M = W.shape
-    return (p[:, :, None] * W * q[:, None]).view(len(p), N // g, g, M // g, g).sum((2, 4))
+def bmm_sum(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
+    """Rows as products; then multiply by q and sum each group of columns."""
+    return (row_sums(W, p, g) * q[:, None]).unflatten(3, (-1, g)).sum(4).transpose(1, 2)
+
+
+def bmm_dot(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
+    """Rows as products; then multiply by q, and sum by a product with ones: torch's sum over 2 numbers is slow."""
+    T = row_sums(W, p, g) * q[:, None]
+    return (T.view(-1, g) @ T.new_ones(g)).view(*T.shape[:3], -1).transpose(1, 2)
+
+
+def bmm_strided(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
+    """Rows as products; then multiply by q, and add every g-th column to its neighbours."""
+    planes = (row_sums(W, p, g) * q[:, None]).unflatten(3, (-1, g)).unbind(4)
+    return reduce(torch.add, planes).transpose(1, 2)
+
+
+def bmm_einsum(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
+    """Rows as products; the columns as an einsum."""
+    T = row_sums(W, p, g).unflatten(3, (-1, g))
+    return torch.einsum("lnbmc,lbmc->lbnm", T, q.unflatten(2, (-1, g)))
+
+
+class _ByHand(torch.autograd.Function):
+    """As ``bmm_strided``, but without its intermediate results, and with a gradient that is four operations."""
+
+    @staticmethod
+    def forward(ctx: Any, W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
+        ctx.group, T = g, row_sums(W, p, g)
+        ctx.save_for_backward(W, p, q, T)
+        planes = zip(T.unflatten(3, (-1, g)).unbind(4), q[:, None].unflatten(3, (-1, g)).unbind(4))
+        first, second = next(planes)
+        out = first * second
+        for plane, factor in planes:
+            out.addcmul_(plane, factor)
+        return out.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> Any:
+        (W, p, q, T), g = ctx.saved_tensors, ctx.group
+        G = G.transpose(1, 2).contiguous()[..., None]
+        U = (G * q[:, None].unflatten(3, (-1, g))).flatten(3)
+        dW = p.unflatten(2, (-1, g)).permute(0, 2, 3, 1) @ U
+        dp = U @ W.unflatten(1, (-1, g)).mT
+        dq = (T.unflatten(3, (-1, g)) * G).sum(1)
+        return dW.view_as(W), dp.transpose(1, 2).reshape_as(p), dq.view_as(q), None
+
+
+def by_hand(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
+    """Rows as products, columns added in place, and a gradient of its own."""
+    out: Tensor = _ByHand.apply(W, p, q, g)
+    return out
 
 
 def einsum(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
     """Two grouped einsums: rows, then columns."""
-    N, M = W.shape
-    T = torch.einsum("bna,nai->bni", p.view(-1, N // g, g), W.view(N // g, g, M))
-    return torch.einsum("bnmc,bmc->bnm", T.view(-1, N // g, M // g, g), q.view(-1, M // g, g))
+    L, N, M = W.shape
+    T = torch.einsum("lbna,lnai->lbni", p.view(L, -1, N // g, g), W.view(L, N // g, g, M))
+    return torch.einsum("lbnmc,lbmc->lbnm", T.unflatten(3, (-1, g)), q.unflatten(2, (-1, g)))
 
 
 def column_bmm(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
-    """One GEMM for each group of columns, batched; then the rows."""
-    N, M = W.shape
-    V = torch.bmm(W.view(N, M // g, g).transpose(0, 1), q.view(-1, M // g, g).permute(1, 2, 0))  # [m, N, B]
-    return (V * p.T).view(M // g, N // g, g, -1).sum(2).permute(2, 1, 0)
+    """One product for each group of columns; then the rows."""
+    L, N, M = W.shape
+    V = W.view(L, N, M // g, g).transpose(1, 2) @ q.view(L, -1, M // g, g).permute(0, 2, 3, 1)  # [l, m, N, b]
+    return (V * p.mT[:, None]).view(L, M // g, N // g, g, -1).sum(3).permute(0, 3, 2, 1)
 
 
-BASELINES: dict[str, Baseline] = {"einsum": einsum, "column bmm": column_bmm, "broadcast": broadcast, "dense": dense}
-"""In the order in which they are compiled, the likely best first."""
+def broadcast(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
+    """Multiply everything by everything, then sum the groups."""
+    L, N, M = W.shape
+    return (p[..., None] * W[:, None] * q[:, :, None]).view(L, -1, N // g, g, M // g, g).sum((3, 5))
+
+
+def dense(W: Tensor, p: Tensor, q: Tensor, g: int) -> Tensor:
+    """P @ W @ Q with full matrices."""
+    N, M = W.shape[1:]
+    rows = torch.eye(N // g, dtype=W.dtype, device=W.device).repeat_interleave(g, 1)
+    cols = torch.eye(M // g, dtype=W.dtype, device=W.device).repeat_interleave(g, 0)
+    return (p[:, :, None] * rows) @ W[:, None] @ (q[..., None] * cols)
+
+
+BASELINES: dict[str, Baseline] = {
+    "bmm by hand": by_hand,
+    "bmm and dot": bmm_dot,
+    "bmm and sum": bmm_sum,
+    "bmm, strided": bmm_strided,
+    "einsum": einsum,
+    "bmm and einsum": bmm_einsum,
+    "broadcast": broadcast,
+    "column bmm": column_bmm,
+    "dense": dense,
+}
+"""The likely best first: what is far from the best so far is not measured."""
 
 BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 """Our kernels, by the device they are for."""
@@ -125,8 +195,8 @@ def serving() -> Iterator[set[str]]:
         yield names
 
 
-def baseline(name: str, compiled: bool = False) -> Provider:
-    """A form in torch: all matrices, one after another. Its forward keeps what a backward would need."""
+def baseline(name: str, stacked: bool = False, compiled: bool = False) -> Provider:
+    """A form in torch, one matrix after another or all layers at once; its forward keeps what a backward would need."""
     plain = BASELINES[name]
 
     def project(W: Tensor, p: Tensor, q: Tensor, g: int, dtype: torch.dtype) -> Tensor:
@@ -135,19 +205,25 @@ def baseline(name: str, compiled: bool = False) -> Provider:
     if compiled:
         project = torch.compile(project, dynamic=False)
 
+    def stacks_of(case: Case) -> list[Matrix]:
+        return case.stacks if stacked else case.single
+
     def forward(case: Case) -> list[Tensor]:
         # Without detach, every matrix's intermediate results would stay until the last one's.
-        return [project(W, p, q, case.group, case.output_dtype).detach() for W, p, q, _ in case.matrices]
+        return [project(W, p, q, case.group, case.output_dtype).detach() for W, p, q, _ in stacks_of(case)]
 
     def both(case: Case) -> list[Matrix]:
         results = []
-        for W, p, q, grad in case.matrices:
+        for W, p, q, grad in stacks_of(case):
             out = project(W, p, q, case.group, case.output_dtype)
             results.append((out.detach(), *torch.autograd.grad(out, (W, p, q), grad)))
         return results
 
-    label = f"{name}, compiled" if compiled else name
-    return Provider(label, False, forward, both, lambda case, results: results)
+    def per_matrix(case: Case, results: list[Matrix]) -> list[Matrix]:
+        return [matrix for stack in results for matrix in zip(*(x.unbind(0) for x in stack))]
+
+    label = f"{name}{', stacked' * stacked}{', compiled' * compiled}"
+    return Provider(label, False, forward, both, per_matrix)
 
 
 def in_graphs(provider: Provider, cases: list[Case], machine: Card, pool: Any) -> Provider:
@@ -172,9 +248,8 @@ def in_graphs(provider: Provider, cases: list[Case], machine: Card, pool: Any) -
 
 
 def baselines(compiled: bool) -> Iterator[Provider]:
-    """All plain forms, then all compiled ones."""
-    for name in BASELINES:
-        yield baseline(name)
-    if compiled:
+    """All plain forms, then all compiled ones; each by matrix and stacked."""
+    for is_compiled in (False, True)[: 1 + compiled]:
         for name in BASELINES:
-            yield baseline(name, compiled=True)
+            for stacked in (False, True):
+                yield baseline(name, stacked, is_compiled)

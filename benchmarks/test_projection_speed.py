@@ -7,6 +7,7 @@ machine's limits; this suite is to look at one provider, or to let another tool 
 
 from __future__ import annotations
 
+import itertools
 import statistics
 
 import pytest
@@ -20,9 +21,10 @@ from .roofline import Cell
 
 GROUPS, BATCHES = (2, 4, 8), (1, 8, 32, 128)
 OUTPUTS = {"cpu": "float32", "cuda": "bfloat16"}
+FORMS = ("", ", stacked", ", compiled", ", stacked, compiled")
 NAMES = [
     *((device, name) for device, backends in BACKENDS.items() for name in backends),
-    *((device, f"{name}{form}") for device in BACKENDS for name in BASELINES for form in ("", ", compiled")),
+    *((device, f"{name}{form}") for device in BACKENDS for name in BASELINES for form in FORMS),
 ]
 
 
@@ -32,8 +34,10 @@ def machines() -> dict[str, Machine]:
 
 
 def provider_of(name: str) -> Provider:
-    plain, _, compiled = name.partition(", ")
-    return providers.baseline(plain, bool(compiled)) if plain in BASELINES else providers.fused(name)
+    for baseline, form in itertools.product(BASELINES, FORMS):
+        if name == f"{baseline}{form}":
+            return providers.baseline(baseline, "stacked" in form, "compiled" in form)
+    return providers.fused(name)
 
 
 def verify(provider: Provider, case: Case) -> None:

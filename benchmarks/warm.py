@@ -21,15 +21,15 @@ from .case import Case
 from .roofline import Cell, standard
 
 
-def compile_one(name: str, cell: Cell, device: str) -> tuple[str, int, int]:
+def compile_one(name: str, stacked: bool, cell: Cell, device: str) -> tuple[str, int, int]:
     """Run a compiled baseline once, forward and backward; returns its name, and how often the disk had it, or not."""
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = 1000
     counters.clear()
-    provider = providers.baseline(name, compiled=True)
-    provider.both(Case(dataclasses.replace(cell, layers=1), device))
+    provider = providers.baseline(name, stacked, compiled=True)
+    provider.both(Case(cell if stacked else dataclasses.replace(cell, layers=1), device))
     counts = counters["inductor"]
     return provider.name, counts["fxgraph_cache_hit"], counts["fxgraph_cache_miss"]
 
@@ -41,9 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cells", type=int, default=None, help="the first so many only")
     options = parser.parse_args(argv)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # one process a task is parallel enough
-    tasks = list(itertools.product(standard(options.device)[: options.cells], providers.BASELINES))
+    tasks = list(itertools.product(standard(options.device)[: options.cells], providers.BASELINES, (False, True)))
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(compile_one, name, cell, options.device): (name, cell) for cell, name in tasks}
+        running = {
+            pool.submit(compile_one, name, stacked, cell, options.device): (name, cell) for cell, name, stacked in tasks
+        }
         for done, future in enumerate(as_completed(running), 1):
             name, cell = running[future]
             error = future.exception()
