@@ -81,11 +81,13 @@ inline void first_pass(const Block& k, const Shape& shape, int64_t v, int64_t c,
             for (int i = 0; i < Rows; ++i) store(dw + j * w_plane + i * kLanes, dx[j][i]);
 }
 
-// W and dW of 8 rows fill the registers; of fewer, two planes share the broadcasts of p.
+// W and dW of this many rows fill the registers; of fewer, two planes share the broadcasts of p.
+constexpr int kMostRows = kRegisters / 4;
+
 template <int Rows, bool WantDW, bool WantDQ>
 inline void first_pass(const Block& k, const Shape& shape, int64_t v, int64_t a) {
     int64_t c = 0;
-    if constexpr (Rows < 8)
+    if constexpr (2 * Rows <= kMostRows)
         for (; c + 2 <= shape.col_group; c += 2) first_pass<Rows, 2, WantDW, WantDQ>(k, shape, v, c, a);
     for (; c < shape.col_group; ++c) first_pass<Rows, 1, WantDW, WantDQ>(k, shape, v, c, a);
 }
@@ -95,17 +97,20 @@ void first_pass(const Block& k, const Shape& shape) {
     const int64_t group = shape.row_group;
     for (int64_t v = 0; v < k.vectors; ++v) {
         int64_t a = 0;
-        for (; a + 8 <= group; a += 8) first_pass<8, WantDW, WantDQ>(k, shape, v, a);
+        for (; a + kMostRows <= group; a += kMostRows) first_pass<kMostRows, WantDW, WantDQ>(k, shape, v, a);
         if (group - a >= 4) first_pass<4, WantDW, WantDQ>(k, shape, v, a), a += 4;
         if (group - a >= 2) first_pass<2, WantDW, WantDQ>(k, shape, v, a), a += 2;
         if (group - a >= 1) first_pass<1, WantDW, WantDQ>(k, shape, v, a);
     }
 }
 
+// Sums that are kept in registers.
+constexpr int kSums = kRegisters / 2;
+
 // dp of Batches b and Rows a, over all i of the tile.
 template <int Batches, int Rows>
 void second_pass(const Block& k, const Shape& shape, int64_t b, int64_t a) {
-    static_assert(Batches * Rows <= 16);
+    static_assert(Batches * Rows <= kSums);
     const int64_t row_group = shape.row_group;
     const float* g = k.g + b * k.g_batch;
     const float* q = k.q + b * kLanes;
@@ -125,7 +130,7 @@ void second_pass(const Block& k, const Shape& shape, int64_t b, int64_t a) {
         }
         g += k.g_vector;
     }
-    Vec flat[16 + kLanes - 1] = {};
+    Vec flat[kSums + kLanes - 1] = {};
     for (int j = 0; j < Batches * Rows; ++j) flat[j] = sum[j / Rows][j % Rows];
     for (int first = 0; first < Batches * Rows; first += kLanes) {
         float total[kLanes];
@@ -138,18 +143,19 @@ void second_pass(const Block& k, const Shape& shape, int64_t b, int64_t a) {
 template <int Rows>
 void second_pass(const Block& k, const Shape& shape, int64_t a) {
     int64_t b = 0;
-    if constexpr (Rows <= 2)
+    if constexpr (8 * Rows <= kSums)
         for (; b + 8 <= k.batches; b += 8) second_pass<8, Rows>(k, shape, b, a);
-    if constexpr (Rows <= 4)
+    if constexpr (4 * Rows <= kSums)
         for (; b + 4 <= k.batches; b += 4) second_pass<4, Rows>(k, shape, b, a);
-    for (; b + 2 <= k.batches; b += 2) second_pass<2, Rows>(k, shape, b, a);
-    if (b < k.batches) second_pass<1, Rows>(k, shape, b, a);
+    if constexpr (2 * Rows <= kSums)
+        for (; b + 2 <= k.batches; b += 2) second_pass<2, Rows>(k, shape, b, a);
+    for (; b < k.batches; ++b) second_pass<1, Rows>(k, shape, b, a);
 }
 
 void second_pass(const Block& k, const Shape& shape) {
     const int64_t group = shape.row_group;
     int64_t a = 0;
-    for (; a + 8 <= group; a += 8) second_pass<8>(k, shape, a);
+    for (; a + kMostRows <= group; a += kMostRows) second_pass<kMostRows>(k, shape, a);
     if (group - a >= 4) second_pass<4>(k, shape, a), a += 4;
     if (group - a >= 2) second_pass<2>(k, shape, a), a += 2;
     if (group - a >= 1) second_pass<1>(k, shape, a);

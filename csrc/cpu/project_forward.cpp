@@ -1,7 +1,9 @@
-// W_s[b, n, m] = sum_c q[b, m, c] T_c,   T_c = sum_a p[b, n, a] W[n, a, m, c]
+// W_s[b, n, m] = sum_c q[b, m, c] T[b, n, m, c]          T = sum_a p[b, n, a] W[n, a, m, c]
 //
-// Lanes are m. A block of 4 b and 2 vectors shares each load of W and each broadcast of p, and keeps T
-// and W_s in registers: one multiply-add for each (a, c), and one more for each c.
+// Lanes are m. A block of b and vectors shares each load of W and each broadcast of p, and keeps T and W_s in
+// registers: one multiply-add for each (a, c), and one more for each c. A tile of W_s is collected in the first-level
+// cache and then written row by row: written as it is computed, a line of each b at a time, it takes up to twice as
+// long.
 #include "operands.h"
 #include "project.h"
 #include "scratch.h"
@@ -10,44 +12,23 @@
 namespace projkern::cpu {
 namespace {
 
-constexpr int kBatchBlock = 4, kVectorBlock = 2;
+constexpr int kBatchBlock = kRegisters == 32 ? 4 : 3, kVectorBlock = 2;
 
-// q is what a tile reads most of: its panel stays in the first-level cache.
-constexpr int64_t kPanelBytes = 16 << 10;
+// The panel of q stays in the second-level cache: longer rows of W and W_s are worth more than the first.
+constexpr int64_t kPanelBytes = 64 << 10;
 
-// Where W_s[b, n, m] of one n and the first m of a tile goes.
-template <class Out>
-struct Target {
-    Out* at;
-    int64_t batch_stride;
-    int64_t columns;
-    bool streamed;
-
-    void put(int64_t b, int64_t vector, Vec x) const {
-        Out* to = at + b * batch_stride + vector * kLanes;
-        const int64_t left = columns - vector * kLanes;
-        if (left < kLanes) {
-            store_part(to, x, left);
-        } else if (streamed) {
-            stream(to, x);
-        } else {
-            store(to, x);
-        }
-    }
-};
-
-// RowGroup is the group where it is known to the compiler, and 0 where it is not.
-template <int RowGroup, int Batches, int Vectors, class Out>
-inline void combine(const float* w, const float* q, const float* p, const Shape& shape, const Target<Out>& target,
+// The groups are those that are known to the compiler, and 0 where they are not.
+template <int RowGroup, int ColGroup, int Batches, int Vectors>
+inline void combine(const float* w, const float* q, const float* p, const Shape& shape, float* out, int64_t vectors,
                     int64_t b, int64_t vector) {
-    const int64_t row_group = RowGroup ? RowGroup : shape.row_group;
-    const int64_t w_vector = shape.w_vector(), q_vector = shape.q_vector();
+    const int64_t row_group = RowGroup ? RowGroup : shape.row_group, col_group = ColGroup ? ColGroup : shape.col_group;
+    const int64_t w_vector = row_group * col_group * kLanes, q_vector = shape.q_vector();
     w += vector * w_vector;
     q += vector * q_vector + b * kLanes;
     p += b * row_group;
-    Vec sum[Batches][Vectors] = {};
-    for (int64_t c = 0; c < shape.col_group; ++c) {
-        Vec t[Batches][Vectors] = {};
+    Vec sum[Batches][Vectors];
+    for (int64_t c = 0; c < col_group; ++c) {
+        Vec t[Batches][Vectors];
         for (int64_t a = 0; a < row_group; ++a) {
             Vec x[Vectors];
             for (int v = 0; v < Vectors; ++v) x[v] = load(w + v * w_vector + a * kLanes);
@@ -57,73 +38,95 @@ inline void combine(const float* w, const float* q, const float* p, const Shape&
             }
         }
         for (int i = 0; i < Batches; ++i)
-            for (int v = 0; v < Vectors; ++v) sum[i][v] += t[i][v] * load(q + v * q_vector + i * kLanes);
+            for (int v = 0; v < Vectors; ++v) {
+                const Vec term = t[i][v] * load(q + v * q_vector + i * kLanes);
+                sum[i][v] = c == 0 ? term : sum[i][v] + term;
+            }
         w += row_group * kLanes;
         q += shape.batch * kLanes;
     }
-    for (int i = 0; i < Batches; ++i)
-        for (int v = 0; v < Vectors; ++v) target.put(b + i, vector + v, sum[i][v]);
+    out += (b * vectors + vector) * kLanes;
+    for (int i = 0; i < Batches; ++i, out += vectors * kLanes)
+        for (int v = 0; v < Vectors; ++v) store(out + v * kLanes, sum[i][v]);
 }
 
-template <int RowGroup, int Vectors, class Out>
-inline void combine_batch(const float* w, const float* q, const float* p, const Shape& shape, const Target<Out>& target,
-                          int64_t vector) {
+template <int RowGroup, int ColGroup, int Vectors>
+inline void combine_batch(const float* w, const float* q, const float* p, const Shape& shape, float* out,
+                          int64_t vectors, int64_t vector) {
     int64_t b = 0;
     for (; b + kBatchBlock <= shape.batch; b += kBatchBlock)
-        combine<RowGroup, kBatchBlock, Vectors>(w, q, p, shape, target, b, vector);
+        combine<RowGroup, ColGroup, kBatchBlock, Vectors>(w, q, p, shape, out, vectors, b, vector);
     switch (shape.batch - b) {
-        case 3: return combine<RowGroup, 3, Vectors>(w, q, p, shape, target, b, vector);
-        case 2: return combine<RowGroup, 2, Vectors>(w, q, p, shape, target, b, vector);
-        case 1: return combine<RowGroup, 1, Vectors>(w, q, p, shape, target, b, vector);
+        case 3: return combine<RowGroup, ColGroup, 3, Vectors>(w, q, p, shape, out, vectors, b, vector);
+        case 2: return combine<RowGroup, ColGroup, 2, Vectors>(w, q, p, shape, out, vectors, b, vector);
+        case 1: return combine<RowGroup, ColGroup, 1, Vectors>(w, q, p, shape, out, vectors, b, vector);
     }
 }
 
-template <int RowGroup, class Out>
-void combine_tile(const float* w, const float* q, const float* p, const Shape& shape, const Target<Out>& target,
-                  int64_t vectors) {
+template <int RowGroup, int ColGroup>
+void combine_tile(const float* w, const float* q, const float* p, const Shape& shape, float* out, int64_t vectors) {
     int64_t v = 0;
     for (; v + kVectorBlock <= vectors; v += kVectorBlock)
-        combine_batch<RowGroup, kVectorBlock>(w, q, p, shape, target, v);
-    if (v < vectors) combine_batch<RowGroup, 1>(w, q, p, shape, target, v);
+        combine_batch<RowGroup, ColGroup, kVectorBlock>(w, q, p, shape, out, vectors, v);
+    if (v < vectors) combine_batch<RowGroup, ColGroup, 1>(w, q, p, shape, out, vectors, v);
 }
 
-template <class Out>
-void combine_tile(const float* w, const float* q, const float* p, const Shape& shape, const Target<Out>& target,
-                  int64_t vectors) {
+template <int Group>
+void combine_tile(const float* w, const float* q, const float* p, const Shape& shape, float* out, int64_t vectors) {
+    return shape.col_group == Group ? combine_tile<Group, Group>(w, q, p, shape, out, vectors)
+                                    : combine_tile<Group, 0>(w, q, p, shape, out, vectors);
+}
+
+void combine_tile(const float* w, const float* q, const float* p, const Shape& shape, float* out, int64_t vectors) {
     switch (shape.row_group) {
-        case 1: return combine_tile<1>(w, q, p, shape, target, vectors);
-        case 2: return combine_tile<2>(w, q, p, shape, target, vectors);
-        case 4: return combine_tile<4>(w, q, p, shape, target, vectors);
-        case 8: return combine_tile<8>(w, q, p, shape, target, vectors);
-        default: return combine_tile<0>(w, q, p, shape, target, vectors);
+        case 1: return combine_tile<1, 0>(w, q, p, shape, out, vectors);
+        case 2: return combine_tile<2>(w, q, p, shape, out, vectors);
+        case 4: return combine_tile<4>(w, q, p, shape, out, vectors);
+        case 8: return combine_tile<8>(w, q, p, shape, out, vectors);
+        default: return combine_tile<0, 0>(w, q, p, shape, out, vectors);
+    }
+}
+
+// A row of `columns` numbers, padded to whole vectors, to its place.
+template <class Out>
+void write_row(const float* row, int64_t columns, bool streamed, Out* out) {
+    int64_t m = 0;
+    if (streamed) {
+        for (; m < columns; m += kLanes) stream(out + m, load(row + m));
+    } else {
+        for (; m + kLanes <= columns; m += kLanes) store(out + m, load(row + m));
+        if (m < columns) store_part(out + m, load(row + m), columns - m);
     }
 }
 
 struct Workspace {
     std::vector<float*> q;  // of each matrix of the source
-    float *p, *w;
+    float *p, *w, *out;
 
     Workspace(Arena& arena, const std::vector<Shape>& shapes, const Source& source) {
-        int64_t tile = 0;
+        int64_t tile = 0, out_tile = 0;
         for (const Shape& shape : shapes) {
             q.push_back(arena.floats(shape.q_floats()));
             tile = std::max(tile, shape.w_tile_floats());
+            out_tile = std::max(out_tile, shape.tile * shape.batch * kLanes);
         }
         p = arena.floats(source.chunk_rows * shapes.front().batch);
         w = arena.floats(tile);
+        out = arena.floats(out_tile);
     }
 };
 
 // Rows of a chunk; `w` and `out` point at its first.
 template <class In, class Out>
 void project_rows(const In* w, const Matrix& x, const Shape& shape, Out* out, bool streamed, int64_t rows,
-                  const float* q, const float* p, float* planes) {
+                  const float* q, const Workspace& space) {
     each_tile(shape, rows / x.row_group, [&](const Tile& tile, const Tile& next) {
-        load_tile(w, x.cols, shape, tile, next, planes);
-        const Target<Out> target{out + tile.i * shape.out_cols + tile.v * kLanes, shape.out_rows * shape.out_cols,
-                                 shape.columns(tile.v, tile.vectors), streamed};
-        combine_tile(planes, q + tile.v * shape.q_vector(), p + tile.i * shape.batch * x.row_group, shape, target,
-                     tile.vectors);
+        load_tile(w, x.cols, shape, tile, next, space.w);
+        combine_tile(space.w, q + tile.v * shape.q_vector(), space.p + tile.i * shape.batch * x.row_group, shape,
+                     space.out, tile.vectors);
+        Out* to = out + tile.i * shape.out_cols + tile.v * kLanes;
+        for (int64_t b = 0; b < shape.batch; ++b, to += shape.out_rows * shape.out_cols)
+            write_row(space.out + b * tile.vectors * kLanes, shape.columns(tile.v, tile.vectors), streamed, to);
     });
 }
 
@@ -152,7 +155,7 @@ void project_unit(const Plan& plan, const Partition& partition, const Forward& c
             Out* out = static_cast<Out*>(call.outputs[source.matrices[s]]) + row / x.row_group * shapes[s].out_cols;
             const bool streamed = large && can_stream(out, shapes[s].out_cols);
             pack_p(call.p, plan.p_width, x, call.batch, row, rows, space.p);
-            project_rows(w + row * x.cols, x, shapes[s], out, streamed, rows, space.q[s], space.p, space.w);
+            project_rows(w + row * x.cols, x, shapes[s], out, streamed, rows, space.q[s], space);
         }
     }
     if (large) finish_streams();

@@ -15,12 +15,15 @@
 
 namespace projkern::cpu {
 
+// Lanes of a register, and registers.
 #if defined(__AVX512F__)
-constexpr int kLanes = 16;
+constexpr int kLanes = 16, kRegisters = 32;
 #elif defined(__AVX__)
-constexpr int kLanes = 8;
+constexpr int kLanes = 8, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kRegisters = 32;
 #else
-constexpr int kLanes = 4;
+constexpr int kLanes = 4, kRegisters = 16;
 #endif
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
