@@ -2,7 +2,7 @@
 
 Torch is not needed here: the kernels take raw pointers. Environment variables:
 
-    PROJKERN_PORTABLE=1        kernels for any x86-64-v3 processor (AVX2), not only the one that builds
+    PROJKERN_NATIVE=1          CPU kernels for the processor that builds too, beside those for any of its kind
     PROJKERN_REQUIRE_NATIVE=1  a failing native build is an error, not a warning and a pure Python install
     PROJKERN_CUDA=0|1|auto     CUDA kernels: never, always, or where a compiler for them is found
     CUDAARCHS                  CMake's: the architectures to compile them for, "90-real" say
@@ -103,7 +103,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_INSTALL_PREFIX={destination}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DPROJKERN_PORTABLE={'ON' if flag('PROJKERN_PORTABLE') else 'OFF'}",
+            f"-DPROJKERN_NATIVE={'ON' if flag('PROJKERN_NATIVE') else 'OFF'}",
             f"-DPROJKERN_CUDA={cuda}",
             *([f"-DCMAKE_CUDA_ARCHITECTURES={architectures}"] if architectures else []),
             f"-DPROJKERN_VERSION={self.distribution.get_version()}",

@@ -2,19 +2,22 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
 #include "../python_types.h"
-#include "instruction_set.h"
 #include "pages.h"
 #include "project.h"
+#include "targets.h"
 #include "threads.h"
 
 namespace py = pybind11;
 
 namespace projkern {
 namespace {
+
+const cpu::Kernels* kernels = nullptr;  // chosen when the module is loaded
 
 DType served(const std::string& name) {
     if (name == "float16")
@@ -40,7 +43,7 @@ class CpuPlan {
                                 batch,
                                 threads};
         py::gil_scoped_release release;
-        cpu::project_forward(plan_, partition_, call);
+        kernels->project_forward(plan_, partition_, call);
     }
 
     void project_backward(const std::vector<Address>& weights, const std::string& weight_dtype, Address p, Address q,
@@ -59,7 +62,7 @@ class CpuPlan {
                                  batch,
                                  threads};
         py::gil_scoped_release release;
-        cpu::project_backward(plan_, partition_, call);
+        kernels->project_backward(plan_, partition_, call);
     }
 
   private:
@@ -70,9 +73,10 @@ class CpuPlan {
 py::dict build_info() {
     py::dict info;
     info["compiler"] = PROJKERN_COMPILER;
-    info["flags"] = PROJKERN_FLAGS;
-    info["target"] = PROJKERN_TARGET;
-    info["float32_lanes"] = cpu::kernel_lanes;
+    info["flags"] = kernels->flags;
+    info["targets"] = cpu::target_names();
+    info["target"] = kernels->target;
+    info["float32_lanes"] = kernels->float32_lanes;
     info["version"] = PROJKERN_VERSION;
     info["revision"] = PROJKERN_REVISION;
     return info;
@@ -83,10 +87,11 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_cpu, module) {
     using namespace projkern;
-    const std::string missing = cpu::missing_instruction_sets();
-    if (!missing.empty())
-        throw py::import_error("the kernels were compiled for a processor with " + missing +
-                               ", which this one lacks; build them here, or anywhere with PROJKERN_PORTABLE=1");
+    try {
+        kernels = &cpu::choose_target(std::getenv("PROJKERN_INSTRUCTION_SET"));
+    } catch (const std::runtime_error& error) {
+        throw py::import_error(error.what());
+    }
 
     py::class_<CpuPlan>(module, "Plan")
         .def(py::init<const std::vector<WeightRow>&, const std::vector<MatrixRow>&, int64_t, int64_t>(),

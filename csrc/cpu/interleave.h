@@ -5,11 +5,10 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "vector.h"
 
-namespace projkern::cpu {
+namespace projkern::cpu::PROJKERN_TARGET {
 
 // Where vector v of plane c lies, in floats.
 struct Planes {
@@ -165,4 +164,4 @@ struct Add {
     void part(int64_t i, Vec x, int64_t count) const { store_part(row + i, load_part(row + i, count) + x, count); }
 };
 
-}  // namespace projkern::cpu
+}  // namespace projkern::cpu::PROJKERN_TARGET

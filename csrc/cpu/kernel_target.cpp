@@ -1,13 +1,15 @@
-#include "instruction_set.h"
+#include "targets.h"
 #include "vector.h"
 
-namespace projkern::cpu {
+#define TEXT(x) #x
+#define NAME(x) TEXT(x)
 
-const int kernel_lanes = kLanes;
+namespace projkern::cpu::PROJKERN_TARGET {
+namespace {
 
 // clang-format off
-// The bits are the places in the table of instruction_set.cpp.
-const uint32_t kernel_instruction_sets = 0
+// In the order of targets.cpp.
+constexpr uint32_t kInstructionSets = 0
 #ifdef __SSE4_2__
     | 1u << 0
 #endif
@@ -53,4 +55,10 @@ const uint32_t kernel_instruction_sets = 0
     ;
 // clang-format on
 
-}  // namespace projkern::cpu
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels{NAME(PROJKERN_TARGET), PROJKERN_FLAGS,  kLanes,
+                      kInstructionSets,      project_forward, project_backward};
+
+}  // namespace projkern::cpu::PROJKERN_TARGET

@@ -12,7 +12,7 @@
 #include "../plan.h"
 #include "interleave.h"
 
-namespace projkern::cpu {
+namespace projkern::cpu::PROJKERN_TARGET {
 
 constexpr int64_t kTileBytes = 16 << 10;
 
@@ -108,4 +108,4 @@ void load_tile(const T* rows, int64_t cols, const Shape& shape, const Tile& tile
                   ahead);
 }
 
-}  // namespace projkern::cpu
+}  // namespace projkern::cpu::PROJKERN_TARGET

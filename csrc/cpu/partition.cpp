@@ -12,6 +12,9 @@ constexpr int64_t kMostRows = 512, kFewestRows = 32, kWantedUnits = 32;
 
 constexpr int64_t kChunkBytes = 256 * 1024;
 
+// To wake a thread takes as long as this many multiply-adds.
+constexpr int64_t kWorkOfThread = 1 << 18;
+
 int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 
 }  // namespace
@@ -49,6 +52,10 @@ Partition::Partition(const Plan& plan) : source_of(plan.matrices.size()) {
             units.push_back({int64_t(s), row, std::min(unit_rows, source.rows - row)});
         source.units = int64_t(units.size()) - source.first_unit;
     }
+}
+
+int useful_threads(const Partition& partition, int64_t batch, int threads) {
+    return int(std::min<int64_t>(threads, 1 + partition.elements * batch / kWorkOfThread));
 }
 
 }  // namespace projkern::cpu

@@ -35,4 +35,7 @@ struct Partition {
     explicit Partition(const Plan& plan);
 };
 
+// How many of `threads` are worth waking.
+int useful_threads(const Partition& partition, int64_t batch, int threads);
+
 }  // namespace projkern::cpu

@@ -1,7 +1,6 @@
 // The two operators: one call each for all matrices of a plan. plan.h has the formula.
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "../plan.h"
@@ -34,15 +33,14 @@ struct Backward {
     int threads;
 };
 
+#ifdef PROJKERN_TARGET
+namespace PROJKERN_TARGET {
+
 void project_forward(const Plan& plan, const Partition& partition, const Forward& call);
 void project_backward(const Plan& plan, const Partition& partition, const Backward& call);
 
-// To wake a thread takes as long as this many multiply-adds.
-constexpr int64_t kWorkOfThread = 1 << 18;
-
-inline int useful_threads(const Partition& partition, int64_t batch, int threads) {
-    return int(std::min<int64_t>(threads, 1 + partition.elements * batch / kWorkOfThread));
-}
+}  // namespace PROJKERN_TARGET
+#endif
 
 // Results larger than this are streamed past the caches.
 constexpr int64_t kStreamBytes = 16 << 20;

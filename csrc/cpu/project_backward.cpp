@@ -10,12 +10,13 @@
 #include <cstring>
 #include <type_traits>
 
+#include "list.h"
 #include "operands.h"
 #include "project.h"
 #include "scratch.h"
 #include "threads.h"
 
-namespace projkern::cpu {
+namespace projkern::cpu::PROJKERN_TARGET {
 namespace {
 
 // Batches in a block: G of a tile stays in the first-level cache between the passes.
@@ -187,11 +188,11 @@ void project_block(const Block& k, const Shape& shape, const Wanted& wanted) {
 }
 
 struct Workspace {
-    std::vector<float*> q, dq;  // of each matrix of the source
+    List<float*> q, dq;  // of each matrix of the source
     float *p, *dp, *w, *dw, *g;
     float* rows;  // dW of a chunk, while several scales add to it
 
-    Workspace(Arena& arena, const std::vector<Shape>& shapes, const Source& source) {
+    Workspace(Arena& arena, const List<Shape>& shapes, const Source& source) {
         const int64_t batches = std::min(kBatchBlock, shapes.front().batch);
         int64_t tile = 0, grads = 0;
         for (const Shape& shape : shapes) {
@@ -222,7 +223,7 @@ class Worker {
         streamed_ = large && can_stream(dw_, source.cols);
     }
 
-    void run(const Unit& unit, const std::vector<float*>& dq) {
+    void run(const Unit& unit, const List<float*>& dq) {
         static thread_local Buffer memory;
         Arena sizes;
         Workspace(sizes, shapes_, source_);
@@ -325,7 +326,7 @@ class Worker {
     const Source& source_;
     const Backward& call_;
     const Wanted wanted_;
-    std::vector<Shape> shapes_;
+    List<Shape> shapes_;
     const In* w_;
     In* dw_ = nullptr;
     bool streamed_;
@@ -333,7 +334,7 @@ class Worker {
 
 // dq of each unit, (batch, cols) for each matrix, in the order of the plan and then of the units.
 struct PartialDq {
-    std::vector<int64_t> offset;  // of each matrix
+    List<int64_t> offset;  // of each matrix
     int64_t floats = 0;
 
     PartialDq(const Plan& plan, const Partition& partition, int64_t batch) {
@@ -377,7 +378,7 @@ void project(const Plan& plan, const Partition& partition, const Backward& call)
                             unit.rows * source.cols * sizeof(In));
             return;
         }
-        std::vector<float*> dq;
+        List<float*> dq;
         for (int64_t k : source.matrices)
             dq.push_back(wanted.dq ? partials + partial.offset[k] + (i - source.first_unit) * call.batch * source.cols
                                    : nullptr);
@@ -419,4 +420,4 @@ void project_backward(const Plan& plan, const Partition& partition, const Backwa
     return project<bfloat16, bfloat16>(plan, partition, call);
 }
 
-}  // namespace projkern::cpu
+}  // namespace projkern::cpu::PROJKERN_TARGET

@@ -4,12 +4,13 @@
 // registers: one multiply-add for each (a, c), and one more for each c. A tile of W_s is collected in the first-level
 // cache and then written row by row: written as it is computed, a line of each b at a time, it takes up to twice as
 // long.
+#include "list.h"
 #include "operands.h"
 #include "project.h"
 #include "scratch.h"
 #include "threads.h"
 
-namespace projkern::cpu {
+namespace projkern::cpu::PROJKERN_TARGET {
 namespace {
 
 constexpr int kBatchBlock = kRegisters == 32 ? 4 : 3, kVectorBlock = 2;
@@ -100,10 +101,10 @@ void write_row(const float* row, int64_t columns, bool streamed, Out* out) {
 }
 
 struct Workspace {
-    std::vector<float*> q;  // of each matrix of the source
+    List<float*> q;  // of each matrix of the source
     float *p, *w, *out;
 
-    Workspace(Arena& arena, const std::vector<Shape>& shapes, const Source& source) {
+    Workspace(Arena& arena, const List<Shape>& shapes, const Source& source) {
         int64_t tile = 0, out_tile = 0;
         for (const Shape& shape : shapes) {
             q.push_back(arena.floats(shape.q_floats()));
@@ -135,7 +136,7 @@ void project_unit(const Plan& plan, const Partition& partition, const Forward& c
     const Source& source = partition.sources[unit.source];
     if (source.matrices.empty()) return;
 
-    std::vector<Shape> shapes;
+    List<Shape> shapes;
     for (int64_t k : source.matrices) shapes.emplace_back(plan.matrices[k], call.batch, kPanelBytes);
     static thread_local Buffer memory;
     Arena sizes;
@@ -182,4 +183,4 @@ void project_forward(const Plan& plan, const Partition& partition, const Forward
     return project<bfloat16, bfloat16>(plan, partition, call);
 }
 
-}  // namespace projkern::cpu
+}  // namespace projkern::cpu::PROJKERN_TARGET

@@ -7,7 +7,7 @@
 #include <memory>
 #include <new>
 
-namespace projkern::cpu {
+namespace projkern::cpu::PROJKERN_TARGET {
 
 class Buffer {
   public:
@@ -51,4 +51,4 @@ class Arena {
     size_t used_ = 0;
 };
 
-}  // namespace projkern::cpu
+}  // namespace projkern::cpu::PROJKERN_TARGET

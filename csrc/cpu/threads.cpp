@@ -14,7 +14,8 @@ std::atomic<GompParallel> gomp_parallel{nullptr};
 
 struct Region {
     int64_t count;
-    const std::function<void(int64_t)>& body;
+    void (*body)(const void*, int64_t);
+    const void* data;
     std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false};
     std::exception_ptr error{};
@@ -24,7 +25,7 @@ struct Region {
             while (!failed.load(std::memory_order_relaxed)) {
                 const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
                 if (i >= count) return;
-                body(i);
+                body(data, i);
             }
         } catch (...) {
             if (!failed.exchange(true)) error = std::current_exception();
@@ -38,8 +39,8 @@ struct Region {
 
 void use_openmp(GompParallel parallel) { gomp_parallel = parallel; }
 
-void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& body) {
-    Region region{count, body};
+void parallel_for(int64_t count, int threads, void (*body)(const void* data, int64_t i), const void* data) {
+    Region region{count, body, data};
     const int64_t workers = std::min<int64_t>(count, threads);
     if (workers <= 1) {
         region.work();

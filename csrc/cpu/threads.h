@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 
 namespace projkern::cpu {
 
@@ -14,8 +13,14 @@ using GompParallel = void (*)(void (*body)(void*), void* data, unsigned threads,
 
 void use_openmp(GompParallel parallel);
 
-// Calls body(i) once for each i in [0, count), in any order and on up to `threads` threads. What a body
-// throws is thrown again here.
-void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& body);
+// Calls body(data, i) once for each i in [0, count), in any order and on up to `threads` threads. What a
+// body throws is thrown again here.
+void parallel_for(int64_t count, int threads, void (*body)(const void* data, int64_t i), const void* data);
+
+// The same for body(i). No std::function: its destructor would be shared by all targets (targets.h).
+template <class Body>
+void parallel_for(int64_t count, int threads, const Body& body) {
+    parallel_for(count, threads, [](const void* data, int64_t i) { (*static_cast<const Body*>(data))(i); }, &body);
+}
 
 }  // namespace projkern::cpu

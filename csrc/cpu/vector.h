@@ -13,7 +13,7 @@
 #error "the CPU kernels use the vector extensions of GCC and Clang"
 #endif
 
-namespace projkern::cpu {
+namespace projkern::cpu::PROJKERN_TARGET {
 
 // Lanes of a register, and registers.
 #if defined(__AVX512F__)
@@ -174,4 +174,4 @@ inline Vec sum_each(const Vec* x) {
     return sums[0];
 }
 
-}  // namespace projkern::cpu
+}  // namespace projkern::cpu::PROJKERN_TARGET

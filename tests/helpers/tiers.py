@@ -21,6 +21,8 @@ THOROUGH = (
     "tests/export",
     "tests/kernels/test_cuda_compiles.py",
     "tests/kernels/test_cuda_on_host.py",
+    "tests/kernels/test_instruction_sets.py::test_each",
+    "tests/kernels/test_instruction_sets.py::test_no_function",
     "tests/kernels/test_linear.py::test_compiles",
     "tests/kernels/test_linear.py::test_opcheck",
     "tests/kernels/test_linear.py::test_triton_is_optional",

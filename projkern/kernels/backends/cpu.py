@@ -85,7 +85,7 @@ def why_unavailable() -> str | None:
 
 
 def build_info() -> dict[str, Any]:
-    """How the library was built: compiler, flags, target, float32 lanes, version and revision."""
+    """How the library was built (compiler, targets, version, revision), and the target in use: flags, float32 lanes."""
     return dict(_library().build_info())
 
 
