@@ -6,9 +6,9 @@
 namespace projkern::cpu {
 namespace {
 
-// Few rows in a unit share the work well; many keep the traffic of partial dq, one row of batch * cols
-// for each unit, small beside the unit's own.
-constexpr int64_t kMostRows = 512, kFewestRows = 32, kWantedUnits = 32;
+// Few rows in a unit share the work well; many keep partial dq, one row of batch * cols for each unit of a source that
+// has several, small beside the unit's own traffic.
+constexpr int64_t kMostRows = 2048, kFewestRows = 32, kWantedUnits = 32;
 
 constexpr int64_t kChunkBytes = 256 * 1024;
 

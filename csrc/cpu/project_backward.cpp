@@ -223,7 +223,13 @@ class Worker {
         streamed_ = large && can_stream(dw_, source.cols);
     }
 
-    void run(const Unit& unit, const List<float*>& dq) {
+    // dq of each matrix, and the floats from one b to the next.
+    struct DqRows {
+        float* at;
+        int64_t stride;
+    };
+
+    void run(const Unit& unit, const List<DqRows>& dq) {
         static thread_local Buffer memory;
         Arena sizes;
         Workspace(sizes, shapes_, source_);
@@ -315,11 +321,11 @@ class Worker {
         if (i < count) store_part(to + i, load_part(from + i, count - i), count - i);
     }
 
-    void write_dq(const float* planes, size_t s, float* dq) {
+    void write_dq(const float* planes, size_t s, const DqRows& dq) {
         const Shape& shape = shapes_[s];
         for (int64_t b = 0; b < shape.batch; ++b)
             merge_row(planes + b * kLanes, shape.col_group, shape.q_planes(), shape.out_cols,
-                      Write<float>{dq + b * matrix(s).cols});
+                      Write<float>{dq.at + b * dq.stride});
     }
 
     const Plan& plan_;
@@ -332,15 +338,17 @@ class Worker {
     bool streamed_;
 };
 
-// dq of each unit, (batch, cols) for each matrix, in the order of the plan and then of the units.
+// dq of each unit of the sources that have several: (batch, cols) for each matrix, in the order of the plan and then of
+// the units.
 struct PartialDq {
     List<int64_t> offset;  // of each matrix
     int64_t floats = 0;
 
     PartialDq(const Plan& plan, const Partition& partition, int64_t batch) {
         for (size_t k = 0; k < plan.matrices.size(); ++k) {
+            const int64_t units = partition.sources[partition.source_of[k]].units;
             offset.push_back(floats);
-            floats += partition.sources[partition.source_of[k]].units * batch * plan.matrices[k].cols;
+            if (units > 1) floats += units * batch * plan.matrices[k].cols;
         }
     }
 };
@@ -378,10 +386,16 @@ void project(const Plan& plan, const Partition& partition, const Backward& call)
                             unit.rows * source.cols * sizeof(In));
             return;
         }
-        List<float*> dq;
-        for (int64_t k : source.matrices)
-            dq.push_back(wanted.dq ? partials + partial.offset[k] + (i - source.first_unit) * call.batch * source.cols
-                                   : nullptr);
+        List<typename Worker<In, Grad>::DqRows> dq;
+        for (int64_t k : source.matrices) {
+            if (!wanted.dq)
+                dq.push_back({nullptr, 0});
+            else if (source.units == 1)
+                dq.push_back({call.dq + plan.matrices[k].q_offset, plan.q_width});
+            else
+                dq.push_back(
+                    {partials + partial.offset[k] + (i - source.first_unit) * call.batch * source.cols, source.cols});
+        }
         Wanted here = wanted;
         here.dw = wanted.dw && call.d_weights[source.weight];
         if (here.dw || here.dp || here.dq) Worker<In, Grad>(plan, source, call, large, here).run(unit, dq);
@@ -390,8 +404,10 @@ void project(const Plan& plan, const Partition& partition, const Backward& call)
     parallel_for(int64_t(plan.matrices.size()) * call.batch, threads, [&](int64_t i) {
         const int64_t k = i / call.batch, b = i % call.batch;
         const Matrix& x = plan.matrices[k];
-        sum_partials(partials + partial.offset[k] + b * x.cols, partition.sources[partition.source_of[k]].units,
-                     call.batch * x.cols, x.cols, call.dq + b * plan.q_width + x.q_offset);
+        const int64_t units = partition.sources[partition.source_of[k]].units;
+        if (units != 1)  // zero, of a matrix without rows, too
+            sum_partials(partials + partial.offset[k] + b * x.cols, units, call.batch * x.cols, x.cols,
+                         call.dq + b * plan.q_width + x.q_offset);
     });
 }
 
