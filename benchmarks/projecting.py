@@ -4,11 +4,12 @@ Loops over tasks, in models a second, each ending in the same tensors under GPT-
 
     dense    one task at a time, W_s = P W Q with P and Q written out as matrices (their zeros are kept, only p and q
              change), all layers of an operator in one batched product, the cheaper of the two products first
+    bmm ...  a chunk of tasks and all layers of an operator at once, in the forms of ``providers.py`` that are fastest
     fused    a chunk of tasks in one call, as ``python -m projkern.project`` makes them
     whole    that command's loop: fused, written, read back and compared, renamed
     disk     what the command writes, written again as plain bytes to as many files and put onto the disk
 
-The first two are found to agree; all are timed in turns.
+All but the last two are found to agree; all are timed in turns.
 """
 
 from __future__ import annotations
@@ -33,14 +34,16 @@ from projkern.export.checked import CheckedWriter, state_dicts
 from projkern.export.tasks import project_tasks
 from projkern.models.huggingface import gpt2
 from projkern.models.layout import LINEARS
-from projkern.models.operator import generate_weights
+from projkern.models.operator import TaskWeights, generate_weights
 from projkern.training.presets import PRESETS
 from projkern.utils.device import keep_freed_memory
 
 from .compare import write_result
 from .machine import Machine, machine_of
+from .providers import BASELINES
 
 ORIGIN: dict[str, Any] = {"run": "none", "scale": "", "step": 0, "digest": ""}
+GROUPED = ("bmm and dot", "bmm and sum", "bmm by hand")
 CELLS = (("quick", Fraction(1, 4)), ("paper", Fraction(1, 4)), ("paper", Fraction(1, 8)))
 
 
@@ -93,6 +96,23 @@ class Dense:
 
 
 @torch.no_grad()
+def grouped(form: str, operator: pk.ProjectionOperator, t: Tensor) -> list[dict[str, Tensor]]:
+    """t (U, task_dim) -> the tensors of U models, by a form in torch."""
+    source, g, layers = operator.source, operator.group, operator.config.n_layer
+    shapes = source.config.linear_shapes()
+    p_all, q_all = operator.generator.factors(t)
+    p_parts = p_all.split([layers * shapes[name][0] for name in LINEARS], 1)
+    q_parts = q_all.split([layers * shapes[name][1] for name in LINEARS], 1)
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    for name, *factors in zip(LINEARS, p_parts, q_parts):
+        p, q = (factor.unflatten(1, (layers, -1)).transpose(0, 1).contiguous() for factor in factors)
+        weights += BASELINES[form](source.weights[name], p, q, g).unbind(0)
+        biases += (p * source.biases[name][:, None]).unflatten(2, (-1, g)).sum(3).unbind(0)
+    return list(state_dicts(operator, TaskWeights(weights, biases)))
+
+
+@torch.no_grad()
 def fused(operator: pk.ProjectionOperator, t: Tensor) -> list[dict[str, Tensor]]:
     """t (U, task_dim) -> the tensors of U models."""
     (generated,) = generate_weights([operator], t)
@@ -102,8 +122,9 @@ def fused(operator: pk.ProjectionOperator, t: Tensor) -> list[dict[str, Tensor]]
 def check(operator: pk.ProjectionOperator, dense: Dense, t: Tensor) -> float:
     """The largest difference beside a tensor's largest number; raises AssertionError if it is more than rounding."""
     worst = 0.0
-    for row, actual in zip(t, fused(operator, t)):
-        expected = dense(row)
+    expected_models = list(map(dense, t))
+    loops = [fused(operator, t), *(grouped(form, operator, t) for form in GROUPED)]
+    for expected, actual in ((e, a) for models in loops for e, a in zip(expected_models, models)):
         if actual.keys() != expected.keys():
             raise AssertionError("the two loops make other tensors")
         for name, tensor in expected.items():
@@ -132,12 +153,14 @@ def measure(preset: str, scale: Fraction, machine: Machine, rounds: int) -> dict
     t = random_tasks(chunk)
     few, whole = min(chunk, 8), min(chunk, 64)
     error = check(operator, dense, t[:2])
-    samples: dict[str, list[float]] = {"dense": [], "fused": [], "whole": [], "disk": []}
+    samples: dict[str, list[float]] = {name: [] for name in ("dense", *GROUPED, "fused", "whole", "disk")}
     for k in range(rounds + 1):  # the first warms up
         elapsed = {
             "dense": machine.wall(lambda: [dense(row) for row in t[:few]]) / few,
             "fused": machine.wall(lambda: fused(operator, t)) / chunk,
         }
+        for form in GROUPED:
+            elapsed[form] = machine.wall(lambda form=form: grouped(form, operator, t)) / chunk
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             project_tasks(operator, t[:whole], Path(folder) / "out", origin=ORIGIN)
@@ -171,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         write_result(options.out, result)
         rates = {name: 1 / statistics.median(seconds) for name, seconds in cell["seconds"].items()}
         shown = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
-        print(f"{preset}, s = {scale}: {shown} models a second; fused / dense {rates['fused'] / rates['dense']:.1f}")
+        print(f"{preset}, s = {scale}: {shown} models a second")
     return 0
 
 

@@ -92,7 +92,7 @@ def standard(device: str) -> list[Cell]:
     """
     groups = (2, 4, 8)
     if device == "cpu":
-        return [Cell(24, 512, batch, g) for batch in (1, 8, 32) for g in groups]
+        return [Cell(6, 512, batch, g) for batch in (1, 8, 32) for g in groups]
     main = [Cell(24, 512, batch, g, "float32", "bfloat16") for batch in (32, 8, 1, 128) for g in groups]
     wide = [Cell(32, 4096, batch, g, "float32", "bfloat16") for batch in (8, 32, 1, 128) for g in groups]
     second = [Cell(24, 512, batch, g, "bfloat16", "bfloat16") for batch in (32, 8, 1, 128) for g in groups]

@@ -1,0 +1,54 @@
+"""Are the kernels still as much faster than torch? ``python -m benchmarks.floor``: exits with 1 if not.
+
+Two small cells in ten seconds: forward and backward of our kernels, and of the forms in torch that are
+fastest at this size without torch.compile, in turns. The ratio of their medians must not fall below a floor. The floors
+are four fifths of the smallest ratio in 13 runs on two cores, six of them beside two other busy processes. The whole
+table: ``python -m benchmarks.compare NEW.json``, then ``python -m benchmarks.gate OLD.json NEW.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+
+from .case import Case
+from .providers import backends, baseline, fused
+from .roofline import Cell
+
+FLOORS = {Cell(2, 512, 1, 4): 0.9, Cell(2, 512, 8, 4): 2.3}
+FORMS = ("bmm by hand", "bmm and dot", "bmm and sum")
+ROUNDS = 9
+
+
+def ratio(cell: Cell) -> float:
+    """Median seconds of the fastest form in torch over those of the kernels."""
+    case = Case(cell)
+    providers = [fused(backends("cpu")[0]), *(baseline(form, stacked=True) for form in FORMS)]
+    seconds: dict[str, list[float]] = {provider.name: [] for provider in providers}
+    for k in range(ROUNDS + 1):  # the first warms up
+        for provider in providers:
+            start = time.perf_counter()
+            provider.both(case)
+            seconds[provider.name] += [time.perf_counter() - start] * (k > 0)
+    ours, *others = map(statistics.median, seconds.values())
+    return min(others) / ours
+
+
+def main(argv: list[str] | None = None) -> int:
+    argparse.ArgumentParser(prog="python -m benchmarks.floor", description=__doc__).parse_args(argv)
+    if not backends("cpu"):
+        print("floor: the compiled CPU kernels are not here; python -m projkern.env says why", file=sys.stderr)
+        return 2
+    is_below = False
+    for cell, floor in FLOORS.items():
+        found = ratio(cell)
+        is_below |= found < floor
+        verdict = "BELOW" if found < floor else "not below"
+        print(f"B = {cell.batch}, g = {cell.group}: {found:.2f} times the best in torch, {verdict} {floor:.2f}")
+    return int(is_below)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
