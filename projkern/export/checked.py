@@ -2,10 +2,10 @@
 
 A model's folder is filled under a hidden name, ``.task-00000.partial``, and gets its own by one rename once the tensors
 read from it are those that were generated, bit for bit. The first model of a chunk must also give the logits of the
-training-time forward as transformers reads it, the first of all on a whole sequence; the others differ from it in their
-numbers alone. Before a chunk's
-renames the system is told once to put all it holds onto the disk, so that this is true after a power failure too; for
-small models that costs far less than doing it file by file.
+training-time forward in transformers' code, the first of all as transformers reads its folder, and on a whole sequence;
+the others differ from it in their numbers alone. Before a chunk's renames the system is told once to put all it holds
+onto the disk, so that this is true after a power failure too; for small models that costs far less than doing it file
+by file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ class CheckedWriter:
         self.operator, self.origin, self.with_onnx = operator, origin, with_onnx
         self._writer = gpt2.Writer(operator.config, palette)
         self._onnx: onnx.OnnxWriter | None = None  # exported from the first model
-        self._is_first = True
+        self._small: Any = None  # transformers' model of the first folder, into which those of later chunks are read
         if with_onnx:
             onnx.require_onnx()
         config = operator.config
@@ -111,18 +112,20 @@ class CheckedWriter:
         few = self._probe[:, : None if self.with_onnx else FEW_TOKENS].expand(len(t), -1).to(device)
         expected = self.operator.run(few, generated).cpu()
         first = TaskWeights([w[:1] for w in generated.weights], [b[:1] for b in generated.biases])
-        probe = self._probe if self._is_first else self._probe[:, :FEW_TOKENS]
+        probe = self._probe if self._small is None else self._probe[:, :FEW_TOKENS]
         of_first = self.operator.run(probe.to(device), first)[0].cpu()
+        for row, logits in zip(t, expected):
+            if not logits.isfinite().all():
+                raise WrongModel(f"t must give a model of finite logits; it was {row.tolist()}")
+        states = list(state_dicts(self.operator, generated))
+        pool = ThreadPoolExecutor(1)  # the next models are written while one is checked
         try:
-            for row, partial, state, logits in zip(t, partials, state_dicts(self.operator, generated), expected):
-                if not logits.isfinite().all():
-                    raise WrongModel(f"t must give a model of finite logits; it was {row.tolist()}")
-                partial.mkdir()
-                self._writer.write(partial, state, self.provenance(row))
+            written = [pool.submit(self._write, *model) for model in zip(partials, states, t)]
+            for partial, state, logits, write in zip(partials, states, expected, written):
+                write.result()
                 _check_tensors(partial, state)
                 if partial == partials[0]:
                     self._check_logits(partial, of_first)
-                    self._is_first = False
                 if self.with_onnx:
                     self._write_onnx(partial / onnx.FILE, state, logits)
                 done()
@@ -131,14 +134,22 @@ class CheckedWriter:
                 partial.rename(folder)
             sync(folders[0].parent)
         finally:
+            pool.shutdown(cancel_futures=True)
             for partial in partials:
                 shutil.rmtree(partial, ignore_errors=True)
+
+    def _write(self, folder: Path, state: dict[str, Tensor], t: Tensor) -> None:
+        folder.mkdir()
+        self._writer.write(folder, state, self.provenance(t))
 
     def _check_logits(self, folder: Path, expected: Tensor) -> None:
         from transformers import GPT2LMHeadModel
 
-        model = read_back(GPT2LMHeadModel, folder)
-        logits = model(self._input_ids[:, : len(expected)]).logits[0, :, : self.operator.config.vocab_size]
+        if self._small is None:
+            self._small = read_back(GPT2LMHeadModel, folder)
+        else:  # of the same names and configuration, so that there is nothing else to find
+            self._small.load_state_dict(read_weights(folder))
+        logits = self._small(self._input_ids[:, : len(expected)]).logits[0, :, : self.operator.config.vocab_size]
         compare_logits("transformers", folder, logits, expected, TOLERANCE)
 
     def _write_onnx(self, path: Path, state: dict[str, Tensor], expected: Tensor) -> None:
