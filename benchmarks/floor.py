@@ -1,9 +1,9 @@
 """Are the kernels still as much faster than torch? ``python -m benchmarks.floor``: exits with 1 if not.
 
-Two small cells in ten seconds: forward and backward of our kernels, and of the forms in torch that are
-fastest at this size without torch.compile, in turns. The ratio of their medians must not fall below a floor. The floors
-are four fifths of the smallest ratio in 13 runs on two cores, six of them beside two other busy processes. The whole
-table: ``python -m benchmarks.compare NEW.json``, then ``python -m benchmarks.gate OLD.json NEW.json``.
+Two small cells in ten seconds: forward and backward of our kernels, and of the forms in torch that are fastest at this
+size without torch.compile, in turns. The ratio of their medians must not fall below a floor, two thirds of the smallest
+in 13 runs on two cores, six of them beside two other busy processes. For the whole table:
+``python -m benchmarks.compare NEW.json``, then ``python -m benchmarks.gate OLD.json NEW.json``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .case import Case
 from .providers import backends, baseline, fused
 from .roofline import Cell
 
-FLOORS = {Cell(2, 512, 1, 4): 0.9, Cell(2, 512, 8, 4): 2.3}
+FLOORS = {Cell(2, 512, 1, 4): 0.75, Cell(2, 512, 8, 4): 1.9}
 FORMS = ("bmm by hand", "bmm and dot", "bmm and sum")
 ROUNDS = 9
 
