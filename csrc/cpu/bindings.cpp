@@ -7,7 +7,6 @@
 #include <string>
 
 #include "../python_types.h"
-#include "pages.h"
 #include "project.h"
 #include "targets.h"
 #include "threads.h"
@@ -105,9 +104,6 @@ PYBIND11_MODULE(_cpu, module) {
     module.def(
         "use_openmp", [](Address parallel) { cpu::use_openmp(reinterpret_cast<cpu::GompParallel>(parallel)); },
         py::arg("gomp_parallel"));
-    module.def(
-        "prefer_huge_pages", [](Address data, size_t bytes) { cpu::prefer_huge_pages(pointer<void>(data), bytes); },
-        py::arg("data"), py::arg("bytes"));
     module.def("build_info", &build_info);
     module.attr("interface") = kInterface;
 }

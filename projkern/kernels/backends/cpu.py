@@ -27,9 +27,6 @@ _NOT_BUILT = (
 )
 SERVES = "float32 and bfloat16 weights and outputs on the CPU"
 
-HUGE_PAGE_BYTES = 32 << 20
-"""Results from this size up are fresh mappings at every call, each page of which faults once."""
-
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -103,18 +100,10 @@ def _prepare(plan: Plan, weights: list[Tensor]) -> Any:
     return _cpu_plan(plan, extension.shapes_of(weights))
 
 
-def _prepare_memory(tensor: Tensor) -> None:
-    """Prepare a large result, most likely on memory that is not mapped yet, for its first write."""
-    size = tensor.numel() * tensor.element_size()
-    if size >= HUGE_PAGE_BYTES:
-        _library().prefer_huge_pages(tensor.data_ptr(), size)
-
-
 def project_forward(plan: Plan, call: Forward) -> None:
     weights, p, q, flat = call
     cpu_plan = _prepare(plan, weights)
     batch = p.shape[0]
-    _prepare_memory(flat)
     cpu_plan.project_forward(
         [w.data_ptr() for w in weights],
         extension.dtype_name(weights),
@@ -130,9 +119,6 @@ def project_forward(plan: Plan, call: Forward) -> None:
 def project_backward(plan: Plan, call: Backward) -> None:
     weights, p, q, grads, d_weights, dp, dq = call
     cpu_plan = _prepare(plan, weights)
-    for d_weight in d_weights:
-        if d_weight is not None:
-            _prepare_memory(d_weight)
     cpu_plan.project_backward(
         [w.data_ptr() for w in weights],
         extension.dtype_name(weights),
