@@ -27,7 +27,7 @@ from projkern.training.run import run
 from projkern.utils import command
 
 STEPS, AT = 6, 3
-FAULTS = ("nan", "full disk", "killed", "bug", "settings")
+FAULTS = ("nan", "full-disk", "killed", "bug", "settings")
 
 
 def go_wrong(fault: str, rank: int, loss: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def go_wrong(fault: str, rank: int, loss: Tensor) -> Tensor:
         raise TypeError("this is no that")
     if fault == "killed" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    if fault == "full disk" and rank == 0:
+    if fault == "full-disk" and rank == 0:
 
         def refuse(*arguments: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -69,3 +69,10 @@ def script(name: str, *words: object, timeout: int) -> tuple[int, str]:
         timeout=timeout,
     )
     return finished.returncode, finished.stdout
+
+
+def filled(name: str, folder: Path, timeout: int) -> Path:
+    """A folder that a script fills, which must succeed."""
+    status, output = script(name, folder, timeout=timeout)
+    assert status == 0, output
+    return folder

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import rank_cases
 import torch
-from ranks import script
+from ranks import filled
 
 from projkern.training import distributed
 from projkern.training.distributed import Ranks
@@ -17,10 +17,7 @@ from projkern.utils.errors import InputError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("cases")
-    status, output = script("rank_cases.py", out, timeout=400)
-    assert status == 0, output
-    return out
+    return filled("rank_cases.py", tmp_path_factory.mktemp("cases"), timeout=400)
 
 
 def stored_by(folder: Path, case: str, size: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import task_texts
-from ranks import ROOT, script, torchrun
+from ranks import ROOT, filled, script, torchrun
 
 import projkern.train
 from projkern.training.folder import read_config
@@ -58,7 +58,7 @@ def test_a_stopped_run_goes_on_with_any_number_of_ranks(whole_run, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode != 0 and re.search(r"stopped at step \d+ of 60 of P_1/4", output), output
+    assert process.returncode != 0 and re.search(rf"stopped at step \d+ of {STEPS} of P_1/4", output), output
     assert output.count("To go on: ") == 1
     for ranks in (1, 4):
         resumed = tmp_path / f"by-{ranks}"
@@ -71,10 +71,7 @@ def test_a_stopped_run_goes_on_with_any_number_of_ranks(whole_run, tmp_path):
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that ``rank_faults.py`` fills."""
-    out = tmp_path_factory.mktemp("faults")
-    status, output = script("rank_faults.py", out, timeout=120)
-    assert status == 0, output
-    return out
+    return filled("rank_faults.py", tmp_path_factory.mktemp("faults"), timeout=120)
 
 
 def outcome(faults: Path, fault: str) -> tuple[list[int], str]:
@@ -86,7 +83,7 @@ def outcome(faults: Path, fault: str) -> tuple[list[int], str]:
     ("fault", "codes", "message"),
     [
         ("nan", [1, 1], r"not finite at step 4, on rank 1; the last good checkpoint is \S*step-00000003"),
-        ("full disk", [1, 1], r"rank 0 of 2: could not write .*step-00000004.*No space left"),
+        ("full-disk", [1, 1], r"rank 0 of 2: could not write \S*step-00000004.*No space left"),
         ("killed", [1, -9], "rank 0 of 2: the connection to another rank is lost"),
         ("bug", [1, 1], None),
     ],
