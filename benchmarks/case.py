@@ -37,9 +37,8 @@ class Case:
         self.weights = [make(layers, *shape, dtype=weight_dtype).requires_grad_() for shape in shapes]
         self.p = make(cell.batch, layers * sum(n for n, _ in shapes)).requires_grad_()
         self.q = make(cell.batch, layers * sum(m for _, m in shapes)).requires_grad_()
-        self.grads = [
-            make(cell.batch, n // g, m // g, dtype=self.output_dtype) for n, m in shapes for _ in range(layers)
-        ]
+        self._stacked_grads = [make(layers, cell.batch, n // g, m // g, dtype=self.output_dtype) for n, m in shapes]
+        self.grads = [grad for stack in self._stacked_grads for grad in stack.unbind(0)]
 
     @cached_property
     def matrices(self) -> list[Matrix]:
@@ -49,15 +48,17 @@ class Case:
     @cached_property
     def stacks(self) -> list[Matrix]:
         """W, p, q and the gradient of all layers of an operator, each with a first axis of layers; leaves."""
-        layers, stacks, p, q, grads = self.cell.layers, [], self.p.detach(), self.q.detach(), iter(self.grads)
-        for W in self.weights:
-            N, M = W.shape[1:]
-            (own_p, p), (own_q, q) = ((x[:, : layers * size], x[:, layers * size :]) for x, size in ((p, N), (q, M)))
-            factors = [
-                x.unflatten(1, (layers, -1)).transpose(0, 1).contiguous().requires_grad_() for x in (own_p, own_q)
-            ]
-            stacks.append((W.detach().requires_grad_(), *factors, torch.stack([next(grads) for _ in range(layers)])))
-        return stacks
+        layers, shapes = self.cell.layers, self.cell.shapes()
+        p_parts = self.p.detach().split([layers * n for n, _ in shapes], 1)
+        q_parts = self.q.detach().split([layers * m for _, m in shapes], 1)
+        return [
+            (
+                W.detach().requires_grad_(),
+                *(x.unflatten(1, (layers, -1)).transpose(0, 1).contiguous().requires_grad_() for x in factors),
+                grads,
+            )
+            for W, grads, *factors in zip(self.weights, self._stacked_grads, p_parts, q_parts)
+        ]
 
     @cached_property
     def single(self) -> list[Matrix]:

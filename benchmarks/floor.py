@@ -1,6 +1,6 @@
 """Are the kernels still as much faster than torch? ``python -m benchmarks.floor``: exits with 1 if not.
 
-Two small cells in ten seconds: forward and backward of our kernels, and of the forms in torch that are fastest at this
+Two small cells in ten seconds: forward and backward of our kernels, and of three forms in torch that are fast at this
 size without torch.compile, in turns. The ratio of their medians must not fall below a floor, two thirds of the smallest
 in 13 runs on two cores, six of them beside two other busy processes. For the whole table:
 ``python -m benchmarks.compare NEW.json``, then ``python -m benchmarks.gate OLD.json NEW.json``.
@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
+from functools import partial
 
 from .case import Case
+from .machine import Machine
 from .providers import backends, baseline, fused
 from .roofline import Cell
 
@@ -24,14 +25,12 @@ ROUNDS = 9
 
 def ratio(cell: Cell) -> float:
     """Median seconds of the fastest form in torch over those of the kernels."""
-    case = Case(cell)
+    case, machine = Case(cell), Machine()
     providers = [fused(backends("cpu")[0]), *(baseline(form, stacked=True) for form in FORMS)]
     seconds: dict[str, list[float]] = {provider.name: [] for provider in providers}
     for k in range(ROUNDS + 1):  # the first warms up
         for provider in providers:
-            start = time.perf_counter()
-            provider.both(case)
-            seconds[provider.name] += [time.perf_counter() - start] * (k > 0)
+            seconds[provider.name] += [machine.wall(partial(provider.both, case))] * (k > 0)
     ours, *others = map(statistics.median, seconds.values())
     return min(others) / ours
 
@@ -46,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         found = ratio(cell)
         is_below |= found < floor
         verdict = "BELOW" if found < floor else "not below"
-        print(f"B = {cell.batch}, g = {cell.group}: {found:.2f} times the best in torch, {verdict} {floor:.2f}")
+        print(f"B = {cell.batch}, g = {cell.group}: {found:.2f} times the best of these forms, {verdict} {floor:.2f}")
     return int(is_below)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .roofline import PARTS, Cell
-from .tables import Stored, best_baseline, modern, row
+from .tables import Stored, best_baseline, row
 
 FLOOR = 0.03
 """A change up to this is never called worse, however well the samples of each run agree: hours differ too."""
@@ -95,9 +95,9 @@ def compare(old: Stored, new: Stored) -> tuple[list[Change], list[str]]:
         raise ValueError(f"these are different machines: {card(old['machine'])} and {card(new['machine'])}")
     if old.get("protocol", 1) != new.get("protocol", 1):
         raise ValueError("these results were measured by different protocols; measure the old revision again")
-    new_cells = {Cell.from_json(cell): modern(cell) for cell in new["cells"] if "skipped" not in cell}
+    new_cells = {Cell.from_json(cell): cell for cell in new["cells"] if "skipped" not in cell}
     changes, missing = [], []
-    for old_cell in map(modern, old["cells"]):
+    for old_cell in old["cells"]:
         key = Cell.from_json(old_cell)
         for provider in old_cell.get("fused", ()):
             new_cell = new_cells.get(key)

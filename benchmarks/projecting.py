@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from .machine import Machine, machine_of
 from .providers import BASELINES
 
 ORIGIN: dict[str, Any] = {"run": "none", "scale": "", "step": 0, "digest": ""}
-GROUPED = ("bmm and dot", "bmm and sum", "bmm by hand")
+GROUPED = ("bmm and dot", "bmm and sum", "bmm by hand", "bmm, strided")
 CELLS = (("quick", Fraction(1, 4)), ("paper", Fraction(1, 4)), ("paper", Fraction(1, 8)))
 
 
@@ -57,6 +58,15 @@ def make_operator(preset: str, scale: Fraction) -> pk.ProjectionOperator:
     for parameter in operator.generator.parameters():  # a fresh operator ignores t
         torch.nn.init.normal_(parameter, std=0.3)
     return operator.eval()
+
+
+def factors_of(operator: pk.ProjectionOperator, t: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Of each linear operator its name, p (U, L N) and q (U, L M), for t (U, task_dim)."""
+    layers, shapes = operator.config.n_layer, operator.source.config.linear_shapes()
+    p, q = operator.generator.factors(t)
+    p_parts = p.split([layers * shapes[name][0] for name in LINEARS], 1)
+    q_parts = q.split([layers * shapes[name][1] for name in LINEARS], 1)
+    yield from zip(LINEARS, p_parts, q_parts)
 
 
 class Dense:
@@ -74,14 +84,10 @@ class Dense:
     def __call__(self, t: Tensor) -> dict[str, Tensor]:
         """t (task_dim,) -> the model's tensors under GPT-2's names."""
         operator, g, layers = self.operator, self.group, self.operator.config.n_layer
-        p_all, q_all = operator.generator.factors(t[None])
-        shapes = operator.source.config.linear_shapes()
-        p_parts = p_all[0].split([layers * shapes[name][0] for name in LINEARS])
-        q_parts = q_all[0].split([layers * shapes[name][1] for name in LINEARS])
         weights: list[Tensor] = []
         biases: list[Tensor] = []
-        for name, p, q in zip(LINEARS, p_parts, q_parts):
-            rows, cols = shapes[name]
+        for name, (p,), (q,) in factors_of(operator, t[None]):
+            rows, cols = operator.source.config.linear_shapes()[name]
             P, Q, W = self.p[name], self.q[name], operator.source.weights[name]
             P.unflatten(2, (-1, g)).diagonal(dim1=1, dim2=2).copy_(p.view(layers, -1, g).mT)
             Q.unflatten(1, (-1, g)).diagonal(dim1=1, dim2=3).copy_(q.view(layers, -1, g).mT)
@@ -99,13 +105,9 @@ class Dense:
 def grouped(form: str, operator: pk.ProjectionOperator, t: Tensor) -> list[dict[str, Tensor]]:
     """t (U, task_dim) -> the tensors of U models, by a form in torch."""
     source, g, layers = operator.source, operator.group, operator.config.n_layer
-    shapes = source.config.linear_shapes()
-    p_all, q_all = operator.generator.factors(t)
-    p_parts = p_all.split([layers * shapes[name][0] for name in LINEARS], 1)
-    q_parts = q_all.split([layers * shapes[name][1] for name in LINEARS], 1)
     weights: list[Tensor] = []
     biases: list[Tensor] = []
-    for name, *factors in zip(LINEARS, p_parts, q_parts):
+    for name, *factors in factors_of(operator, t):
         p, q = (factor.unflatten(1, (layers, -1)).transpose(0, 1).contiguous() for factor in factors)
         weights += BASELINES[form](source.weights[name], p, q, g).unbind(0)
         biases += (p * source.biases[name][:, None]).unflatten(2, (-1, g)).sum(3).unbind(0)

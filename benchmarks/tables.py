@@ -12,16 +12,6 @@ from .roofline import PARTS, Cell
 Stored = dict[str, Any]
 
 
-def modern(cell: Stored) -> Stored:
-    """A stored cell, whatever the version that measured it."""
-    if "fused" in cell or "skipped" in cell:
-        return cell
-    seconds = cell["seconds"]  # of a CPU: baselines forward and backward only, and one backend of ours
-    fused = {"forward": seconds["forward"], "backward": seconds["backward"], "both": seconds["fused"]}
-    others = {name: {"both": values} for name, values in seconds.items() if name not in (*PARTS, "fused")}
-    return cell | {"seconds": {"cpu": fused, **others}, "fused": ["cpu"], "failed": {}, "red": [], "peak_bytes": {}}
-
-
 def limits(cell: Stored) -> tuple[float, float]:
     """Bytes copied a second, float32 operations a second."""
     return statistics.median(cell["copy_bytes_per_second"]), statistics.median(cell["gemm_flops_per_second"])
@@ -74,9 +64,8 @@ def _best_backward(cell: Stored) -> tuple[str, float] | None:
 
 def sections(result: Stored) -> list[tuple[str, Cell, list[Stored]]]:
     """The cells of a result sorted into tables: (backend, what the table's cells share, its cells)."""
-    cells = [modern(cell) for cell in result["cells"]]
     by_table: dict[tuple[str, Cell], list[Stored]] = {}
-    for cell in cells:
+    for cell in result["cells"]:
         key = Cell.from_json(cell)
         shared = Cell(key.layers, key.width, 0, 0, key.weights, key.outputs)
         for name in cell.get("fused", ()):

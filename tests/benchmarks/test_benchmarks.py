@@ -55,6 +55,11 @@ def fresh(result):
 # What is measured, and how
 
 
+def only_left_out(failed):
+    """Nothing failed: the forms that were not measured are far from the best, or stacks of such."""
+    return all("times the best" in why or why.endswith(" was not") for why in failed.values())
+
+
 def test_a_run_stores_what_it_promises(result):
     stored = result[1]
     assert stored["protocol"] == compare.PROTOCOL and stored["machine"]["torch"] == torch.__version__
@@ -64,7 +69,7 @@ def test_a_run_stores_what_it_promises(result):
     ]
     for cell in stored["cells"]:
         assert cell["fused"] == ["cpu"] and cell["red"] == []
-        assert all("times the best" in why or "was not" in why for why in cell["failed"].values())
+        assert only_left_out(cell["failed"])
         assert set(cell["seconds"]) | set(cell["failed"]) == {"cpu", *PLAIN}
         assert {part: len(samples) for part, samples in cell["seconds"]["cpu"].items()} == {
             "forward": 6,
@@ -209,7 +214,7 @@ def test_a_cards_orders(tmp_path):
     card = PretendedCard()
     cell = Cell(1, 64, 2, 2, "float32", "bfloat16")
     found = measure.measure(cell, card, measure.Settings(2, compiled=False), ["cpu"])
-    assert found["red"] == [] and not any("WRONG" in why for why in found["failed"].values())
+    assert found["red"] == [] and only_left_out(found["failed"])
     assert found["input_sets"] == 1 and found["fused"] == ["cpu", "cpu, graph"]
     assert all(graph.released for graph in card.graphs) and len(card.graphs) == 2
     assert len(found["seconds"]["cpu"]["both"]) == 2 * 3 * 2
@@ -223,7 +228,7 @@ def test_a_cards_orders(tmp_path):
     assert set(found["peak_bytes"]) == {"cpu", *measured}
     assert tables.row(found, "cpu")["extra_memory"] == 60_000 / (2 * 24_576 + 4 * 49_152 + 4 * 2048) - 1
     small = measure.measure(Cell(1, 32, 2, 2, "bfloat16", "bfloat16"), card, measure.Settings(1, False), ["cpu"])
-    assert small["input_sets"] == 5 and small["red"] == []
+    assert small["input_sets"] == 5 and small["red"] == [] and only_left_out(small["failed"])
 
     wide = cell.to_json() | {"width": 4096, "skipped": "needs 500 GB, of which 140 GB are free"}
     result = {"protocol": 2, "machine": card.describe(), "cells": [found, small, wide]}
