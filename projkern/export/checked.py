@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,15 +113,12 @@ class CheckedWriter:
         first = TaskWeights([w[:1] for w in generated.weights], [b[:1] for b in generated.biases])
         probe = self._probe if self._small is None else self._probe[:, :FEW_TOKENS]
         of_first = self.operator.run(probe.to(device), first)[0].cpu()
-        for row, logits in zip(t, expected):
-            if not logits.isfinite().all():
-                raise WrongModel(f"t must give a model of finite logits; it was {row.tolist()}")
-        states = list(state_dicts(self.operator, generated))
-        pool = ThreadPoolExecutor(1)  # the next models are written while one is checked
         try:
-            written = [pool.submit(self._write, *model) for model in zip(partials, states, t)]
-            for partial, state, logits, write in zip(partials, states, expected, written):
-                write.result()
+            for row, partial, state, logits in zip(t, partials, state_dicts(self.operator, generated), expected):
+                if not logits.isfinite().all():
+                    raise WrongModel(f"t must give a model of finite logits; it was {row.tolist()}")
+                partial.mkdir()
+                self._writer.write(partial, state, self.provenance(row))
                 _check_tensors(partial, state)
                 if partial == partials[0]:
                     self._check_logits(partial, of_first)
@@ -134,13 +130,8 @@ class CheckedWriter:
                 partial.rename(folder)
             sync(folders[0].parent)
         finally:
-            pool.shutdown(cancel_futures=True)
             for partial in partials:
                 shutil.rmtree(partial, ignore_errors=True)
-
-    def _write(self, folder: Path, state: dict[str, Tensor], t: Tensor) -> None:
-        folder.mkdir()
-        self._writer.write(folder, state, self.provenance(t))
 
     def _check_logits(self, folder: Path, expected: Tensor) -> None:
         from transformers import GPT2LMHeadModel
