@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # first imported later, its default arguments would hold the group for ever
 from torch import Tensor, nn
 
 from ..utils.command import Interrupted

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +71,23 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
     with distributed.processes("cpu") as ranks:
         assert ranks == Ranks() and ranks.is_main and not ranks.is_restart
         ranks.finish()
+
+
+def test_no_thread_of_the_connection_outlives_it(monkeypatch):
+    """One that still runs may abort a process that ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    program = """
+from pathlib import Path
+from projkern.training import distributed
+with distributed.processes("cpu") as ranks:
+    import torch.distributed.fsdp  # its functions have the group of then as default arguments
+    ranks.finish()
+print(*((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()))
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert finished.returncode == 0, finished.stderr
+    assert "gloo" not in finished.stdout
