@@ -15,6 +15,17 @@ struct Planes {
     int64_t vector_stride, plane_stride;
 };
 
+// How many elements further on that lies which is read soon, and which is read later.
+struct Ahead {
+    int64_t soon = 0, later = 0;
+
+    template <class T>
+    void ask(const T* x) const {
+        prefetch(x + soon);
+        prefetch_far(x + later);
+    }
+};
+
 namespace detail {
 
 // Turns `Group` vectors of consecutive elements into `Group` planes, out[step * c].
@@ -49,13 +60,13 @@ inline void merge(const Vec* planes, int step, Vec* out) {
 }
 
 template <int Group, class T>
-void split_row(const T* row, int64_t count, Planes at, float* out, int64_t ahead) {
+void split_row(const T* row, int64_t count, Planes at, float* out, const Ahead& ahead) {
     Vec x[Group], planes[Group];
     for (int64_t m = 0; m < count; m += kLanes) {
         const int64_t left = (count - m) * Group;
         if (left >= Group * kLanes) {
             for (int i = 0; i < Group; ++i) {
-                prefetch(row + i * kLanes + ahead);
+                if (starts_line<T>(i)) ahead.ask(row + i * kLanes);
                 x[i] = load(row + i * kLanes);
             }
         } else {
@@ -117,9 +128,9 @@ void merge_row_any(const float* in, int64_t group, Planes at, int64_t count, con
 
 }  // namespace detail
 
-// `row` holds count * group elements; those `ahead` elements further on are asked for meanwhile.
+// `row` holds count * group elements; those that lie ahead are asked for meanwhile.
 template <class T>
-void split_row(const T* row, int64_t count, int64_t group, Planes at, float* out, int64_t ahead = 0) {
+void split_row(const T* row, int64_t count, int64_t group, Planes at, float* out, const Ahead& ahead = {}) {
     switch (group) {
         case 1: return detail::split_row<1>(row, count, at, out, ahead);
         case 2: return detail::split_row<2>(row, count, at, out, ahead);

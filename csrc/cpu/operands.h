@@ -81,31 +81,35 @@ struct Tile {
     int64_t i, v, vectors;
 };
 
-// Calls visit(tile, next) for the tiles of a chunk of row groups, panel by panel. The processor does not
-// see where a tile's rows go on, so each visit asks for its successor's source; the last has itself.
+// Calls visit(tile, next, after) for the tiles of a chunk of row groups, panel by panel, with the two that follow each:
+// the processor does not see where a tile's rows go on. The last have themselves instead.
 template <class Visit>
 void each_tile(const Shape& shape, int64_t row_groups, const Visit& visit) {
-    Tile now{-1, 0, 0};
+    Tile now{-1, 0, 0}, next{-1, 0, 0};
     for (int64_t panel = 0; panel < shape.vectors; panel += shape.panel) {
         const int64_t end = std::min(panel + shape.panel, shape.vectors);
         for (int64_t i = 0; i < row_groups; ++i)
             for (int64_t v = panel; v < end; v += shape.tile) {
-                const Tile next{i, v, std::min(shape.tile, end - v)};
-                if (now.i >= 0) visit(now, next);
-                now = next;
+                const Tile after{i, v, std::min(shape.tile, end - v)};
+                if (now.i >= 0) visit(now, next, after);
+                now = next, next = after;
             }
     }
-    if (now.i >= 0) visit(now, now);
+    if (now.i >= 0) visit(now, next, next);
+    if (next.i >= 0) visit(next, next, next);
 }
 
-// `rows` points at the first row of the chunk.
+// `rows` points at the first row of the chunk. Asks for what comes half a tile later, and two tiles later.
 template <class T>
-void load_tile(const T* rows, int64_t cols, const Shape& shape, const Tile& tile, const Tile& next, float* planes) {
+void load_tile(const T* rows, int64_t cols, const Shape& shape, const Tile& tile, const Tile& next, const Tile& after,
+               float* planes) {
     const auto start = [&](const Tile& x) { return x.i * shape.row_group * cols + x.v * kLanes * shape.col_group; };
-    const int64_t ahead = start(next) - start(tile), columns = shape.columns(tile.v, tile.vectors);
-    for (int64_t a = 0; a < shape.row_group; ++a)
-        split_row(rows + start(tile) + a * cols, columns, shape.col_group, shape.w_planes(), planes + a * kLanes,
-                  ahead);
+    const int64_t here = start(tile), columns = shape.columns(tile.v, tile.vectors), half = (shape.row_group + 1) / 2;
+    const int64_t wrap = start(next) - here - shape.row_group * cols;
+    for (int64_t a = 0; a < shape.row_group; ++a) {
+        const Ahead ahead{half * cols + (a + half < shape.row_group ? 0 : wrap), start(after) - here};
+        split_row(rows + here + a * cols, columns, shape.col_group, shape.w_planes(), planes + a * kLanes, ahead);
+    }
 }
 
 }  // namespace projkern::cpu::PROJKERN_TARGET

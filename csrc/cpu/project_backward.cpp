@@ -3,15 +3,15 @@
 // dp[b, n, a] = sum_i U[b, n, i] W[n, a, i]
 // dq[b, i]    = sum_n G[b, n, i / col_group] T[b, n, i]
 //
-// Two passes over each tile of one n, with i = m * col_group + c and lanes m. The first keeps the rows
-// of W and dW in registers while b passes, so that each broadcast of p feeds T and dW; the second is a
-// small product of U and W. The source is read once, and neither T nor U is ever stored: to multiply G
-// and q again costs less than a store and the room in the first-level cache.
+// For many tasks a tile of one n is turned into planes and passed twice (passes.h); for one it is not (one_task.h). The
+// source is read once.
 #include <cstring>
 #include <type_traits>
 
 #include "list.h"
+#include "one_task.h"
 #include "operands.h"
+#include "passes.h"
 #include "project.h"
 #include "scratch.h"
 #include "threads.h"
@@ -19,7 +19,7 @@
 namespace projkern::cpu::PROJKERN_TARGET {
 namespace {
 
-// Batches in a block: G of a tile stays in the first-level cache between the passes.
+// Tasks in a block: G of a tile stays in the first-level cache between the passes.
 constexpr int64_t kBatchBlock = 32;
 
 // Up to this many, G is read where it lies. The examples' rows of G are a power of two apart more often
@@ -30,138 +30,6 @@ constexpr int64_t kBatchInPlace = 8;
 // worth more than q and dq, which then come from the second level.
 constexpr int64_t kPanelBytes = 64 << 10;
 
-// One block of batches [b, b + batches) of one tile.
-struct Block {
-    const float* w;  // [vector][c][a][lane]
-    const float* q;  // [vector][c][b][lane], from the block's first b
-    const float* p;  // [b][a]
-    const float* g;
-    int64_t g_batch, g_vector;  // floats from one b to the next, and from one vector to the next
-    float* dw;
-    float* dp;
-    float* dq;
-    int64_t batches, vectors;
-    bool first;  // no block has written to dw yet
-};
-
-// Rows a .. a + Rows and planes c .. c + Planes of vector v, all b of the block.
-template <int Rows, int Planes, bool WantDW, bool WantDQ>
-inline void first_pass(const Block& k, const Shape& shape, int64_t v, int64_t c, int64_t a) {
-    const int64_t row_group = shape.row_group, vc = v * shape.col_group + c;
-    const int64_t w_plane = row_group * kLanes, q_plane = shape.batch * kLanes;
-    const float* w = k.w + vc * w_plane + a * kLanes;
-    const float* q = k.q + vc * q_plane;
-    const float* g = k.g + v * k.g_vector;
-    const float* p = k.p + a;
-    float* dw = k.dw + vc * w_plane + a * kLanes;
-    float* dq = k.dq + vc * q_plane;
-
-    Vec x[Planes][Rows], dx[Planes][Rows];
-    for (int j = 0; j < Planes; ++j)
-        for (int i = 0; i < Rows; ++i) {
-            if (WantDQ) x[j][i] = load(w + j * w_plane + i * kLanes);
-            if (WantDW) dx[j][i] = k.first ? Vec{} : load(dw + j * w_plane + i * kLanes);
-        }
-    for (int64_t b = 0; b < k.batches; ++b) {
-        const Vec grad = load(g);
-        Vec ub[Planes], t[Planes] = {};
-        for (int j = 0; j < Planes; ++j) ub[j] = grad * load(q + j * q_plane);
-        for (int i = 0; i < Rows; ++i) {
-            const float scale = p[i];
-            for (int j = 0; j < Planes; ++j) {
-                if (WantDW) dx[j][i] += scale * ub[j];
-                if (WantDQ) t[j] += scale * x[j][i];
-            }
-        }
-        if (WantDQ)
-            for (int j = 0; j < Planes; ++j) store(dq + j * q_plane, load(dq + j * q_plane) + grad * t[j]);
-        g += k.g_batch, q += kLanes, dq += kLanes, p += row_group;
-    }
-    if (WantDW)
-        for (int j = 0; j < Planes; ++j)
-            for (int i = 0; i < Rows; ++i) store(dw + j * w_plane + i * kLanes, dx[j][i]);
-}
-
-// W and dW of this many rows fill the registers; of fewer, two planes share the broadcasts of p.
-constexpr int kMostRows = kRegisters / 4;
-
-template <int Rows, bool WantDW, bool WantDQ>
-inline void first_pass(const Block& k, const Shape& shape, int64_t v, int64_t a) {
-    int64_t c = 0;
-    if constexpr (2 * Rows <= kMostRows)
-        for (; c + 2 <= shape.col_group; c += 2) first_pass<Rows, 2, WantDW, WantDQ>(k, shape, v, c, a);
-    for (; c < shape.col_group; ++c) first_pass<Rows, 1, WantDW, WantDQ>(k, shape, v, c, a);
-}
-
-template <bool WantDW, bool WantDQ>
-void first_pass(const Block& k, const Shape& shape) {
-    const int64_t group = shape.row_group;
-    for (int64_t v = 0; v < k.vectors; ++v) {
-        int64_t a = 0;
-        for (; a + kMostRows <= group; a += kMostRows) first_pass<kMostRows, WantDW, WantDQ>(k, shape, v, a);
-        if (group - a >= 4) first_pass<4, WantDW, WantDQ>(k, shape, v, a), a += 4;
-        if (group - a >= 2) first_pass<2, WantDW, WantDQ>(k, shape, v, a), a += 2;
-        if (group - a >= 1) first_pass<1, WantDW, WantDQ>(k, shape, v, a);
-    }
-}
-
-// Sums that are kept in registers.
-constexpr int kSums = kRegisters / 2;
-
-// dp of Batches b and Rows a, over all i of the tile.
-template <int Batches, int Rows>
-void second_pass(const Block& k, const Shape& shape, int64_t b, int64_t a) {
-    static_assert(Batches * Rows <= kSums);
-    const int64_t row_group = shape.row_group;
-    const float* g = k.g + b * k.g_batch;
-    const float* q = k.q + b * kLanes;
-    const float* w = k.w + a * kLanes;
-    Vec sum[Batches][Rows] = {};
-    for (int64_t v = 0; v < k.vectors; ++v) {
-        Vec grad[Batches];
-        for (int i = 0; i < Batches; ++i) grad[i] = load(g + i * k.g_batch);
-        for (int64_t c = 0; c < shape.col_group; ++c) {
-            Vec x[Rows];
-            for (int j = 0; j < Rows; ++j) x[j] = load(w + j * kLanes);
-            for (int i = 0; i < Batches; ++i) {
-                const Vec ub = grad[i] * load(q + i * kLanes);
-                for (int j = 0; j < Rows; ++j) sum[i][j] += ub * x[j];
-            }
-            q += shape.batch * kLanes, w += row_group * kLanes;
-        }
-        g += k.g_vector;
-    }
-    Vec flat[kSums + kLanes - 1] = {};
-    for (int j = 0; j < Batches * Rows; ++j) flat[j] = sum[j / Rows][j % Rows];
-    for (int first = 0; first < Batches * Rows; first += kLanes) {
-        float total[kLanes];
-        store(total, sum_each(flat + first));
-        for (int j = first; j < std::min(first + kLanes, Batches * Rows); ++j)
-            k.dp[(b + j / Rows) * row_group + a + j % Rows] += total[j - first];
-    }
-}
-
-template <int Rows>
-void second_pass(const Block& k, const Shape& shape, int64_t a) {
-    int64_t b = 0;
-    if constexpr (8 * Rows <= kSums)
-        for (; b + 8 <= k.batches; b += 8) second_pass<8, Rows>(k, shape, b, a);
-    if constexpr (4 * Rows <= kSums)
-        for (; b + 4 <= k.batches; b += 4) second_pass<4, Rows>(k, shape, b, a);
-    if constexpr (2 * Rows <= kSums)
-        for (; b + 2 <= k.batches; b += 2) second_pass<2, Rows>(k, shape, b, a);
-    for (; b < k.batches; ++b) second_pass<1, Rows>(k, shape, b, a);
-}
-
-void second_pass(const Block& k, const Shape& shape) {
-    const int64_t group = shape.row_group;
-    int64_t a = 0;
-    for (; a + kMostRows <= group; a += kMostRows) second_pass<kMostRows>(k, shape, a);
-    if (group - a >= 4) second_pass<4>(k, shape, a), a += 4;
-    if (group - a >= 2) second_pass<2>(k, shape, a), a += 2;
-    if (group - a >= 1) second_pass<1>(k, shape, a);
-}
-
 template <class G>
 void load_grad(const G* grad, int64_t batch_stride, int64_t batches, int64_t vectors, int64_t columns, float* g) {
     for (int64_t b = 0; b < batches; ++b)
@@ -170,21 +38,6 @@ void load_grad(const G* grad, int64_t batch_stride, int64_t batches, int64_t vec
             const int64_t left = columns - v * kLanes;
             store(g + (v * batches + b) * kLanes, left >= kLanes ? load(from) : load_part(from, left));
         }
-}
-
-struct Wanted {
-    bool dw, dp, dq;
-};
-
-void project_block(const Block& k, const Shape& shape, const Wanted& wanted) {
-    if (wanted.dw && wanted.dq) {
-        first_pass<true, true>(k, shape);
-    } else if (wanted.dw) {
-        first_pass<true, false>(k, shape);
-    } else if (wanted.dq) {
-        first_pass<false, true>(k, shape);
-    }
-    if (wanted.dp) second_pass(k, shape);
 }
 
 struct Workspace {
@@ -237,6 +90,10 @@ class Worker {
         const Workspace space(arena, shapes_, source_);
 
         for (size_t s = 0; s < shapes_.size(); ++s) {
+            if (is_of_one(s)) {
+                std::fill_n(dq[s].at, matrix(s).cols, 0.0f);
+                continue;
+            }
             pack_q(call_.q, plan_.q_width, matrix(s), shapes_[s], space.q[s]);
             if (wanted_.dq) std::fill_n(space.dq[s], shapes_[s].q_floats(), 0.0f);
         }
@@ -244,6 +101,10 @@ class Worker {
         for (int64_t row = unit.first_row; row < end; row += source_.chunk_rows) {
             const int64_t rows = std::min(source_.chunk_rows, end - row);
             for (size_t s = 0; s < shapes_.size(); ++s) {
+                if (is_of_one(s)) {
+                    project_rows_of_one(s, row, rows, dq[s].at, space);
+                    continue;
+                }
                 pack_p(call_.p, plan_.p_width, matrix(s), call_.batch, row, rows, space.p);
                 if (wanted_.dp) std::fill_n(space.dp, rows * call_.batch, 0.0f);
                 project_rows(s, row, rows, space);
@@ -252,22 +113,61 @@ class Worker {
             if (wanted_.dw && source_.shared()) write_rows(space.rows, row, rows);
         }
         if (wanted_.dq)
-            for (size_t s = 0; s < shapes_.size(); ++s) write_dq(space.dq[s], s, dq[s]);
+            for (size_t s = 0; s < shapes_.size(); ++s)
+                if (!is_of_one(s)) write_dq(space.dq[s], s, dq[s]);
         if (streamed_) finish_streams();
     }
 
   private:
     const Matrix& matrix(size_t s) const { return plan_.matrices[source_.matrices[s]]; }
 
+    bool is_of_one(size_t s) const { return wanted_.dp && wanted_.dq && is_for_one_task(matrix(s), call_.batch); }
+
     void project_rows(size_t s, int64_t first_row, int64_t rows, const Workspace& space) {
-        each_tile(shapes_[s], rows / shapes_[s].row_group,
-                  [&](const Tile& tile, const Tile& next) { project_tile(s, first_row, tile, next, space); });
+        each_tile(shapes_[s], rows / shapes_[s].row_group, [&](const Tile& tile, const Tile& next, const Tile& after) {
+            project_tile(s, first_row, tile, next, after, space);
+        });
     }
 
-    void project_tile(size_t s, int64_t first_row, const Tile& tile, const Tile& next, const Workspace& space) {
+    // For one task, whose p, dp and dq lie in memory as they are used.
+    void project_rows_of_one(size_t s, int64_t first_row, int64_t rows, float* dq, const Workspace& space) {
+        switch (matrix(s).row_group) {
+            case 1: return project_rows_of_one<1>(s, first_row, rows, dq, space);
+            case 2: return project_rows_of_one<2>(s, first_row, rows, dq, space);
+            case 4: return project_rows_of_one<4>(s, first_row, rows, dq, space);
+            case 8: return project_rows_of_one<8>(s, first_row, rows, dq, space);
+        }
+    }
+
+    template <int Group>
+    void project_rows_of_one(size_t s, int64_t first_row, int64_t rows, float* dq, const Workspace& space) {
+        float* shared = space.rows;
+        In* own = dw_ + first_row * source_.cols;
+        const auto project = [&](auto sink) { project_rows_of_one<Group>(s, first_row, rows, dq, sink); };
+        if (!wanted_.dw)
+            project(Drop{});
+        else if (source_.shared())
+            s == 0 ? project(Write<float>{shared}) : project(Add{shared});
+        else
+            streamed_ ? project(Stream<In>{own}) : project(Write<In>{own});
+    }
+
+    template <int Group, class Sink>
+    void project_rows_of_one(size_t s, int64_t first_row, int64_t rows, float* dq, const Sink& dw) {
+        const Matrix& x = matrix(s);
+        const float *p = call_.p + x.p_offset + first_row, *q = call_.q + x.q_offset;
+        float* dp = call_.dp + x.p_offset + first_row;
+        const Grad* g = static_cast<const Grad*>(call_.grads[source_.matrices[s]]) + first_row / Group * x.out_cols();
+        const In* w = w_ + first_row * x.cols;
+        for (int64_t row = 0; row < rows; row += Group, g += x.out_cols())
+            project_row_backward<Group>(w + row * x.cols, x.cols, p + row, q, g, dw, row * x.cols, dp + row, dq);
+    }
+
+    void project_tile(size_t s, int64_t first_row, const Tile& tile, const Tile& next, const Tile& after,
+                      const Workspace& space) {
         const Shape& shape = shapes_[s];
         if (wanted_.dp || wanted_.dq)
-            load_tile(w_ + first_row * source_.cols, source_.cols, shape, tile, next, space.w);
+            load_tile(w_ + first_row * source_.cols, source_.cols, shape, tile, next, after, space.w);
 
         const int64_t batch = shape.batch, batch_stride = shape.out_rows * shape.out_cols;
         const int64_t columns = shape.columns(tile.v, tile.vectors);

@@ -5,6 +5,7 @@
 // cache and then written row by row: written as it is computed, a line of each b at a time, it takes up to twice as
 // long.
 #include "list.h"
+#include "one_task.h"
 #include "operands.h"
 #include "project.h"
 #include "scratch.h"
@@ -27,22 +28,20 @@ inline void combine(const float* w, const float* q, const float* p, const Shape&
     w += vector * w_vector;
     q += vector * q_vector + b * kLanes;
     p += b * row_group;
-    Vec sum[Batches][Vectors];
+    // Sums start at zero: of a sum of two products the compiler would choose which one to round before it adds.
+    Vec sum[Batches][Vectors] = {};
     for (int64_t c = 0; c < col_group; ++c) {
-        Vec t[Batches][Vectors];
+        Vec t[Batches][Vectors] = {};
         for (int64_t a = 0; a < row_group; ++a) {
             Vec x[Vectors];
             for (int v = 0; v < Vectors; ++v) x[v] = load(w + v * w_vector + a * kLanes);
             for (int i = 0; i < Batches; ++i) {
                 const float scale = p[i * row_group + a];
-                for (int v = 0; v < Vectors; ++v) t[i][v] = a == 0 ? scale * x[v] : t[i][v] + scale * x[v];
+                for (int v = 0; v < Vectors; ++v) t[i][v] += scale * x[v];
             }
         }
         for (int i = 0; i < Batches; ++i)
-            for (int v = 0; v < Vectors; ++v) {
-                const Vec term = t[i][v] * load(q + v * q_vector + i * kLanes);
-                sum[i][v] = c == 0 ? term : sum[i][v] + term;
-            }
+            for (int v = 0; v < Vectors; ++v) sum[i][v] += t[i][v] * load(q + v * q_vector + i * kLanes);
         w += row_group * kLanes;
         q += shape.batch * kLanes;
     }
@@ -121,14 +120,35 @@ struct Workspace {
 template <class In, class Out>
 void project_rows(const In* w, const Matrix& x, const Shape& shape, Out* out, bool streamed, int64_t rows,
                   const float* q, const Workspace& space) {
-    each_tile(shape, rows / x.row_group, [&](const Tile& tile, const Tile& next) {
-        load_tile(w, x.cols, shape, tile, next, space.w);
+    each_tile(shape, rows / x.row_group, [&](const Tile& tile, const Tile& next, const Tile& after) {
+        load_tile(w, x.cols, shape, tile, next, after, space.w);
         combine_tile(space.w, q + tile.v * shape.q_vector(), space.p + tile.i * shape.batch * x.row_group, shape,
                      space.out, tile.vectors);
         Out* to = out + tile.i * shape.out_cols + tile.v * kLanes;
         for (int64_t b = 0; b < shape.batch; ++b, to += shape.out_rows * shape.out_cols)
             write_row(space.out + b * tile.vectors * kLanes, shape.columns(tile.v, tile.vectors), streamed, to);
     });
+}
+
+// The same for one task, whose p lies in memory as it is used.
+template <int Group, class In, class Out>
+void project_rows_of_one(const In* w, int64_t cols, Out* out, bool streamed, int64_t rows, const float* p,
+                         const float* q) {
+    for (int64_t row = 0; row < rows; row += Group, w += Group * cols, out += cols / Group) {
+        streamed ? project_row<Group>(w, cols, p + row, q, Stream<Out>{out})
+                 : project_row<Group>(w, cols, p + row, q, Write<Out>{out});
+    }
+}
+
+template <class In, class Out>
+void project_rows_of_one(const In* w, const Matrix& x, Out* out, bool streamed, int64_t rows, const float* p,
+                         const float* q) {
+    switch (x.row_group) {
+        case 1: return project_rows_of_one<1>(w, x.cols, out, streamed, rows, p, q);
+        case 2: return project_rows_of_one<2>(w, x.cols, out, streamed, rows, p, q);
+        case 4: return project_rows_of_one<4>(w, x.cols, out, streamed, rows, p, q);
+        case 8: return project_rows_of_one<8>(w, x.cols, out, streamed, rows, p, q);
+    }
 }
 
 template <class In, class Out>
@@ -155,8 +175,13 @@ void project_unit(const Plan& plan, const Partition& partition, const Forward& c
             const Matrix& x = plan.matrices[source.matrices[s]];
             Out* out = static_cast<Out*>(call.outputs[source.matrices[s]]) + row / x.row_group * shapes[s].out_cols;
             const bool streamed = large && can_stream(out, shapes[s].out_cols);
+            const In* from = w + row * x.cols;
+            if (is_for_one_task(x, call.batch)) {
+                project_rows_of_one(from, x, out, streamed, rows, call.p + x.p_offset + row, space.q[s]);
+                continue;
+            }
             pack_p(call.p, plan.p_width, x, call.batch, row, rows, space.p);
-            project_rows(w + row * x.cols, x, shapes[s], out, streamed, rows, space.q[s], space);
+            project_rows(from, x, shapes[s], out, streamed, rows, space.q[s], space);
         }
     }
     if (large) finish_streams();

@@ -64,8 +64,16 @@ inline Vec load(const bfloat16* p) {
     return reinterpret_cast<Vec>(__builtin_convertvector(x, Bits) << 16);
 }
 
-// A hint; the address may lie anywhere.
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
+// Hints, into the first-level cache and into the second; the address may lie anywhere. The first has room for few lines
+// that are on their way from memory: what is asked for twice, early into the second, comes faster than either alone.
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// Whether vector i of a row of T, which starts a line, starts one too.
+template <class T>
+constexpr bool starts_line(int64_t i) {
+    return i * kLanes * int64_t(sizeof(T)) % 64 == 0;
+}
 
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
 
@@ -153,6 +161,11 @@ Vec zip(Vec a, Vec b, std::integer_sequence<int, I...>) {
     return pick<(First + I / 2 + I % 2 * kLanes)...>(a, b);
 }
 
+template <int Group, int Vector, int... I>
+Vec repeat(Vec x, std::integer_sequence<int, I...>) {
+    return pick<((Vector * kLanes + I) / Group)...>(x, x);
+}
+
 using Indices = std::make_integer_sequence<int, kLanes>;
 
 }  // namespace shuffles
@@ -164,6 +177,12 @@ inline Vec odds(Vec a, Vec b) { return shuffles::odds(a, b, shuffles::Indices{})
 // a0 b0 a1 b1 ...: the first half, and the second.
 inline Vec zip_low(Vec a, Vec b) { return shuffles::zip<0>(a, b, shuffles::Indices{}); }
 inline Vec zip_high(Vec a, Vec b) { return shuffles::zip<kLanes / 2>(a, b, shuffles::Indices{}); }
+
+// Vector number `Vector` of a row in which each lane of x comes Group times.
+template <int Group, int Vector>
+Vec repeat(Vec x) {
+    return shuffles::repeat<Group, Vector>(x, shuffles::Indices{});
+}
 
 // Lane i of the result is the sum over the lanes of x[i].
 inline Vec sum_each(const Vec* x) {

@@ -32,7 +32,7 @@ NEEDS = {"avx2": AVX2, "avx512": AVX2 | {f"avx512{part}" for part in ("f", "dq",
 CASES = [  # rows, cols, groups, batch
     *((48, 48 * group, (4, group), 5) for group in (1, 2, 3, 4, 8, 16)),
     *((16 * group, 96, (group, 2), 4) for group in (1, 2, 3, 8)),
-    (16, 8, 2, 1),
+    *((2 * group, 67 * group, group, 1) for group in (1, 2, 4, 8)),
     (24, 4 * 67, 4, 33),
 ]
 LARGE = (2, (2 << 20) + 64, 2, 5)  # W and W_s of more than 16 MB of float32, which are streamed past the caches
