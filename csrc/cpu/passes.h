@@ -72,8 +72,8 @@ inline void first_pass(const Block& k, const Shape& shape, int64_t v, int64_t a)
     for (; c < shape.col_group; ++c) first_pass<Rows, 1, WantDW, WantDQ>(k, shape, v, c, a);
 }
 
-template <bool WantDW, bool WantDQ>
-void first_pass(const Block& k, const Shape& shape) {
+template <bool WantDW, bool WantDQ, class Meanwhile>
+void first_pass(const Block& k, const Shape& shape, const Meanwhile& meanwhile) {
     const int64_t group = shape.row_group;
     for (int64_t v = 0; v < k.vectors; ++v) {
         int64_t a = 0;
@@ -81,6 +81,7 @@ void first_pass(const Block& k, const Shape& shape) {
         if (group - a >= 4) first_pass<4, WantDW, WantDQ>(k, shape, v, a), a += 4;
         if (group - a >= 2) first_pass<2, WantDW, WantDQ>(k, shape, v, a), a += 2;
         if (group - a >= 1) first_pass<1, WantDW, WantDQ>(k, shape, v, a);
+        meanwhile(v);
     }
 }
 
@@ -145,13 +146,15 @@ struct Wanted {
     bool dw, dp, dq;
 };
 
-inline void project_block(const Block& k, const Shape& shape, const Wanted& wanted) {
+// Calls meanwhile(v) after each vector v of a pass for dW or dq.
+template <class Meanwhile>
+void project_block(const Block& k, const Shape& shape, const Wanted& wanted, const Meanwhile& meanwhile) {
     if (wanted.dw && wanted.dq) {
-        first_pass<true, true>(k, shape);
+        first_pass<true, true>(k, shape, meanwhile);
     } else if (wanted.dw) {
-        first_pass<true, false>(k, shape);
+        first_pass<true, false>(k, shape, meanwhile);
     } else if (wanted.dq) {
-        first_pass<false, true>(k, shape);
+        first_pass<false, true>(k, shape, meanwhile);
     }
     if (wanted.dp) second_pass(k, shape);
 }

@@ -22,6 +22,10 @@ namespace {
 // Tasks in a block: G of a tile stays in the first-level cache between the passes.
 constexpr int64_t kBatchBlock = 32;
 
+// G of the next block is copied while one is computed, some tasks after each vector. They are asked for so many vectors
+// before: of all of them at once, which are a power of two apart, the caches would keep a few.
+constexpr int64_t kStepsAhead = 2;
+
 // Up to this many, G is read where it lies. The examples' rows of G are a power of two apart more often
 // than not: more of them would drive each other out of one set of the first-level cache.
 constexpr int64_t kBatchInPlace = 8;
@@ -30,19 +34,32 @@ constexpr int64_t kBatchInPlace = 8;
 // worth more than q and dq, which then come from the second level.
 constexpr int64_t kPanelBytes = 64 << 10;
 
+// G of a tile and a block of tasks: where it lies.
 template <class G>
-void load_grad(const G* grad, int64_t batch_stride, int64_t batches, int64_t vectors, int64_t columns, float* g) {
-    for (int64_t b = 0; b < batches; ++b)
-        for (int64_t v = 0; v < vectors; ++v) {
-            const G* from = grad + b * batch_stride + v * kLanes;
-            const int64_t left = columns - v * kLanes;
-            store(g + (v * batches + b) * kLanes, left >= kLanes ? load(from) : load_part(from, left));
-        }
-}
+struct GradBlock {
+    const G* at;
+    int64_t batch_stride, batches, vectors, columns;
+
+    // Of these tasks, to [vector][b][lane].
+    void copy(int64_t first, int64_t last, float* g) const {
+        for (int64_t b = first; b < last; ++b)
+            for (int64_t v = 0; v < vectors; ++v) {
+                const G* from = at + b * batch_stride + v * kLanes;
+                const int64_t left = columns - v * kLanes;
+                store(g + (v * batches + b) * kLanes, left >= kLanes ? load(from) : load_part(from, left));
+            }
+    }
+
+    void ask(int64_t first, int64_t last) const {
+        for (int64_t b = first; b < last; ++b)
+            for (int64_t m = 0; m < columns; m += 64 / int64_t(sizeof(G))) prefetch_far(at + b * batch_stride + m);
+    }
+};
 
 struct Workspace {
     List<float*> q, dq;  // of each matrix of the source
-    float *p, *dp, *w, *dw, *g;
+    float *p, *dp, *w, *dw;
+    float* g[2];  // of this block and the next
     float* rows;  // dW of a chunk, while several scales add to it
 
     Workspace(Arena& arena, const List<Shape>& shapes, const Source& source) {
@@ -58,7 +75,7 @@ struct Workspace {
         dp = arena.floats(source.chunk_rows * shapes.front().batch);
         w = arena.floats(tile);
         dw = arena.floats(tile);
-        g = arena.floats(grads);
+        for (float*& block : g) block = arena.floats(grads);
         rows = arena.floats(source.shared() ? source.chunk_rows * source.cols : 0);
     }
 };
@@ -169,28 +186,46 @@ class Worker {
         if (wanted_.dp || wanted_.dq)
             load_tile(w_ + first_row * source_.cols, source_.cols, shape, tile, next, after, space.w);
 
-        const int64_t batch = shape.batch, batch_stride = shape.out_rows * shape.out_cols;
-        const int64_t columns = shape.columns(tile.v, tile.vectors);
-        const int64_t n = first_row / shape.row_group + tile.i;
-        const Grad* grads =
-            static_cast<const Grad*>(call_.grads[source_.matrices[s]]) + n * shape.out_cols + tile.v * kLanes;
-        for (int64_t b = 0; b < batch; b += kBatchBlock) {
-            const int64_t batches = std::min(kBatchBlock, batch - b);
-            const float* g = space.g;
-            int64_t g_batch = kLanes, g_vector = batches * kLanes;
-            if (std::is_same_v<Grad, float> && batch <= kBatchInPlace && columns == tile.vectors * kLanes) {
-                g = reinterpret_cast<const float*>(grads);
-                g_batch = batch_stride;
-                g_vector = kLanes;
-            } else {
-                load_grad(grads + b * batch_stride, batch_stride, batches, tile.vectors, columns, space.g);
-            }
+        const int64_t batch = shape.batch, blocks = (batch + kBatchBlock - 1) / kBatchBlock;
+        const Tile* tiles[] = {&tile, &next, &after};
+        const auto grads_of = [&](int64_t block) {
+            return grad_block(s, first_row, *tiles[block / blocks], block % blocks);
+        };
+        for (int64_t i = 0; i < blocks; ++i) {
+            const GradBlock<Grad> grads = grads_of(i);
+            const int64_t b = i * kBatchBlock, batches = grads.batches, vectors = tile.vectors;
             const int64_t q_at = tile.v * shape.q_vector() + b * kLanes, p_at = (tile.i * batch + b) * shape.row_group;
-            project_block(Block{space.w, space.q[s] + q_at, space.p + p_at, g, g_batch, g_vector, space.dw,
-                                space.dp + p_at, space.dq[s] + q_at, batches, tile.vectors, b == 0},
-                          shape, wanted_);
+            Block block{space.w,  space.q[s] + q_at, space.p + p_at,     space.g[side_], kLanes,  batches * kLanes,
+                        space.dw, space.dp + p_at,   space.dq[s] + q_at, batches,        vectors, b == 0};
+            if (std::is_same_v<Grad, float> && batch <= kBatchInPlace && grads.columns == vectors * kLanes) {
+                block.g = reinterpret_cast<const float*>(grads.at);
+                block.g_batch = grads.batch_stride, block.g_vector = kLanes;
+                project_block(block, shape, wanted_, [](int64_t) {});
+                continue;
+            }
+            if (copied_ != grads.at) grads.copy(0, batches, space.g[side_]);
+            const GradBlock<Grad> coming = grads_of(i + 1), later = grads_of(i + 2);
+            project_block(block, shape, wanted_, [&](int64_t v) {
+                const auto share = [&](const GradBlock<Grad>& x, int64_t k) { return x.batches * k / vectors; };
+                coming.copy(share(coming, v), share(coming, v + 1), space.g[1 - side_]);
+                copied_ = coming.at;
+                const bool same = v + kStepsAhead < vectors;
+                const int64_t k = same ? v + kStepsAhead : std::min(v + kStepsAhead - vectors, vectors - 1);
+                const GradBlock<Grad>& asked = same ? coming : later;
+                asked.ask(share(asked, k), share(asked, k + 1));
+            });
+            if (copied_ == coming.at) side_ = 1 - side_;
         }
         if (wanted_.dw) write_tile(s, first_row, tile, space);
+    }
+
+    GradBlock<Grad> grad_block(size_t s, int64_t first_row, const Tile& tile, int64_t block) const {
+        const Shape& shape = shapes_[s];
+        const int64_t n = first_row / shape.row_group + tile.i, b = block * kBatchBlock;
+        const int64_t batch_stride = shape.out_rows * shape.out_cols;
+        const Grad* grads = static_cast<const Grad*>(call_.grads[source_.matrices[s]]);
+        return {grads + b * batch_stride + n * shape.out_cols + tile.v * kLanes, batch_stride,
+                std::min(kBatchBlock, shape.batch - b), tile.vectors, shape.columns(tile.v, tile.vectors)};
     }
 
     void write_tile(size_t s, int64_t first_row, const Tile& tile, const Workspace& space) {
@@ -236,6 +271,8 @@ class Worker {
     const In* w_;
     In* dw_ = nullptr;
     bool streamed_;
+    int side_ = 0;                  // of the workspace's g: the one in use
+    const Grad* copied_ = nullptr;  // where that came from, which is there
 };
 
 // dq of each unit of the sources that have several: (batch, cols) for each matrix, in the order of the plan and then of
