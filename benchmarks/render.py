@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ def quick() -> str:
     return f"{report.table(summary)}\n\n{made_on}"
 
 
-def projection() -> str:
-    result = stored("cpu_projection.json")
-    return f"{tables.table(result)}\n\n{_machine(result['machine'])} Medians; float32."
+def projection(name: str = "cpu_projection.json", of: str = "float32") -> str:
+    result = stored(name)
+    return f"{tables.table(result)}\n\n{_machine(result['machine'])} Medians; {of}."
 
 
 def step() -> str:
@@ -212,7 +213,12 @@ def _card(machine: dict[str, Any]) -> str:
 
 PARTS = {
     "README.md": {"quick": quick, "projection": projection},
-    "docs/kernels.md": {"projection": projection, "step": step},
+    "docs/kernels.md": {
+        "projection": projection,
+        "projection one thread": partial(projection, "cpu_projection_one_thread.json"),
+        "projection bfloat16": partial(projection, "cpu_projection_bfloat16.json", "W, W_s and G in bfloat16"),
+        "step": step,
+    },
     "docs/training.md": {"learning rates": learning_rates},
     "docs/projecting.md": {"projecting": projecting},
     "docs/scale.md": {"sharing": sharing, "streaming": streaming, "on paper": scale.table},

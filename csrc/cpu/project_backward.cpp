@@ -141,6 +141,7 @@ class Worker {
     bool is_of_one(size_t s) const { return wanted_.dp && wanted_.dq && is_for_one_task(matrix(s), call_.batch); }
 
     void project_rows(size_t s, int64_t first_row, int64_t rows, const Workspace& space) {
+        copied_ = nullptr;  // another matrix may have the same gradient, in other tiles
         each_tile(shapes_[s], rows / shapes_[s].row_group, [&](const Tile& tile, const Tile& next, const Tile& after) {
             project_tile(s, first_row, tile, next, after, space);
         });
@@ -272,7 +273,7 @@ class Worker {
     In* dw_ = nullptr;
     bool streamed_;
     int side_ = 0;                  // of the workspace's g: the one in use
-    const Grad* copied_ = nullptr;  // where that came from, which is there
+    const Grad* copied_ = nullptr;  // where what it has was copied from
 };
 
 // dq of each unit of the sources that have several: (batch, cols) for each matrix, in the order of the plan and then of
