@@ -216,6 +216,24 @@ def test_layout_of_the_incoming_gradient(backend, layout):
         assert relative_error(x.grad, t) <= 1e-5
 
 
+def test_gradients_in_the_same_memory(backend, poisoned_memory):
+    """Of two results of one source, in other shapes."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(8, 64), torch.randn(9, 16), torch.randn(9, 128)]
+    weight, p, q = (x.requires_grad_() for x in inputs)
+    groups = [(8, 4), (8, 2)]
+    memory = torch.randn(9 * 32)
+    grads = [memory[: 9 * 16].view(9, 1, 16), memory.view(9, 1, 32)]
+    found = torch.autograd.grad(pk.project_layers([weight] * 2, p, q, groups), (weight, p, q), grads)
+    one, two = (
+        gradients(weight, p[:, 8 * i : 8 * i + 8], q[:, 64 * i : 64 * i + 64], *group, grads[i])
+        for i, group in enumerate(groups)
+    )
+    truth = [one[0] + two[0], torch.cat((one[1], two[1]), 1), torch.cat((one[2], two[2]), 1)]
+    for f, t in zip(found, truth):
+        assert relative_error(f, t) <= 1e-5
+
+
 def test_leading_axes_of_p_and_q(backend):
     torch.manual_seed(0)
     weight, p, q = torch.randn(8, 12), torch.randn(5, 1, 8), torch.randn(3, 12)
