@@ -42,10 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     is_below = False
     for cell, floor in FLOORS.items():
-        found = ratio(cell)
-        is_below |= found < floor
-        verdict = "BELOW" if found < floor else "not below"
-        print(f"B = {cell.batch}, g = {cell.group}: {found:.2f} times the best of these forms, {verdict} {floor:.2f}")
+        speedup = ratio(cell)
+        is_below |= speedup < floor
+        verdict = "BELOW" if speedup < floor else "not below"
+        print(f"B = {cell.batch}, g = {cell.group}: {speedup:.2f} times the best of these forms, {verdict} {floor:.2f}")
     return int(is_below)
 
 

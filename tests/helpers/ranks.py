@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 _LONGEST = 300
@@ -34,9 +35,7 @@ def fork(ranks: int, work: Callable[[], object], log: Path | None = None) -> lis
     Args:
         log: what they print goes there.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def run(rank: int) -> None:
         if ranks > 1:

@@ -15,11 +15,10 @@ pytestmark = [
 ]
 
 
-def inputs(weight_shapes, dtype=torch.float32, batch=1):
+def inputs(rows, cols, dtype, scales=1, batch=1):
+    """A weight, and p and q of so many scales of it."""
     torch.manual_seed(0)
-    rows, cols = (sum(shape[axis] for shape in weight_shapes) for axis in (0, 1))
-    weights = [torch.randn(shape).to(dtype) for shape in dict.fromkeys(weight_shapes)]
-    return weights, torch.randn(batch, rows), torch.randn(batch, cols)
+    return torch.randn(rows, cols).to(dtype), torch.randn(batch, scales * rows), torch.randn(batch, scales * cols)
 
 
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
@@ -27,27 +26,26 @@ def inputs(weight_shapes, dtype=torch.float32, batch=1):
 def test_it_has_the_bits_that_it_has_among_others(group, dtype):
     """Whole vectors and the end of a row; rows longer than what is asked for ahead."""
     for cols in (group, 40 * group, 67 * group, 4104):
-        (weight,), p, q = inputs([(16, cols)], dtype, batch=3)
+        weight, p, q = inputs(16, cols, dtype, batch=3)
         among = pk.project(weight, p, q, group)
         for b in range(3):
             assert torch.equal(pk.project(weight, p[b], q[b], group), among[b])
 
 
-@pytest.mark.parametrize("wanted", [(0, 1, 2), (1, 2), (0,), (0, 2)])
+@pytest.mark.parametrize("learnt", [(0, 1, 2), (1, 2), (0,), (0, 2)])
 @pytest.mark.parametrize(("groups", "cols"), [((2,), 120), ((4, 2, 8), 536), ((4, (2, 4)), 88), (((4, 2), 1), 88)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients(dtype, groups, cols, wanted):
+def test_gradients(dtype, groups, cols, learnt):
     """Of one scale and of several that share the source, some of them with other groups."""
-    (weight,), p, q = inputs([(48, cols)] * len(groups), dtype)
-    leaves = [weight, p, q]
+    weight, p, q = leaves = inputs(48, cols, dtype, len(groups))
     truth = [x.double().requires_grad_() for x in leaves]
     leaves = [x.requires_grad_() for x in leaves]
     exact = pk.project_layers([truth[0]] * len(groups), *truth[1:], list(groups))
     outputs = pk.project_layers([weight] * len(groups), p, q, list(groups))
     grads = [torch.randn_like(out) for out in outputs]
-    expected = torch.autograd.grad(exact, [truth[i] for i in wanted], [grad.double() for grad in grads])
-    for i, found, right in zip(wanted, torch.autograd.grad(outputs, [leaves[i] for i in wanted], grads), expected):
-        assert relative_error(found, right) <= (1e-2 if i == 0 and dtype == torch.bfloat16 else 1e-5)
+    expected = torch.autograd.grad(exact, [truth[i] for i in learnt], [grad.double() for grad in grads])
+    for i, gradient, right in zip(learnt, torch.autograd.grad(outputs, [leaves[i] for i in learnt], grads), expected):
+        assert relative_error(gradient, right) <= (1e-2 if i == 0 and dtype == torch.bfloat16 else 1e-5)
 
 
 def test_results_larger_than_the_caches():
@@ -57,5 +55,5 @@ def test_results_larger_than_the_caches():
     grad = torch.randn_like(out)
     W, a, b, G = (x.double() for x in (weight, p[0], q[0], grad[0]))
     truth = [a[:, None] * W * b, a[:, None] * G * b, (G * W * b).sum(1), (G * W * a[:, None]).sum(0)]
-    for found, right in zip((out, *torch.autograd.grad(out, leaves, grad)), truth):
-        assert relative_error(found.squeeze(0), right) <= 1e-5
+    for result, right in zip((out, *torch.autograd.grad(out, leaves, grad)), truth):
+        assert relative_error(result.squeeze(0), right) <= 1e-5

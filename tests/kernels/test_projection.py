@@ -224,13 +224,13 @@ def test_gradients_in_the_same_memory(backend, poisoned_memory):
     groups = [(8, 4), (8, 2)]
     memory = torch.randn(9 * 32)
     grads = [memory[: 9 * 16].view(9, 1, 16), memory.view(9, 1, 32)]
-    found = torch.autograd.grad(pk.project_layers([weight] * 2, p, q, groups), (weight, p, q), grads)
+    results = torch.autograd.grad(pk.project_layers([weight] * 2, p, q, groups), (weight, p, q), grads)
     one, two = (
         gradients(weight, p[:, 8 * i : 8 * i + 8], q[:, 64 * i : 64 * i + 64], *group, grads[i])
         for i, group in enumerate(groups)
     )
     truth = [one[0] + two[0], torch.cat((one[1], two[1]), 1), torch.cat((one[2], two[2]), 1)]
-    for f, t in zip(found, truth):
+    for f, t in zip(results, truth):
         assert relative_error(f, t) <= 1e-5
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import rank_cases
 import torch
+from ports import free_port
 from ranks import filled
 
 from projkern.training import distributed
@@ -75,10 +75,8 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
 
 def test_no_thread_of_the_connection_outlives_it(monkeypatch):
     """One that still runs may abort a process that ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+    place = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in place.items():
         monkeypatch.setenv(name, str(value))
     program = """
 from pathlib import Path
